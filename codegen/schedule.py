@@ -1,0 +1,63 @@
+"""What a kernel is compiled for, and how it is laid out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+DType = Literal["f16", "bf16", "f32"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """``cpu``, ``cuda`` with a compute capability (80, 90, 100), or ``hip`` with an architecture."""
+
+    backend: Literal["cpu", "cuda", "hip"]
+    arch: int | str = ""
+
+    def __str__(self) -> str:
+        return f"sm_{self.arch}" if self.backend == "cuda" else str(self.arch or self.backend)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Everything besides the plan that generated code is specialised on; no length, batch or head count.
+
+    ``aligned``: all bases and strides of query, key, value and outputs are multiples of 16 bytes.
+    ``buffers``: storage dtypes of the captured tensors as torch names them without the module ("float32").
+    ``buffer_gradients``: which of them need a gradient.
+    """
+
+    dtype: DType
+    head_dim: int
+    value_dim: int
+    aligned: bool = True
+    buffers: tuple[str, ...] = ()
+    buffer_gradients: tuple[bool, ...] = ()
+    tf32: bool = False
+    debug: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Tile sizes and pipeline of one kernel.
+
+    ``block_m`` queries by ``block_n`` keys; ``split_keys``: one row of query tiles is shared by several
+    programs and merged by log-sum-exp; ``reverse``: launch tiles from the last to the first because the
+    last are the heaviest.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int = 4
+    num_stages: int = 2
+    split_keys: bool = False
+    reverse: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A generated module: its text, and the names of the kernels in it (none for the CPU)."""
+
+    text: str
+    kernels: tuple[str, ...] = ()

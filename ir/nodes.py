@@ -1,0 +1,147 @@
+"""Expression nodes. Frozen, hashable, typed; ``loc`` takes no part in equality.
+
+Build them with :mod:`regard.ir.build`, which computes types and reports mismatches; the
+constructors here check nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .location import Location
+from .types import BOOL, F32, I64, ScalarType
+
+UnaryOp = Literal[
+    "neg", "not", "abs", "exp", "exp2", "log", "log2", "sqrt", "rsqrt",
+    "tanh", "sigmoid", "sin", "cos", "floor",
+]  # fmt: skip
+BinaryOp = Literal[
+    "add", "sub", "mul", "div", "floordiv", "mod", "pow", "min", "max",
+    "and", "or", "xor", "eq", "ne", "lt", "le", "gt", "ge",
+    "bitand", "bitor", "bitxor", "shl", "shr",
+]  # fmt: skip
+COMPARISONS: frozenset[str] = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
+LOGIC: frozenset[str] = frozenset(("and", "or", "xor"))
+BITWISE: frozenset[str] = frozenset(("bitand", "bitor", "bitxor", "shl", "shr"))
+
+# What a user's function can see. All are i32; `q` is the row's index until `align_positions`.
+INDEX_NAMES = ("q", "kv", "head", "kv_head", "batch", "q_len", "kv_len")
+# First and last position (inclusive, clipped to the length) of the tile that ranges are asked for.
+TILE_NAMES = ("tile_first", "tile_last")
+
+
+@dataclass(frozen=True, slots=True)
+class Const:
+    """A literal."""
+
+    value: bool | int | float
+    type: ScalarType
+    loc: Location | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """A position, identity or length: one of ``INDEX_NAMES``, or in ranges of ``TILE_NAMES``."""
+
+    name: str
+    type: ScalarType
+    loc: Location | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The score ``s`` that a score function receives, in float32, already scaled."""
+
+    type: ScalarType = F32
+    loc: Location | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """A scalar parameter, by name: i32, f32, or the type of its static value."""
+
+    name: str
+    type: ScalarType
+    loc: Location | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One element of a captured tensor. Negative indices count from the end, as in torch."""
+
+    buffer: str
+    indices: tuple[Expr, ...]
+    type: ScalarType
+    loc: Location | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Unary:
+    op: UnaryOp
+    x: Expr
+    type: ScalarType
+    loc: Location | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """``floordiv`` and ``mod`` floor as in Python; ``div`` is float32."""
+
+    op: BinaryOp
+    a: Expr
+    b: Expr
+    type: ScalarType
+    loc: Location | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Select:
+    """``a`` where ``condition`` holds, else ``b``. Neither side has effects."""
+
+    condition: Expr
+    a: Expr
+    b: Expr
+    type: ScalarType
+    loc: Location | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Conversion; float to integer truncates towards zero, anything to bool is ``!= 0``."""
+
+    x: Expr
+    type: ScalarType
+    loc: Location | None = field(default=None, compare=False, repr=False)
+
+
+ReductionOp = Literal["min", "max", "any", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """``x`` reduced over the positions of one tile of ``axis``; only in tile classification.
+
+    ``x`` depends on ``q`` or ``kv`` (the one that ``axis`` names), never on both.
+    """
+
+    op: ReductionOp
+    x: Expr
+    axis: Literal["q", "kv"]
+    type: ScalarType
+    loc: Location | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """The result of an earlier step of lowered IR, by name."""
+
+    name: str
+    type: ScalarType
+    loc: Location | None = field(default=None, compare=False, repr=False)
+
+
+Expr = Const | Index | Score | Param | Load | Unary | Binary | Select | Cast | Reduction | Value
+
+TRUE, FALSE = Const(True, BOOL), Const(False, BOOL)
+ZERO, ONE = Const(0, I64), Const(1, I64)
