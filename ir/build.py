@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import math
+from typing import assert_never
 
 from .errors import TypeMismatchError
 from .location import Location
-from .nodes import BITWISE, COMPARISONS, LOGIC, Binary, BinaryOp, Cast, Const, Expr, Index, Load, Select, Unary, UnaryOp
+from .nodes import (
+    BITWISE,
+    COMPARISONS,
+    LOGIC,
+    Binary,
+    BinaryOp,
+    Cast,
+    Const,
+    Expr,
+    Index,
+    Load,
+    Param,
+    Reduction,
+    Score,
+    Select,
+    Unary,
+    UnaryOp,
+    Value,
+)
 from .types import BOOL, F32, I32, I64, BufferType, ScalarType, promote
 
+MAX_I64 = 2**63 - 1
 _FLOAT_UNARY = frozenset(("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "sigmoid", "sin", "cos", "floor"))
 
 
@@ -21,6 +41,8 @@ def const(value: bool | int | float, loc: Location | None = None) -> Const:
     if isinstance(value, bool):
         return Const(value, BOOL, loc)
     if isinstance(value, int):
+        if abs(value) > MAX_I64:
+            raise TypeMismatchError("the integer does not fit 64 bits", location=loc)
         return Const(value, I64, loc)
     return Const(float(value), F32, loc)
 
@@ -54,11 +76,11 @@ def unary(op: UnaryOp, x: Expr, loc: Location | None = None) -> Expr:
         return Unary("not", x, BOOL, loc)
     if op in _FLOAT_UNARY:
         return Unary(op, cast(x, F32), F32, loc)
-    if isinstance(x, Const) and op == "neg" and x.type is not BOOL:
+    if x.type is not F32:
+        x = cast(x, I64)
+    if op == "neg" and isinstance(x, Const):
         return Const(-x.value, x.type, loc)
-    if x.type is F32:
-        return Unary(op, x, F32, loc)
-    return Unary(op, cast(x, I64), I64, loc)
+    return Unary(op, x, x.type, loc)
 
 
 def binary(op: BinaryOp, a: Expr, b: Expr, loc: Location | None = None) -> Expr:
@@ -115,6 +137,33 @@ def load(buffer: str, type: BufferType, indices: tuple[Expr, ...], loc: Location
         if not x.type.is_integer:
             raise TypeMismatchError(f"index {i} of `{buffer}` must be an integer, got {x.type}", location=loc)
     return Load(buffer, indices, type.element, loc)
+
+
+def rebuilt(e: Expr, operands: tuple[Expr, ...]) -> Expr:
+    """``e`` with other operands, whose types may differ: the result's type follows them.
+
+    >>> from .nodes import Index
+    >>> q, kv = index("q"), index("kv")
+    >>> rebuilt(binary("ge", q, kv), (binary("add", q, const(1)), kv)).b
+    Cast(x=Index(name='kv', type=I32), type=I64)
+    """
+    match e:
+        case Const() | Index() | Score() | Param() | Value():
+            return e
+        case Load():
+            return Load(e.buffer, operands, e.type, e.loc)
+        case Unary():
+            return unary(e.op, operands[0], e.loc)
+        case Cast():
+            return cast(operands[0], e.type, e.loc)
+        case Reduction():
+            return Reduction(e.op, operands[0], e.axis, operands[0].type, e.loc)
+        case Binary():
+            return binary(e.op, operands[0], operands[1], e.loc)
+        case Select():
+            return select(operands[0], operands[1], operands[2], e.loc)
+        case _:
+            assert_never(e)
 
 
 def conjunction(terms: list[Expr]) -> Expr:

@@ -27,17 +27,28 @@ BITWISE: frozenset[str] = frozenset(("bitand", "bitor", "bitxor", "shl", "shr"))
 
 # What a user's function can see. All are i32; `q` is the row's index until `align_positions`.
 INDEX_NAMES = ("q", "kv", "head", "kv_head", "batch", "q_len", "kv_len")
+# `kv - q`: what indices of class "diagonal" are rewritten to (ir/dependence.py); never written by users.
+DIAGONAL = "diagonal"
 # First and last position (inclusive, clipped to the length) of the tile that ranges are asked for.
 TILE_NAMES = ("tile_first", "tile_last")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Const:
-    """A literal."""
+    """A literal. Unlike Python's floats, equal means interchangeable: nan equals nan, 0.0 is not -0.0."""
 
     value: bool | int | float
     type: ScalarType
     loc: Location | None = field(default=None, compare=False, repr=False)
+
+    def _key(self) -> tuple[ScalarType, bool | int | str]:
+        return self.type, self.value.hex() if isinstance(self.value, float) else self.value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Const) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,21 @@ def substitute(e: Expr, table: Mapping[Expr, Expr]) -> Expr:
     return rewrite(e, lambda x: table.get(x, x))
 
 
+def share(*expressions: Expr) -> tuple[Expr, ...]:
+    """The same expressions with equal sub-expressions merged into one object each."""
+    first: dict[Expr, Expr] = {}
+    number: dict[int, str] = {}
+
+    def merge(x: Expr) -> Expr:
+        # Operands are merged already: standing for each by its number keeps hashing linear in the size.
+        key = with_children(x, tuple(Value(number[id(c)], c.type) for c in children(x)))
+        merged = first.setdefault(key, x)
+        number.setdefault(id(merged), f"#{len(number)}")
+        return merged
+
+    return tuple(rewrite(e, merge) for e in expressions)
+
+
 def walk(e: Expr) -> Iterator[Expr]:
     """Every distinct node of ``e`` (by identity), operands before users."""
     seen: set[int] = set()
