@@ -1,0 +1,407 @@
+"""Linear forms and simplification of integer expressions, by sympy.
+
+The only module that imports sympy, and only inside functions: ``import regard`` stays light. Anything
+sympy has no business with (loads, ``//``, ``%``, ``min``) is an opaque symbol to it. Its results are
+never trusted blindly: every bound derived from them is checked by the property tests of the tile
+analysis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from .build import binary, cast, const, select, unary
+from .nodes import (
+    COMPARISONS,
+    FALSE,
+    LOGIC,
+    TRUE,
+    Binary,
+    BinaryOp,
+    Cast,
+    Const,
+    Expr,
+    Index,
+    Load,
+    Param,
+    Select,
+    Unary,
+)
+from .traverse import children, walk, with_children
+from .types import BOOL, F32, I32, I64
+
+Monomial = tuple[Expr, ...]
+
+# What the call checks and the language guarantee about integers (docs/internals.md).
+POSITION_LIMIT, PARAMETER_LIMIT, LOAD_LIMIT = 2**28, 2**30, 2**31
+
+NEGATED: dict[BinaryOp, BinaryOp] = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "le": "gt", "gt": "le"}
+TILE_FIRST, TILE_LAST = Index("tile_first", I32), Index("tile_last", I32)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """``constant + sum(coefficient * product(monomial))`` over opaque integer expressions."""
+
+    constant: int
+    terms: tuple[tuple[Monomial, int], ...]
+
+    def depends_on(self, name: str) -> bool:
+        return any(mentions(factor, name) for monomial, _ in self.terms for factor in monomial)
+
+
+def mentions(e: Expr, name: str) -> bool:
+    """Whether ``e`` depends on the index ``name``."""
+    return any(isinstance(x, Index) and x.name == name for x in walk(e))
+
+
+@lru_cache(maxsize=4096)
+def linear(e: Expr, expand_mod: bool = False) -> Linear:
+    """``e`` (an integer) expanded and collected; with ``expand_mod``, ``x % w`` becomes ``x - w * (x // w)``.
+
+    >>> from regard.ir.build import binary, const, index
+    >>> q, kv = index("q"), index("kv")
+    >>> form = linear(binary("sub", binary("mul", const(2), binary("sub", q, kv)), binary("sub", q, const(3))))
+    >>> form.constant, [(monomial[0].name, coefficient) for monomial, coefficient in form.terms]
+    (3, [('q', 1), ('kv', -2)])
+    """
+    import sympy
+
+    opaque: dict[Expr, Any] = {}
+
+    def symbol(x: Expr) -> Any:
+        return opaque.setdefault(x, sympy.Symbol(f"x{len(opaque)}", integer=True))
+
+    def from_linear(form: Linear) -> Any:
+        return sympy.Add(
+            form.constant,
+            *(sympy.Mul(coefficient, *(symbol(x) for x in monomial)) for monomial, coefficient in form.terms),
+        )
+
+    def go(x: Expr) -> Any:
+        match x:
+            case Const(value=value):
+                return sympy.Integer(int(value))
+            case Cast(x=inner) if inner.type.is_integer:
+                return go(inner)
+            case Unary(op="neg", x=inner):
+                return -go(inner)
+            case Binary(op="add", a=a, b=b):
+                return go(a) + go(b)
+            case Binary(op="sub", a=a, b=b):
+                return go(a) - go(b)
+            case Binary(op="mul", a=a, b=b):
+                return go(a) * go(b)
+            case Binary(op="floordiv", a=a, b=Const(value=w)) if w > 0:
+                return from_linear(_divide(linear(a, expand_mod), int(w)))
+            case Binary(op="mod", a=a, b=Const(value=w)) if w > 0:
+                form = linear(a, expand_mod)
+                if expand_mod:
+                    return from_linear(form) - int(w) * from_linear(_divide(form, int(w)))
+                return from_linear(_remainder(form, int(w)))
+            case Binary(op=("min" | "max") as op):
+                return from_linear(_extremum(op, x))
+            case _:
+                return symbol(_simplify_children(x))
+
+    result = sympy.expand(go(e))
+    by_symbol = {s: x for x, s in opaque.items()}
+    symbols = [s for s in by_symbol if s in result.free_symbols]
+    if not symbols:
+        return Linear(int(result), ())
+    constant, terms = 0, []
+    for exponents, coefficient in sympy.Poly(result, *symbols).terms():
+        monomial = tuple(by_symbol[s] for s, n in zip(symbols, exponents, strict=True) for _ in range(n))
+        if monomial:
+            terms.append((tuple(sorted(monomial, key=_order)), int(coefficient)))
+        else:
+            constant = int(coefficient)
+    terms.sort(key=lambda t: (t[1] < 0, [_order(x) for x in t[0]]))
+    return Linear(constant, tuple(terms))
+
+
+def _divide(form: Linear, w: int) -> Linear:
+    """``form // w``: multiples of ``w`` leave the division exactly."""
+    outside = [(m, c // w) for m, c in form.terms if c % w == 0]
+    inside = Linear(form.constant % w, tuple((m, c) for m, c in form.terms if c % w))
+    if inside.terms and w > 1:
+        quotient = Binary("floordiv", _as_i64(to_expr(inside)), const(w), I64)
+        outside.append(((quotient,), 1))
+    return Linear(form.constant // w, tuple(outside))
+
+
+def _remainder(form: Linear, w: int) -> Linear:
+    """``form % w``: multiples of ``w`` vanish."""
+    inside = Linear(form.constant % w, tuple((m, c) for m, c in form.terms if c % w))
+    if not inside.terms:
+        return Linear(inside.constant, ())
+    return Linear(0, (((Binary("mod", _as_i64(to_expr(inside)), const(w), I64),), 1),))
+
+
+def _extremum(op: Literal["min", "max"], x: Expr) -> Linear:
+    """``min`` or ``max``, flattened, without operands that another one dominates."""
+
+    def flatten(y: Expr) -> Iterator[Expr]:
+        match y:
+            case Binary(op=o, a=a, b=b) if o == op:
+                yield from flatten(a)
+                yield from flatten(b)
+            case Cast(x=inner) if inner.type.is_integer:
+                yield from flatten(inner)
+            case _:
+                yield simplify(y)
+
+    kept: list[Expr] = []
+    for y in flatten(x):
+        if not any(_dominates(op, z, y) for z in kept):
+            kept = [z for z in kept if not _dominates(op, y, z)] + [y]
+    if len(kept) == 1:
+        return linear(kept[0])
+    first, *rest = sorted(kept, key=_order)
+    for y in rest:
+        first = Binary(op, _as_i64(first), _as_i64(y), I64)
+    return Linear(0, (((first,), 1),))
+
+
+def _dominates(op: str, a: Expr, b: Expr) -> bool:
+    return at_least(a, b) if op == "max" else at_least(b, a)
+
+
+def _simplify_children(x: Expr) -> Expr:
+    old = children(x)
+    return with_children(x, tuple(_like(simplify(c), c) for c in old)) if old else x
+
+
+def _like(new: Expr, old: Expr) -> Expr:
+    return new if old.type is BOOL else cast(new, old.type)
+
+
+def _as_i64(x: Expr) -> Expr:
+    return cast(x, I64)
+
+
+def _order(x: Expr) -> tuple[int, str]:
+    """Positions first, then lengths and identities, scalars, and the rest; constants last."""
+    match x:
+        case Index(name=name):
+            places = ("tile_first", "tile_last", "q", "kv", "kv_len", "q_len", "batch", "head", "kv_head")
+            return places.index(name), name
+        case Cast(x=inner) if inner.type.is_integer:
+            return _order(inner)
+        case Param(name=name):
+            return 20, name
+        case Load(buffer=name):
+            return 21, name + repr(x)
+        case Const():
+            return 90, repr(x)
+        case _:
+            return 30, repr(x)
+
+
+def to_expr(form: Linear) -> Expr:
+    """``form`` as an expression, e.g. ``tile_first - window + 1``."""
+    result: Expr | None = None
+    for monomial, coefficient in form.terms:
+        product = monomial[0]
+        for factor in monomial[1:]:
+            product = binary("mul", product, factor)
+        size = abs(coefficient)
+        if size != 1:
+            product = binary("mul", const(size), product)
+        if result is None:
+            result = product if coefficient > 0 else None
+            if result is None and form.constant > 0:
+                result = binary("sub", const(form.constant), product)
+                form = Linear(0, form.terms)
+            elif result is None:
+                result = unary("neg", product)
+        else:
+            result = binary("add" if coefficient > 0 else "sub", result, product)
+    if result is None:
+        return const(form.constant)
+    if form.constant:
+        result = binary("add" if form.constant > 0 else "sub", result, const(abs(form.constant)))
+    return result
+
+
+@lru_cache(maxsize=4096)
+def simplify(e: Expr) -> Expr:
+    """``e`` with integer arithmetic in normal form and decided conditions folded; i64 where it is an integer.
+
+    >>> from regard.ir.build import binary, const, index
+    >>> first = index("tile_first")
+    >>> simplify(binary("max", const(0), binary("sub", binary("add", first, const(3)), const(3)))) == first
+    True
+    """
+    if e.type.is_integer:
+        match e:
+            case Select(condition=c, a=a, b=b):
+                c, a, b = simplify(c), simplify(a), simplify(b)
+                if c == TRUE or a == b:
+                    return a
+                return b if c == FALSE else select(c, a, b)
+            case Cast(x=inner) if inner.type is BOOL or inner.type is F32:
+                return cast(simplify(inner), e.type)
+            case _:
+                return to_expr(linear(e))
+    if e.type is BOOL:
+        match e:
+            case Binary(op=op, a=a, b=b) if op in COMPARISONS and a.type.is_integer:
+                return _simplify_comparison(e)
+            case Binary(op=op, a=a, b=b) if op in LOGIC:
+                return _simplify_logic(op, simplify(a), simplify(b))
+            case Unary(op="not", x=x):
+                return _negation(simplify(x))
+            case _:
+                return _simplify_children(e)
+    return _simplify_children(e)
+
+
+def _negation(e: Expr) -> Expr:
+    """``not e`` pushed to where it is shortest; comparisons of floats keep it because of NaN."""
+    match e:
+        case Const(value=value):
+            return const(not value)
+        case Unary(op="not", x=x):
+            return x
+        case Binary(op=("and" | "or") as op, a=a, b=b):
+            return _simplify_logic("or" if op == "and" else "and", _negation(a), _negation(b))
+        case Binary(op=op, a=a, b=b) if op in NEGATED and a.type.is_integer:
+            return binary(NEGATED[op], a, b)
+        case _:
+            return unary("not", e)
+
+
+def _simplify_comparison(e: Binary) -> Expr:
+    """Decided, or with whatever is added on one side and subtracted on the other in its place."""
+    a, b = simplify(e.a), simplify(e.b)
+    match e.op:
+        case "lt":
+            return _at_most(b, a, 1)
+        case "le":
+            return _at_most(b, a, 0)
+        case "gt":
+            return _at_most(a, b, 1)
+        case "ge":
+            return _at_most(a, b, 0)
+        case _:
+            same, different = a == b, at_least(a, b, 1) or at_least(b, a, 1)
+            if same or different:
+                return const(same == (e.op == "eq"))
+            return binary(e.op, a, b)
+
+
+def _at_most(larger: Expr, smaller: Expr, margin: int) -> Expr:
+    """``smaller + margin <= larger`` in normal form."""
+    if at_least(larger, smaller, margin):
+        return TRUE
+    if at_least(smaller, larger, 1 - margin):
+        return FALSE
+    form = linear(Binary("sub", _as_i64(smaller), _as_i64(larger), I64))
+    divisor = math.gcd(*(c for _, c in form.terms))
+    room = (-form.constant - margin) // divisor
+    left = Linear(0, tuple((m, c // divisor) for m, c in form.terms if c > 0))
+    right = Linear(0, tuple((m, -c // divisor) for m, c in form.terms if c < 0))
+    if not left.terms:
+        return binary("ge", to_expr(right), const(-room))
+    if room == -1 and right.terms:
+        return binary("lt", to_expr(left), to_expr(right))
+    return binary("le", to_expr(left), to_expr(Linear(room, right.terms)))
+
+
+def _simplify_logic(op: str, a: Expr, b: Expr) -> Expr:
+    match op:
+        case "and":
+            if a == FALSE or b == FALSE:
+                return FALSE
+            return b if a in (TRUE, b) else a if b == TRUE else binary("and", a, b)
+        case "or":
+            if a == TRUE or b == TRUE:
+                return TRUE
+            return b if a in (FALSE, b) else a if b == FALSE else binary("or", a, b)
+        case _:
+            return binary("xor", a, b)
+
+
+@lru_cache(maxsize=8192)
+def at_least(a: Expr, b: Expr, margin: int = 0) -> bool:
+    """Whether ``a >= b + margin`` is proved for all positions, lengths and parameters within their limits.
+
+    Knows that positions and lengths are not negative and that ``tile_first <= tile_last``.
+    """
+    form = linear(Binary("sub", _as_i64(a), _as_i64(b), I64))
+    return any(_lowest(f) >= margin for f in (form, _without_division(form)))
+
+
+def _without_division(form: Linear) -> Linear:
+    """A lower bound of ``form`` in which ``w * (x // w)`` is replaced by its limits ``x - w + 1`` and ``x``."""
+    result: Expr = const(form.constant)
+    for monomial, coefficient in form.terms:
+        match monomial:
+            case (Binary(op="floordiv", a=a, b=Const(value=w)),) if coefficient % w == 0:
+                n = coefficient // int(w)
+                term: Expr = binary("add", binary("mul", const(n), a), const(n * (1 - int(w)) if n > 0 else 0))
+            case _:
+                term = to_expr(Linear(0, ((monomial, coefficient),)))
+        result = binary("add", result, term)
+    return linear(result)
+
+
+def _lowest(form: Linear) -> float:
+    """A lower bound of ``form``, minus infinity where there is none."""
+    coefficients = dict(form.terms)
+    # tile_last is tile_first plus a width >= 0; without this tile_last - tile_first would be anything.
+    width = coefficients.pop((TILE_LAST,), 0)
+    coefficients[(TILE_FIRST,)] = coefficients.get((TILE_FIRST,), 0) + width
+    lowest = form.constant + (POSITION_LIMIT * width if width < 0 else 0)
+    for monomial, coefficient in coefficients.items():
+        low, high = 1, 1
+        for factor in monomial:
+            limits = _limits(factor)
+            if limits is None:
+                return -math.inf
+            corners = [x * y for x in (low, high) for y in limits]
+            low, high = min(corners), max(corners)
+        lowest += coefficient * (low if coefficient > 0 else high)
+    return lowest
+
+
+def _limits(e: Expr) -> tuple[int, int] | None:
+    """Smallest and largest value of an opaque integer, None where unknown."""
+    match e:
+        case Const(value=value):
+            return int(value), int(value)
+        case Index():
+            return 0, POSITION_LIMIT
+        case Param(type=type) if type.is_integer:
+            return -PARAMETER_LIMIT, PARAMETER_LIMIT
+        case Load(type=type) if type.is_integer:
+            return -LOAD_LIMIT, LOAD_LIMIT
+        case Cast(x=x):
+            return (0, 1) if x.type is BOOL else _limits(x) if x.type.is_integer else None
+        case Binary(op="mod", b=Const(value=w)) if w > 0:
+            return 0, int(w) - 1
+        case Binary(op="floordiv", a=a, b=Const(value=w)) if w > 0:
+            inner = _limits(a)
+            return inner and (inner[0] // int(w), inner[1] // int(w))
+        case Binary(op=("add" | "sub" | "min" | "max") as op, a=a, b=b):
+            x, y = _limits(a), _limits(b)
+            if x is None or y is None:
+                return None
+            if op == "sub":
+                return x[0] - y[1], x[1] - y[0]
+            combine = {"add": int.__add__, "min": min, "max": max}[op]
+            return combine(x[0], y[0]), combine(x[1], y[1])
+        case Binary(op="mul", a=Const(value=c), b=b):
+            inner = _limits(b)
+            corners = [int(c) * x for x in inner] if inner else None
+            return corners and (min(corners), max(corners))
+        case Select(a=a, b=b):
+            x, y = _limits(a), _limits(b)
+            return x and y and (min(x[0], y[0]), max(x[1], y[1]))
+        case _:
+            return None

@@ -1,0 +1,56 @@
+"""The tile plan of a variant: what any tile of the attention matrix may and must hold."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from ..build import const
+from ..nodes import Load
+from ..symbolic import at_least
+from ..traverse import walk
+from ..variant import Variant
+from .classify import classify, positions
+from .formula import Atom, Formula, atoms, to_formula
+from .plan import Method, Ranges, TilePlan
+from .proofs import is_coarse, prove
+from .ranges import is_solved, tile_ranges
+
+
+@lru_cache(maxsize=256)
+def make_plan(v: Variant) -> TilePlan:
+    """The tile structure of ``v``, which has been through the pipeline (statics inlined, rows aligned).
+
+    Takes milliseconds and no values: the plan holds for all lengths, parameters and tile sizes.
+    """
+    formula = to_formula(v.mask)
+    keys = tile_ranges(formula, "q", "kv")
+    queries = tile_ranges(formula, "kv", "q")
+    method = _method(formula)
+    never_empty, reason = _rows_never_empty(keys)
+    return TilePlan(
+        variant=v,
+        method=method,
+        keys=keys,
+        queries=queries,
+        classification=classify(v.mask) if method == "classified" else None,
+        proofs=tuple(prove(a) for a in atoms(formula)),
+        rows_never_empty=never_empty,
+        rows_reason=reason,
+    )
+
+
+def _method(formula: Formula) -> Method:
+    """``exact`` and ``classified`` only where an atom without a closed form makes them worth their price."""
+    unsolved = [a for a in atoms(formula) if not is_solved(Atom(a))]
+    read_by = {positions(x) for a in unsolved for x in walk(a) if isinstance(x, Load)}
+    if "both" in read_by:
+        return "exact"
+    return "classified" if read_by - {"none"} or any(is_coarse(a) for a in unsolved) else "closed"
+
+
+def _rows_never_empty(keys: Ranges) -> tuple[bool, str]:
+    """Whether key 0 is allowed for every query: then no row is empty, unless there are no keys at all."""
+    for interval in keys.must:
+        if at_least(const(0), interval.start) and at_least(interval.stop, const(1)):
+            return True, "every query may attend to key 0 (there is one if kv_len > 0)"
+    return False, "no key is proved to be allowed for every query"

@@ -1,0 +1,118 @@
+"""Interval arithmetic for pairs of tiles: the mask over minima and maxima of what depends on one position.
+
+Every maximal sub-expression of ``q`` alone, or of ``kv`` alone, becomes a :class:`Reduction` over its tile.
+Only ``must`` has rules, each a proof that a condition holds for all pairs; ``may`` is "not must not". So a
+case without a rule, and every comparison with NaN, errs on the safe side. Float reductions must propagate
+NaN, as those of torch and numpy do.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ..build import binary, cast, const, unary
+from ..nodes import FALSE, Binary, BinaryOp, Cast, Const, Expr, Reduction, Select, Unary
+from ..symbolic import NEGATED, Linear, linear, mentions, simplify, to_expr
+from ..types import BOOL, F32
+from .arithmetic import Extremes, interval
+from .plan import Classification
+from .solve import Axis
+
+
+def classify(mask: Expr) -> Classification:
+    """The two conditions that decide a pair of tiles: not ``may`` is empty, ``must`` is full."""
+    return Classification(simplify(unary("not", _must(mask, True))), simplify(_must(mask, False)))
+
+
+def positions(e: Expr) -> Literal["none", "q", "kv", "both"]:
+    """Which positions ``e`` depends on."""
+    q, kv = mentions(e, "q"), mentions(e, "kv")
+    return "both" if q and kv else "q" if q else "kv" if kv else "none"
+
+
+def _must(e: Expr, negate: bool) -> Expr:
+    """Proves that ``e`` (its negation with ``negate``) holds for all pairs of two tiles."""
+    axis = positions(e)
+    if axis == "none":
+        return unary("not", e) if negate else e
+    if axis != "both":
+        return Reduction("all", unary("not", e) if negate else e, axis, BOOL)
+    match e:
+        case Unary(op="not", x=x):
+            return _must(x, not negate)
+        case Binary(op=("and" | "or") as op, a=a, b=b):
+            every = (op == "and") != negate
+            return binary("and" if every else "or", _must(a, negate), _must(b, negate))
+        case Binary(op=("xor" | "ne" | "eq") as op, a=a, b=b) if a.type is BOOL:
+            differ = (op != "eq") != negate
+            return binary(
+                "or",
+                binary("and", _must(a, False), _must(b, differ)),
+                binary("and", _must(a, True), _must(b, not differ)),
+            )
+        case Select(condition=c, a=a, b=b):
+            first, second = _must(a, negate), _must(b, negate)
+            return binary(
+                "or",
+                binary("and", binary("or", _must(c, False), second), first),
+                binary("and", _must(c, True), second),
+            )
+        case Cast(x=x) if x.type.is_integer:
+            return _must(binary("ne", x, cast(const(0), x.type)), negate)
+        case Binary(op=op, a=a, b=b) if op in NEGATED:
+            return _comparison(NEGATED[op] if negate else op, *_sides(a, b))
+        case _:
+            return FALSE
+
+
+def _sides(a: Expr, b: Expr) -> tuple[Extremes | None, Extremes | None]:
+    """Bounds of both sides; positions are first moved apart, ``q`` left and ``kv`` right, where sums allow."""
+    if not a.type.is_integer:
+        return _leaf(a), _leaf(b)
+    form = linear(binary("sub", a, b))
+    kinds = [positions(_product(monomial)) for monomial, _ in form.terms]
+    if "both" in kinds:
+        return interval(a, _leaf), interval(b, _leaf)
+    left = tuple(t for t, kind in zip(form.terms, kinds, strict=True) if kind == "q")
+    free = tuple(t for t, kind in zip(form.terms, kinds, strict=True) if kind == "none")
+    right = tuple((m, -c) for (m, c), kind in zip(form.terms, kinds, strict=True) if kind == "kv")
+    rest = to_expr(Linear(form.constant, free))
+    low, high = _reductions(to_expr(Linear(0, left)), "q")
+    return (binary("add", low, rest), binary("add", high, rest)), _reductions(to_expr(Linear(0, right)), "kv")
+
+
+def _product(monomial: tuple[Expr, ...]) -> Expr:
+    return to_expr(Linear(0, ((monomial, 1),)))
+
+
+def _comparison(op: BinaryOp, left: Extremes | None, right: Extremes | None) -> Expr:
+    """``left op right`` for all values between the bounds."""
+    if left is None or right is None:
+        return FALSE
+    (a_low, a_high), (b_low, b_high) = left, right
+    match op:
+        case "lt" | "le":
+            return binary(op, a_high, b_low)
+        case "gt" | "ge":
+            return binary(op, a_low, b_high)
+        case "eq":  # both sides are one and the same value
+            return binary("and", binary("le", a_high, b_low), binary("le", b_high, a_low))
+        case _:
+            return binary("or", binary("lt", a_high, b_low), binary("lt", b_high, a_low))
+
+
+def _leaf(e: Expr) -> Extremes | None:
+    axis = positions(e)
+    if axis == "both":
+        return None
+    if axis == "none":
+        return e, e
+    return _reductions(e, axis) if e.type.is_integer or e.type is F32 else None
+
+
+def _reductions(e: Expr, axis: Axis) -> Extremes:
+    if isinstance(e, Const):
+        return e, e
+    if isinstance(e, Cast) and e.x.type.is_integer and e.type.is_integer:
+        return _reductions(e.x, axis)
+    return Reduction("min", e, axis, e.type), Reduction("max", e, axis, e.type)

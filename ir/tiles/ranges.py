@@ -1,0 +1,148 @@
+"""From a solved formula to the positions that a tile may, and must, attend to."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from ..build import binary, const
+from ..nodes import TRUE, Expr
+from ..symbolic import TILE_FIRST, TILE_LAST, linear, mentions, simplify
+from ..traverse import substitute
+from .extremes import extremes
+from .formula import Atom, Formula
+from .plan import Ranges
+from .solve import Axis, Both, Either, Free, Limit, Side, Solution, Unsolved, solve
+from .spans import EVERYTHING, LIMIT, Span, Union, at_most, finish, guarded, intersect, unite
+
+
+def tile_ranges(f: Formula, tile: Axis, other: Axis) -> Ranges:
+    """The positions of ``other`` that a tile of ``tile`` may and must attend to under ``f``."""
+    solution = solve(f, tile, other)
+    may = at_most(_may(solution, tile, other))
+    return Ranges(finish(may, other), finish(_must(solution, tile)[:LIMIT], other))
+
+
+def is_solved(f: Formula) -> bool:
+    """Whether every atom of ``f`` has a closed form for keys given queries, and for queries given keys."""
+    return all(_closed(solve(f, tile, other), tile) for tile, other in (("q", "kv"), ("kv", "q")))
+
+
+def _closed(s: Solution, tile: Axis) -> bool:
+    match s:
+        case Both() | Either():
+            return all(_closed(p, tile) for p in s.parts)
+        case Limit(bound=e) | Side(difference=e):
+            return extremes(e, tile) is not None
+        case Free():
+            return True
+        case Unsolved():
+            return False
+        case _:
+            assert_never(s)
+
+
+def _may(s: Solution, tile: Axis, other: Axis) -> Union:
+    match s:
+        case Both():
+            return _narrowed(_conjunction(s, tile, other), s, tile, other)
+        case Either():
+            return unite(tuple(_may(p, tile, other) for p in s.parts))
+        case _:
+            return _leaf(s, tile, easiest=True)
+
+
+def _must(s: Solution, tile: Axis) -> Union:
+    match s:
+        case Both():
+            result = EVERYTHING
+            for part in s.parts:
+                result = intersect(result, _must(part, tile))
+            return result
+        case Either():
+            return unite(tuple(_must(p, tile) for p in s.parts))
+        case _:
+            return _leaf(s, tile, easiest=False)
+
+
+def _leaf(s: Limit | Side | Free | Unsolved, tile: Axis, easiest: bool) -> Union:
+    """What one atom allows for some (``easiest``), or for all, positions of the tile."""
+    match s:
+        case Free(condition=condition):
+            return guarded(EVERYTHING, condition)
+        case Unsolved():
+            return EVERYTHING if easiest else ()
+        case Side(difference=difference):
+            ends = extremes(difference, tile)
+            if ends is None:
+                return EVERYTHING if easiest else ()
+            return guarded(EVERYTHING, binary("le", ends[0] if easiest else ends[1], const(0)))
+        case Limit(direction=direction, bound=bound):
+            ends = extremes(bound, tile)
+            if ends is None:
+                return EVERYTHING if easiest else ()
+            low, high = ends
+            if direction == "at most":
+                return (Span(stop=simplify(binary("add", high if easiest else low, const(1)))),)
+            return (Span(start=low if easiest else high),)
+        case _:
+            assert_never(s)
+
+
+def _conjunction(s: Both, tile: Axis, other: Axis) -> Union:
+    result = guarded(EVERYTHING, _band_guard(s, tile))
+    for part in s.parts:
+        result = intersect(result, _may(part, tile, other))
+    return result
+
+
+def _limits(s: Both) -> tuple[Limit, ...]:
+    """The limits that all hold, also those of nested conjunctions."""
+    nested = (_limits(p) if isinstance(p, Both) else (p,) if isinstance(p, Limit) else () for p in s.parts)
+    return tuple(x for group in nested for x in group)
+
+
+def _band_guard(s: Both, tile: Axis) -> Expr:
+    """Whether rows can hold anything between their lower and upper limit, where that does not depend on the row.
+
+    A band ``0 <= q - kv < window`` is empty for ``window <= 0``, though over a whole tile the smallest start
+    lies before the largest stop.
+    """
+    guard: Expr = TRUE
+    limits = _limits(s)
+    for upper in limits:
+        for lower in limits:
+            if upper.direction == "at most" and lower.direction == "at least":
+                width = binary("sub", upper.bound, lower.bound)
+                if not linear(width).depends_on(tile):
+                    guard = binary("and", guard, binary("ge", width, const(0)))
+    return simplify(guard)
+
+
+def _narrowed(u: Union, s: Both, tile: Axis, other: Axis) -> Union:
+    """``u`` for the part of the tile that meets the conditions on ``tile`` alone, such as ``q >= 100``."""
+    first, last = TILE_FIRST, TILE_LAST
+    narrowed_first: Expr = first
+    narrowed_last: Expr = last
+    for part in s.parts:
+        if isinstance(part, Side):
+            for limit in _tile_limits(part, tile, other):
+                if limit.direction == "at least":
+                    narrowed_first = simplify(binary("max", narrowed_first, limit.bound))
+                else:
+                    narrowed_last = simplify(binary("min", narrowed_last, limit.bound))
+    if narrowed_first == first and narrowed_last == last:
+        return u
+    # Simultaneous: the replaced ends mention tile_first and tile_last themselves.
+    table = {first: narrowed_first, last: narrowed_last}
+
+    def move(e: Expr | None) -> Expr | None:
+        return None if e is None else simplify(substitute(e, table))
+
+    return tuple(Span(move(x.start), move(x.stop), x.guard) for x in u)
+
+
+def _tile_limits(side: Side, tile: Axis, other: Axis) -> tuple[Limit, ...]:
+    """The condition on ``tile`` solved for it, where that gives limits that all hold."""
+    solved = solve(Atom(binary("le", side.difference, const(0))), other, tile)
+    found = _limits(solved) if isinstance(solved, Both) else (solved,) if isinstance(solved, Limit) else ()
+    return tuple(x for x in found if not mentions(x.bound, tile))

@@ -1,0 +1,164 @@
+"""Solving one atom of the mask for a position: ``kv <= bound`` or ``kv >= bound``, exactly, pair by pair.
+
+The question is asked with two names: ``other`` is the position solved for, ``tile`` the position whose
+tile is given. Bounds may depend on ``tile`` but never on ``other``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..build import binary, const, unary
+from ..nodes import Binary, Cast, Const, Expr, Index, Select, Unary
+from ..symbolic import Linear, linear, mentions, to_expr
+from .formula import All, Any, Atom, Formula, to_formula
+
+Axis = Literal["q", "kv"]
+Direction = Literal["at most", "at least"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """``other <= bound`` ("at most") or ``other >= bound`` ("at least")."""
+
+    direction: Direction
+    bound: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """``difference <= 0``, a condition on ``tile`` alone."""
+
+    difference: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """A condition on neither position: it holds for a whole tile or not at all."""
+
+    condition: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Unsolved:
+    """A condition with no closed form for ``other``."""
+
+    condition: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Both:
+    """All of ``parts``."""
+
+    parts: tuple[Solution, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Either:
+    """Some of ``parts``."""
+
+    parts: tuple[Solution, ...]
+
+
+Solution = Limit | Side | Free | Unsolved | Both | Either
+
+
+def solve(f: Formula, tile: Axis, other: Axis) -> Solution:
+    """``f`` with every atom solved for ``other``, as far as possible."""
+    match f:
+        case All():
+            return Both(tuple(solve(p, tile, other) for p in f.parts))
+        case Any():
+            return Either(tuple(solve(p, tile, other) for p in f.parts))
+        case Atom(condition=condition):
+            return _atom(condition, tile, other) or Unsolved(condition)
+
+
+def _atom(condition: Expr, tile: Axis, other: Axis) -> Solution | None:
+    if not mentions(condition, tile) and not mentions(condition, other):
+        return Free(condition)
+    if not isinstance(condition, Binary) or not condition.a.type.is_integer:
+        return None
+    difference = binary("sub", condition.a, condition.b)
+    opposite = unary("neg", difference)
+    one = const(1)
+    match condition.op:
+        case "le":
+            return _at_most_zero(difference, tile, other)
+        case "lt":
+            return _at_most_zero(binary("add", difference, one), tile, other)
+        case "ge":
+            return _at_most_zero(opposite, tile, other)
+        case "gt":
+            return _at_most_zero(binary("add", opposite, one), tile, other)
+        case "eq":
+            below, above = _at_most_zero(difference, tile, other), _at_most_zero(opposite, tile, other)
+            return Both((below, above)) if below and above else None
+        case "ne":
+            below = _at_most_zero(binary("add", difference, one), tile, other)
+            above = _at_most_zero(binary("add", opposite, one), tile, other)
+            return Either((below, above)) if below and above else None
+        case _:
+            return None
+
+
+def _at_most_zero(e: Expr, tile: Axis, other: Axis) -> Solution | None:
+    """``e <= 0`` solved for ``other``; None where it has no closed form."""
+    # kv - kv % w is linear in kv // w, while q % w alone is better left as it is: try both.
+    return _collected(linear(e), tile, other) or _collected(linear(e, True), tile, other)
+
+
+def _collected(form: Linear, tile: Axis, other: Axis) -> Solution | None:
+    unknown = [t for t in form.terms if any(mentions(x, other) for x in t[0])]
+    if not unknown:
+        if form.depends_on(tile):
+            return Side(to_expr(form))
+        return Free(binary("le", to_expr(form), const(0)))
+    if len(unknown) > 1 or len(unknown[0][0]) > 1:
+        return None
+    (((term,), coefficient),) = unknown
+    rest = Linear(form.constant, tuple(t for t in form.terms if t is not unknown[0]))
+    size = const(abs(coefficient))
+    if coefficient > 0:  # term <= -rest / size, rounded down
+        bound = binary("floordiv", unary("neg", to_expr(rest)), size)
+        return _term(term, "at most", bound, tile, other)
+    bound = unary("neg", binary("floordiv", unary("neg", to_expr(rest)), size))  # rounded up
+    return _term(term, "at least", bound, tile, other)
+
+
+def _term(term: Expr, direction: Direction, bound: Expr, tile: Axis, other: Axis) -> Solution | None:
+    """``term`` bounded by ``bound``, peeled down to ``other`` itself."""
+
+    def again(x: Expr, direction: Direction, bound: Expr) -> Solution | None:
+        low, high = (x, bound) if direction == "at most" else (bound, x)
+        return _at_most_zero(binary("sub", low, high), tile, other)
+
+    def join(kind: type[Both] | type[Either], *parts: Solution | None) -> Solution | None:
+        known = tuple(p for p in parts if p is not None)
+        return kind(known) if len(known) == len(parts) else None
+
+    at_most = direction == "at most"
+    match term:
+        case Index(name=name) if name == other:
+            return Limit(direction, bound)
+        case Cast(x=x) if x.type.is_integer:
+            return again(x, direction, bound)
+        case Binary(op="floordiv", a=a, b=Const(value=w)) if w > 0:
+            # a // w <= bound exactly where a <= w * bound + w - 1; a // w >= bound where a >= w * bound.
+            product = binary("mul", const(int(w)), bound)
+            return again(a, direction, binary("add", product, const(int(w) - 1)) if at_most else product)
+        case Unary(op="abs", x=x):
+            sides = again(x, direction, bound), again(unary("neg", x), direction, bound)
+            return join(Both if at_most else Either, *sides)
+        case Binary(op=("min" | "max") as op, a=a, b=b):
+            every = (op == "max") == at_most
+            return join(Both if every else Either, again(a, direction, bound), again(b, direction, bound))
+        case Select(condition=c, a=a, b=b):
+            first, second = again(a, direction, bound), again(b, direction, bound)
+            yes, no = (solve(to_formula(c, negate), tile, other) for negate in (False, True))
+            if first is None or second is None:
+                return None
+            return Either((Both((yes, first)), Both((no, second))))
+        case _:
+            return None
