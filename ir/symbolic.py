@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
+from .bounds import POSITION, interval
 from .build import binary, cast, const, select, unary
 from .nodes import (
     COMPARISONS,
@@ -35,9 +36,6 @@ from .traverse import children, walk, with_children
 from .types import BOOL, F32, I32, I64
 
 Monomial = tuple[Expr, ...]
-
-# What the call checks and the language guarantee about integers (docs/internals.md).
-POSITION_LIMIT, PARAMETER_LIMIT, LOAD_LIMIT = 2**28, 2**30, 2**31
 
 NEGATED: dict[BinaryOp, BinaryOp] = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "le": "gt", "gt": "le"}
 TILE_FIRST, TILE_LAST = Index("tile_first", I32), Index("tile_last", I32)
@@ -357,51 +355,12 @@ def _lowest(form: Linear) -> float:
     # tile_last is tile_first plus a width >= 0; without this tile_last - tile_first would be anything.
     width = coefficients.pop((TILE_LAST,), 0)
     coefficients[(TILE_FIRST,)] = coefficients.get((TILE_FIRST,), 0) + width
-    lowest = form.constant + (POSITION_LIMIT * width if width < 0 else 0)
+    lowest = form.constant + (POSITION[1] * width if width < 0 else 0)
     for monomial, coefficient in coefficients.items():
         low, high = 1, 1
         for factor in monomial:
-            limits = _limits(factor)
-            if limits is None:
-                return -math.inf
+            limits = interval(factor, {})
             corners = [x * y for x in (low, high) for y in limits]
             low, high = min(corners), max(corners)
         lowest += coefficient * (low if coefficient > 0 else high)
     return lowest
-
-
-def _limits(e: Expr) -> tuple[int, int] | None:
-    """Smallest and largest value of an opaque integer, None where unknown."""
-    match e:
-        case Const(value=value):
-            return int(value), int(value)
-        case Index():
-            return 0, POSITION_LIMIT
-        case Param(type=type) if type.is_integer:
-            return -PARAMETER_LIMIT, PARAMETER_LIMIT
-        case Load(type=type) if type.is_integer:
-            return -LOAD_LIMIT, LOAD_LIMIT
-        case Cast(x=x):
-            return (0, 1) if x.type is BOOL else _limits(x) if x.type.is_integer else None
-        case Binary(op="mod", b=Const(value=w)) if w > 0:
-            return 0, int(w) - 1
-        case Binary(op="floordiv", a=a, b=Const(value=w)) if w > 0:
-            inner = _limits(a)
-            return inner and (inner[0] // int(w), inner[1] // int(w))
-        case Binary(op=("add" | "sub" | "min" | "max") as op, a=a, b=b):
-            x, y = _limits(a), _limits(b)
-            if x is None or y is None:
-                return None
-            if op == "sub":
-                return x[0] - y[1], x[1] - y[0]
-            combine = {"add": int.__add__, "min": min, "max": max}[op]
-            return combine(x[0], y[0]), combine(x[1], y[1])
-        case Binary(op="mul", a=Const(value=c), b=b):
-            inner = _limits(b)
-            corners = [int(c) * x for x in inner] if inner else None
-            return corners and (min(corners), max(corners))
-        case Select(a=a, b=b):
-            x, y = _limits(a), _limits(b)
-            return x and y and (min(x[0], y[0]), max(x[1], y[1]))
-        case _:
-            return None

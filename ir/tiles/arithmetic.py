@@ -43,22 +43,22 @@ def interval(e: Expr, leaf: Callable[[Expr], Extremes | None]) -> Extremes | Non
                 return _mod(*inner, int(w))
             return binary("floordiv", inner[0], divisor), binary("floordiv", inner[1], divisor)
         case Binary(op=("add" | "sub" | "mul" | "min" | "max") as op, a=a, b=b) if e.type.is_integer:
-            x, y = interval(a, leaf), interval(b, leaf)
-            if x is None or y is None:
+            left, right = interval(a, leaf), interval(b, leaf)
+            if left is None or right is None:
                 return None
             if op == "sub":
-                return binary("sub", x[0], y[1]), binary("sub", x[1], y[0])
+                return binary("sub", left[0], right[1]), binary("sub", left[1], right[0])
             if op != "mul":
-                return binary(op, x[0], y[0]), binary(op, x[1], y[1])
-            corners = [binary("mul", s, t) for s in dict.fromkeys(x) for t in dict.fromkeys(y)]
+                return binary(op, left[0], right[0]), binary(op, left[1], right[1])
+            corners = [binary("mul", s, t) for s in dict.fromkeys(left) for t in dict.fromkeys(right)]
             return _least(*corners), _most(*corners)
         case Select(condition=c, a=a, b=b) if e.type.is_integer:
-            x, y = interval(a, leaf), interval(b, leaf)
-            if x is None or y is None:
+            left, right = interval(a, leaf), interval(b, leaf)
+            if left is None or right is None:
                 return None
             if not index_names(c) & {"q", "kv"}:
-                return select(c, x[0], y[0]), select(c, x[1], y[1])
-            return _least(x[0], y[0]), _most(x[1], y[1])
+                return select(c, left[0], right[0]), select(c, left[1], right[1])
+            return _least(left[0], right[0]), _most(left[1], right[1])
         case _:
             return None
 

@@ -15,6 +15,7 @@ from ..nodes import FALSE, Binary, BinaryOp, Cast, Const, Expr, Reduction, Selec
 from ..symbolic import NEGATED, Linear, linear, mentions, simplify, to_expr
 from ..types import BOOL, F32
 from .arithmetic import Extremes, interval
+from .overflow import is_exact
 from .plan import Classification
 from .solve import Axis
 
@@ -33,10 +34,11 @@ def positions(e: Expr) -> Literal["none", "q", "kv", "both"]:
 def _must(e: Expr, negate: bool) -> Expr:
     """Proves that ``e`` (its negation with ``negate``) holds for all pairs of two tiles."""
     axis = positions(e)
-    if axis == "none":
-        return unary("not", e) if negate else e
     if axis != "both":
-        return Reduction("all", unary("not", e) if negate else e, axis, BOOL)
+        condition = unary("not", e) if negate else e
+        if not is_exact(e):
+            return FALSE
+        return condition if axis == "none" else Reduction("all", condition, axis, BOOL)
     match e:
         case Unary(op="not", x=x):
             return _must(x, not negate)
@@ -59,7 +61,7 @@ def _must(e: Expr, negate: bool) -> Expr:
             )
         case Cast(x=x) if x.type.is_integer:
             return _must(binary("ne", x, cast(const(0), x.type)), negate)
-        case Binary(op=op, a=a, b=b) if op in NEGATED:
+        case Binary(op=op, a=a, b=b) if op in NEGATED and is_exact(e):
             return _comparison(NEGATED[op] if negate else op, *_sides(a, b))
         case _:
             return FALSE

@@ -24,7 +24,7 @@ def tile_ranges(f: Formula, tile: Axis, other: Axis) -> Ranges:
 
 def is_solved(f: Formula) -> bool:
     """Whether every atom of ``f`` has a closed form for keys given queries, and for queries given keys."""
-    return all(_closed(solve(f, tile, other), tile) for tile, other in (("q", "kv"), ("kv", "q")))
+    return _closed(solve(f, "q", "kv"), "q") and _closed(solve(f, "kv", "q"), "kv")
 
 
 def _closed(s: Solution, tile: Axis) -> bool:
@@ -133,7 +133,7 @@ def _narrowed(u: Union, s: Both, tile: Axis, other: Axis) -> Union:
     if narrowed_first == first and narrowed_last == last:
         return u
     # Simultaneous: the replaced ends mention tile_first and tile_last themselves.
-    table = {first: narrowed_first, last: narrowed_last}
+    table: dict[Expr, Expr] = {first: narrowed_first, last: narrowed_last}
 
     def move(e: Expr | None) -> Expr | None:
         return None if e is None else simplify(substitute(e, table))

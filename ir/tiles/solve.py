@@ -13,6 +13,7 @@ from ..build import binary, const, unary
 from ..nodes import Binary, Cast, Const, Expr, Index, Select, Unary
 from ..symbolic import Linear, linear, mentions, to_expr
 from .formula import All, Any, Atom, Formula, to_formula
+from .overflow import is_exact
 
 Axis = Literal["q", "kv"]
 Direction = Literal["at most", "at least"]
@@ -76,6 +77,8 @@ def solve(f: Formula, tile: Axis, other: Axis) -> Solution:
 
 
 def _atom(condition: Expr, tile: Axis, other: Axis) -> Solution | None:
+    if not is_exact(condition):
+        return None
     if not mentions(condition, tile) and not mentions(condition, other):
         return Free(condition)
     if not isinstance(condition, Binary) or not condition.a.type.is_integer:
@@ -141,7 +144,7 @@ def _term(term: Expr, direction: Direction, bound: Expr, tile: Axis, other: Axis
     at_most = direction == "at most"
     match term:
         case Index(name=name) if name == other:
-            return Limit(direction, bound)
+            return Limit(direction, bound) if is_exact(bound) else None
         case Cast(x=x) if x.type.is_integer:
             return again(x, direction, bound)
         case Binary(op="floordiv", a=a, b=Const(value=w)) if w > 0:
