@@ -65,7 +65,7 @@ def print_expr(e: Expr) -> str:
     >>> print_expr(build.binary("lt", build.binary("sub", q, kv), build.const(4)))
     'q - kv < 4'
     """
-    return _show(e, _written_operands, SURFACE_CASTS, {I64})[0]
+    return _show(e, _written_operands, SURFACE_CASTS, {I32, I64})[0]
 
 
 def _print_typed(e: Expr) -> str:
