@@ -1,0 +1,261 @@
+"""Runs one variant on tensors, without autograd: checks once per shape, then tiles and program."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..codegen.schedule import Problem, Target
+from ..ir.dependence import load_class
+from ..ir.nodes import Index
+from ..ir.printer import print_variant
+from ..ir.traverse import loads, parameter_names
+from ..ir.types import F32
+from ..ir.variant import Variant
+from . import arguments, config, tables
+from .arguments import DTYPES, Sizes
+from .compile import Direction, Program, Request, program, target_of
+from .index_range import check_index_ranges
+
+# Shapes for which a prepared call is kept, per variant; a decoding loop sees a new one every step.
+_PREPARED_LIMIT = 4096
+_ENGINES_LIMIT = 1024
+
+
+class _Prepared(NamedTuple):
+    """All that depends on shapes, strides, dtypes and device, but not on the contents of tensors."""
+
+    program: Program | None  # None where there is nothing to compute: no rows, no keys
+    sizes: Sizes
+
+
+class Engine:
+    """One variant, ready to run. Layers with equal variants share one engine: see :func:`engine_of`."""
+
+    def __init__(self, variant: Variant) -> None:
+        self.variant = variant
+        self._prepared: dict[tuple[object, ...], _Prepared] = {}
+        self._programs: dict[tuple[Direction, Problem, Target], Program] = {}
+        mask_reads = parameter_names(variant.mask)
+        self._mask_buffers = [i for i, p in enumerate(variant.buffers) if p.name in mask_reads]
+        self._mask_scalars = [i for i, p in enumerate(variant.scalars) if p.name in mask_reads]
+        score_loads = [load for score in variant.scores for load in loads(score)]
+        self._score_buffers = frozenset(x.buffer for x in score_loads if x.type is F32)
+        self._atomic_buffers = frozenset(x.buffer for x in score_loads if load_class(x) == "pair")
+        indices = [i for x in (*loads(variant.mask), *score_loads) for i in x.indices]
+        self._ranges_depend_on_scalars = any(not isinstance(i, Index) for i in indices)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        buffers: Sequence[Tensor],
+        scalars: Sequence[int | float],
+        reuse_tables: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """``out`` (B, H, Lq, Dv) and ``lse`` (B, H, Lq), float32.
+
+        ``reuse_tables``: the version counters of ``buffers`` can be trusted (see :mod:`.tables`).
+        """
+        prepared = self._prepare("forward", (query, key, value), buffers, scalars, ())
+        if prepared.program is None:
+            return _nothing_attended(query, value)
+        with _on_device_of(query):
+            tiles = self._tiles(prepared, query, buffers, scalars, reuse_tables)
+            out, lse = prepared.program.run(
+                query, key, value, *buffers, *scalars, scale=self.variant.scale, tiles=tiles
+            )
+        return out, lse
+
+    def backward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+        buffers: Sequence[Tensor],
+        scalars: Sequence[int | float],
+        buffer_gradients: Sequence[bool],
+        reuse_tables: bool,
+    ) -> list[Tensor]:
+        """Gradients of query, key and value, then of each buffer that ``buffer_gradients`` marks."""
+        # Autograd hands over gradients with any strides, `out.sum()` for one with only zeros.
+        if grad_out.stride(3) != 1:
+            grad_out = grad_out.contiguous()
+        if grad_lse is not None:
+            grad_lse = grad_lse.contiguous()
+        tensors = (query, key, value, out, grad_out)
+        prepared = self._prepare("backward", tensors, buffers, scalars, tuple(buffer_gradients))
+        if prepared.program is None:
+            marked = [b for b, wanted in zip(buffers, buffer_gradients, strict=True) if wanted]
+            return [torch.zeros_like(x) for x in (query, key, value, *marked)]
+        with _on_device_of(query):
+            tiles = self._tiles(prepared, query, buffers, scalars, reuse_tables)
+            gradients = prepared.program.run(
+                query, key, value, out, lse, grad_out, grad_lse, *buffers, *scalars,
+                scale=self.variant.scale, tiles=tiles,
+            )  # fmt: skip
+        return list(gradients)
+
+    def buffer_gradients(self, buffers: Sequence[Tensor]) -> list[bool]:
+        """Which captured tensors take part in autograd: float ones that a score reads and that require it."""
+        return [
+            b.requires_grad and p.name in self._score_buffers
+            for p, b in zip(self.variant.buffers, buffers, strict=True)
+        ]
+
+    def uses_atomics(self, buffer_gradients: Sequence[bool]) -> bool:
+        """Whether, on a GPU, the gradient of some captured tensor depends on the order of atomic additions."""
+        return any(
+            wanted and p.name in self._atomic_buffers
+            for p, wanted in zip(self.variant.buffers, buffer_gradients, strict=True)
+        )
+
+    def _prepare(
+        self,
+        direction: Direction,
+        tensors: tuple[Tensor, ...],
+        buffers: Sequence[Tensor],
+        scalars: Sequence[int | float],
+        gradients: tuple[bool, ...],
+    ) -> _Prepared:
+        facts: list[object] = [direction, gradients]
+        bases = 0
+        for x in tensors:
+            facts += (x.shape, x.stride(), x.dtype, x.device)
+            bases |= x.data_ptr()
+        facts.append(bases % 16)
+        for x in buffers:
+            facts += (x.shape, x.dtype, x.device)
+        if self._ranges_depend_on_scalars:
+            facts += scalars
+        if tensors[0].dtype is torch.float32:
+            facts.append(_tf32_allowed())
+        key = tuple(facts)
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            prepared = self._check_and_compile(direction, tensors, buffers, scalars, gradients)
+            if len(self._prepared) >= _PREPARED_LIMIT:
+                self._prepared.clear()
+            self._prepared[key] = prepared
+        return prepared
+
+    def _check_and_compile(
+        self,
+        direction: Direction,
+        tensors: tuple[Tensor, ...],
+        buffers: Sequence[Tensor],
+        scalars: Sequence[int | float],
+        gradients: tuple[bool, ...],
+    ) -> _Prepared:
+        query, key, value = tensors[:3]
+        sizes = arguments.check_tensors(query, key, value)
+        named = {p.name: b for p, b in zip(self.variant.buffers, buffers, strict=True)}
+        arguments.check_buffers(self.variant, named, sizes, query.device)
+        values = {p.name: x for p, x in zip(self.variant.scalars, scalars, strict=True)}
+        check_index_ranges(self.variant, named, values, sizes)
+        if 0 in sizes:
+            return _Prepared(None, sizes)
+        target = target_of(query.device)
+        on_cpu = target.backend == "cpu"
+        problem = Problem(
+            dtype=DTYPES[query.dtype],
+            head_dim=sizes.head_dim,
+            value_dim=sizes.value_dim,
+            aligned=on_cpu or _aligned(tensors),
+            buffers=tuple(str(b.dtype).removeprefix("torch.") for b in buffers),
+            buffer_gradients=gradients,
+            tf32=not on_cpu and query.dtype is torch.float32 and _tf32_allowed(),
+            debug=bool(config.debug_topics()),
+        )
+        wanted = (direction, problem, target)
+        if wanted not in self._programs:
+            self._programs[wanted] = program(Request(self.variant, problem, target, direction))
+        return _Prepared(self._programs[wanted], sizes)
+
+    def _tiles(
+        self,
+        prepared: _Prepared,
+        query: Tensor,
+        buffers: Sequence[Tensor],
+        scalars: Sequence[int | float],
+        reuse: bool,
+    ) -> Any:
+        """Tile tables for a program that follows some, else None."""
+        program, sizes = prepared
+        assert program is not None
+        if program.classify is None:
+            return None
+        classify = program.classify
+        device = query.device
+        extents = sizes[:5]
+
+        def make() -> Any:
+            return classify(*buffers, *scalars, *extents, device)
+
+        if not reuse:
+            return make()
+        facts = (program.key, device, extents, *(scalars[i] for i in self._mask_scalars))
+        return tables.tiles(facts, [buffers[i] for i in self._mask_buffers], device, make)
+
+
+_engines: OrderedDict[str, Engine] = OrderedDict()
+_engines_lock = threading.Lock()
+
+
+def engine_of(text: str, variant: Variant | None = None) -> Engine:
+    """The engine for a variant, given as text and, where it is at hand, parsed already."""
+    with _engines_lock:
+        found = _engines.get(text)
+    if found is not None:
+        return found
+    if variant is None:
+        from ..ir.parser import parse_variant  # loads lark
+
+        variant, _ = parse_variant(text)
+    with _engines_lock:
+        found = _engines.setdefault(text, Engine(variant))
+        if len(_engines) > _ENGINES_LIMIT:
+            _engines.popitem(last=False)
+    return found
+
+
+def _nothing_attended(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    out = query.new_zeros((*query.shape[:3], value.shape[3]))
+    lse = torch.full(query.shape[:3], -torch.inf, dtype=torch.float32, device=query.device)
+    return out, lse
+
+
+def _aligned(tensors: Sequence[Tensor]) -> bool:
+    """Whether bases and strides are multiples of 16 bytes, also those of outputs, which are contiguous.
+
+    Broadcast axes (stride 0) count as unaligned: tensor descriptors cannot express them.
+    """
+    for x in tensors:
+        size = x.element_size()
+        if x.data_ptr() % 16 or x.shape[3] * size % 16:
+            return False
+        if any(stride == 0 or stride * size % 16 for stride in x.stride()[:3]):
+            return False
+    return True
+
+
+def _on_device_of(x: Tensor) -> AbstractContextManager[None]:
+    """Kernels start on the current device; this makes it the one of ``x``."""
+    if x.is_cuda and x.device.index != torch.cuda.current_device():
+        return torch.cuda.device(x.device)
+    return nullcontext()
+
+
+def _tf32_allowed() -> bool:
+    return torch.get_float32_matmul_precision() != "highest"
