@@ -1,0 +1,196 @@
+"""Counting before running: pairs, tiles, FLOPs and bytes of one call, from its plan, without torch or a GPU.
+
+A tile cut short by a length counts as full where all its existing pairs are allowed. (A kernel masks such a
+tile nevertheless, because it must not read beyond the length.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .numeric import Array, Sizes, Values, allowed, cover, decide, inward, leaves, outward, runs, tile_ends
+from .plan import TilePlan
+
+# Rows whose intervals are evaluated at once when pairs are counted.
+ROWS = 2**16
+
+
+@dataclass(frozen=True, slots=True)
+class TileCounts:
+    """Pairs of tiles over all batches and heads, as the plan decides them.
+
+    ``exact`` is False where the mask can only be decided pair by pair and that was not asked for: then
+    ``partial`` may hold tiles that are empty or full.
+    """
+
+    empty: int
+    partial: int
+    full: int
+    block_m: int
+    block_n: int
+    exact: bool
+
+    @property
+    def visited(self) -> int:
+        return self.partial + self.full
+
+    def __str__(self) -> str:
+        total = max(self.visited + self.empty, 1)
+        label = "" if self.exact else " (before the exact pass)"
+        return (
+            f"tiles of {self.block_m} × {self.block_n}: {self.full:,} full, {self.partial:,} partial, "
+            f"{self.empty:,} empty ({self.visited / total:.1%} visited){label}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PairCount:
+    """Allowed pairs over all batches and heads; an upper bound where not ``exact``."""
+
+    pairs: int
+    total: int
+    exact: bool
+
+    def __str__(self) -> str:
+        share = self.pairs / max(self.total, 1)
+        return f"{'' if self.exact else 'at most '}{self.pairs:,} of {self.total:,} pairs ({share:.2%})"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one call costs at least, and what the tiles make of it.
+
+    FLOPs count multiply and add apart, matrix products only: 2·D + 2·Dv a pair forward, 2.5 times that
+    backward. ``tile_flops`` is the same over all pairs of all visited tiles. Bytes are those of inputs and
+    outputs, each moved once.
+    """
+
+    forward_flops: int
+    backward_flops: int
+    tile_flops: int
+    forward_bytes: int
+    backward_bytes: int
+    exact: bool
+
+    def __str__(self) -> str:
+        bound = "" if self.exact else "at most "
+        return (
+            f"forward {bound}{_si(self.forward_flops)}FLOP ({_si(self.tile_flops)}FLOP in tiles), "
+            f"{_si(self.forward_bytes)}B moved; backward {bound}{_si(self.backward_flops)}FLOP, "
+            f"{_si(self.backward_bytes)}B moved"
+        )
+
+
+def _si(x: float) -> str:
+    for prefix in ("", "k", "M", "G", "T"):
+        if x < 1000:
+            return f"{x:.3g} {prefix}"
+        x /= 1000
+    return f"{x:.3g} P"
+
+
+def tile_map(plan: TilePlan, sizes: Sizes, values: Values, block_m: int, block_n: int, exact: bool = False) -> Array:
+    """Class of every pair of tiles: 0 empty, 1 partial, 2 full.
+
+    int8 (B or 1, H or 1, tiles of queries, tiles of keys); an axis is 1 where the mask does not depend on it.
+    ``values`` gives scalars and buffers (numpy) by name. ``exact`` evaluates the mask on all pairs, in
+    bounded memory.
+    """
+    return np.concatenate(list(_classes(plan, sizes, values, block_m, block_n, exact)), axis=2)
+
+
+def tile_counts(
+    plan: TilePlan, sizes: Sizes, values: Values, block_m: int, block_n: int, exact: bool = False
+) -> TileCounts:
+    """How many pairs of tiles are empty, partial and full.
+
+    In closed form unless the plan is ``classified``, or ``exact`` is set: see :func:`tile_map`.
+    """
+    rows, columns = -(-sizes.q_len // block_m), -(-sizes.kv_len // block_n)
+    total = sizes.batch * sizes.heads * rows * columns
+    if exact or plan.classification is not None:
+        partial = full = 0
+        for classes in _classes(plan, sizes, values, block_m, block_n, exact):
+            copies = _copies(classes, sizes)
+            partial += int((classes == 1).sum()) * copies
+            full += int((classes == 2).sum()) * copies
+    else:
+        first, last = tile_ends(sizes.q_len, block_m)
+        env = leaves(sizes, values)
+        may = outward(runs(plan.keys.may, first, last, sizes.kv_len, env), block_n).total
+        must = inward(runs(plan.keys.must, first, last, sizes.kv_len, env), block_n, sizes.kv_len).total
+        full = int(must.sum()) * _copies(must, sizes)
+        partial = int(may.sum()) * _copies(may, sizes) - full
+    return TileCounts(total - partial - full, partial, full, block_m, block_n, exact or plan.method != "exact")
+
+
+def pair_count(plan: TilePlan, sizes: Sizes, values: Values, exact: bool = False) -> PairCount:
+    """How many pairs are allowed.
+
+    Exact, without looking at any pair, where every row's keys have a closed form; else an upper bound,
+    unless ``exact`` asks to evaluate the mask on all pairs, in bounded memory.
+    """
+    total = sizes.batch * sizes.heads * sizes.q_len * sizes.kv_len
+    if exact:
+        return PairCount(sum(int(keep.sum()) for keep in allowed(plan, sizes, values, 1)), total, True)
+    env = leaves(sizes, values)
+    most = least = 0
+    for start in range(0, sizes.q_len, ROWS):
+        q = np.arange(start, min(start + ROWS, sizes.q_len))
+        may = runs(plan.keys.may, q, q, sizes.kv_len, env).total
+        must = runs(plan.keys.must, q, q, sizes.kv_len, env).total
+        most += int(may.sum()) * _copies(may, sizes)
+        least += int(must.sum()) * _copies(must, sizes)
+    return PairCount(most, total, most == least)
+
+
+def work(
+    plan: TilePlan, sizes: Sizes, values: Values, tiles: TileCounts, head_dim: int, value_dim: int, itemsize: int
+) -> Work:
+    """FLOPs and bytes of one call, for elements of ``itemsize`` bytes."""
+    pairs = pair_count(plan, sizes, values)
+    per_pair = 2 * head_dim + 2 * value_dim
+    queries, keys = sizes.batch * sizes.heads * sizes.q_len, sizes.batch * sizes.kv_heads * sizes.kv_len
+    inputs = (queries * head_dim + keys * (head_dim + value_dim)) * itemsize
+    captured = sum(x.nbytes for x in values.values() if isinstance(x, np.ndarray))
+    outputs = queries * value_dim * itemsize + 4 * queries  # and the log-sum-exp, float32
+    return Work(
+        forward_flops=pairs.pairs * per_pair,
+        backward_flops=pairs.pairs * per_pair * 5 // 2,
+        tile_flops=tiles.visited * tiles.block_m * tiles.block_n * per_pair,
+        forward_bytes=inputs + captured + outputs,
+        # Reads inputs, outputs and the gradient of the output; writes gradients of the inputs.
+        backward_bytes=2 * inputs + captured + outputs + queries * value_dim * itemsize,
+        exact=pairs.exact,
+    )
+
+
+def _classes(plan: TilePlan, sizes: Sizes, values: Values, block_m: int, block_n: int, exact: bool) -> list[Array]:
+    """Classes of tiles, in chunks of rows."""
+    columns = -(-sizes.kv_len // block_n)
+    if not sizes.q_len or not columns:
+        return [np.zeros((1, 1, -(-sizes.q_len // block_m), columns), np.int8)]
+    if exact:
+        return [_from_pairs(keep, block_m, block_n) for keep in allowed(plan, sizes, values, block_m)]
+    if plan.classification is not None:
+        return list(decide(plan.classification, sizes, values, block_m, block_n))
+    first, last = tile_ends(sizes.q_len, block_m)
+    env = leaves(sizes, values)
+    may = cover(outward(runs(plan.keys.may, first, last, sizes.kv_len, env), block_n), columns)
+    must = cover(inward(runs(plan.keys.must, first, last, sizes.kv_len, env), block_n, sizes.kv_len), columns)
+    return [may.astype(np.int8) + (may & must)]
+
+
+def _from_pairs(keep: Array, block_m: int, block_n: int) -> Array:
+    """Classes of the tiles of some rows of the mask."""
+    rows, columns = np.arange(0, keep.shape[-2], block_m), np.arange(0, keep.shape[-1], block_n)
+    some = np.logical_or.reduceat(np.logical_or.reduceat(keep, rows, -2), columns, -1)
+    every = np.logical_and.reduceat(np.logical_and.reduceat(keep, rows, -2), columns, -1)
+    return np.asarray(some.astype(np.int8) + every)
+
+
+def _copies(x: Array, sizes: Sizes) -> int:
+    """How many batches and heads each element of ``x`` (batch or 1, head or 1, …) stands for."""
+    return (sizes.batch // x.shape[0] if x.shape[0] else 0) * (sizes.heads // x.shape[1] if x.shape[1] else 0)

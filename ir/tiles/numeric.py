@@ -1,0 +1,171 @@
+"""A plan's ranges and classification as numbers, with numpy: vectorised over tiles, batch and heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..interpret import evaluate
+from ..nodes import Expr, Reduction, Value
+from ..traverse import substitute, walk
+from .plan import Classification, Interval, TilePlan
+from .solve import Axis
+
+Array = npt.NDArray[Any]
+Values = Mapping[str, Array | bool | int | float]
+
+# Pairs of tiles, or of positions, held in memory at once.
+CHUNK = 2**22
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The shape of one call. ``kv_heads`` divides ``heads``."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    q_len: int
+    kv_len: int
+
+    def length(self, axis: Axis) -> int:
+        return self.q_len if axis == "q" else self.kv_len
+
+
+def leaves(sizes: Sizes, values: Values) -> dict[str, Array | bool | int | float]:
+    """Values of everything but positions; arrays have the axes (batch, head, row, column)."""
+    head = np.arange(sizes.heads).reshape(1, -1, 1, 1)
+    return {
+        **values,
+        "batch": np.arange(sizes.batch).reshape(-1, 1, 1, 1),
+        "head": head,
+        "kv_head": head // max(sizes.heads // max(sizes.kv_heads, 1), 1),
+        "q_len": sizes.q_len,
+        "kv_len": sizes.kv_len,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Disjoint ascending runs ``[starts, stops)``, arrays (k, batch or 1, head or 1, rows); some are empty."""
+
+    starts: Array
+    stops: Array
+
+    @property
+    def total(self) -> Array:
+        """How many positions the runs hold, by row."""
+        return (self.stops - self.starts).sum(axis=0)
+
+
+def runs(union: tuple[Interval, ...], first: Array, last: Array, length: int, env: Values) -> Runs:
+    """The positions of ``union`` for tiles ``[first, last]`` (arrays (rows,)), clipped to ``[0, length)``."""
+    tiles = {**env, "tile_first": first[:, None], "tile_last": last[:, None]}
+    ends = [evaluate(e, tiles).astype(np.int64) for i in union for e in (i.start, i.stop)]
+    shape = np.broadcast_shapes((1, 1, len(first), 1), *(e.shape for e in ends))
+    clipped = [np.clip(np.broadcast_to(e, shape)[..., 0], 0, length) for e in ends]
+    if not clipped:
+        nothing = np.zeros((1, *shape[:-1]), np.int64)
+        return Runs(nothing, nothing)
+    return _disjoint(np.stack(clipped[0::2]), np.stack(clipped[1::2]))
+
+
+def _disjoint(starts: Array, stops: Array) -> Runs:
+    """Sorts runs along the first axis and joins those that touch."""
+    stops = np.maximum(starts, stops)
+    order = np.argsort(np.where(starts < stops, starts, np.iinfo(np.int64).max), axis=0, kind="stable")
+    starts, stops = np.take_along_axis(starts, order, 0), np.take_along_axis(stops, order, 0)
+    for i in range(1, len(starts)):
+        empty = starts[i] >= stops[i]
+        touching = (starts[i] <= stops[i - 1]) & ~empty
+        starts[i] = np.where(touching, starts[i - 1], starts[i])
+        stops[i] = np.where(touching, np.maximum(stops[i - 1], stops[i]), stops[i])
+        stops[i - 1] = np.where(touching, starts[i - 1], stops[i - 1])
+        # An empty run must not end the chain: the next one would be compared with it.
+        starts[i], stops[i] = np.where(empty, stops[i - 1], starts[i]), np.where(empty, stops[i - 1], stops[i])
+    return Runs(starts, stops)
+
+
+def outward(r: Runs, block: int) -> Runs:
+    """The tiles that a run touches."""
+    used = r.starts < r.stops
+    starts = np.where(used, r.starts // block, 0)
+    return _disjoint(starts, np.where(used, -(-r.stops // block), starts))
+
+
+def inward(r: Runs, block: int, length: int) -> Runs:
+    """The tiles that lie in a run whole, as far as they exist: the last one may be cut short by ``length``."""
+    starts = -(-r.starts // block)
+    stops = np.where(r.stops == length, -(-length // block), r.stops // block)
+    return Runs(starts, np.where(r.starts < r.stops, np.maximum(stops, starts), starts))
+
+
+def cover(r: Runs, columns: int) -> Array:
+    """Booleans (batch or 1, head or 1, rows, columns): what the runs hold."""
+    column = np.arange(columns)
+    inside = (r.starts[..., None] <= column) & (column < r.stops[..., None])
+    return np.asarray(inside.any(axis=0))
+
+
+def tile_ends(length: int, block: int) -> tuple[Array, Array]:
+    """First and last position of every tile, the last one clipped."""
+    first = np.arange(0, length, block)
+    return first, np.minimum(first + block, length) - 1
+
+
+def decide(plan: Classification, sizes: Sizes, values: Values, block_m: int, block_n: int) -> Iterator[Array]:
+    """Classes of tiles (0 empty, 1 partial, 2 full), as int8 (batch or 1, head or 1, some rows, columns)."""
+    env = leaves(sizes, values)
+    table: dict[Expr, Expr] = {}
+    tiles: dict[str, Array] = {}
+    for e in (plan.may, plan.must):
+        for x in walk(e):
+            if isinstance(x, Reduction) and x not in table:
+                name = f"reduction {len(table)}"
+                table[x] = Value(name, x.type)
+                tiles[name] = _reduced(x, sizes, env, block_m if x.axis == "q" else block_n)
+    may, must = substitute(plan.may, table), substitute(plan.must, table)
+    rows, columns = -(-sizes.q_len // block_m), -(-sizes.kv_len // block_n)
+    for part in chunks(rows, sizes.batch * sizes.heads * columns):
+        local = {n: a[..., part, :] if a.shape[-2] == rows and a.shape[-1] == 1 else a for n, a in tiles.items()}
+        possible, certain = evaluate(may, {**env, **local}), evaluate(must, {**env, **local})
+        yield _classes(possible, certain, part.stop - part.start, columns)
+
+
+def _classes(possible: Array, certain: Array, rows: int, columns: int) -> Array:
+    classes = possible.astype(np.int8) + (possible & certain)
+    shape = (1,) * (4 - classes.ndim) + classes.shape
+    return np.broadcast_to(classes.reshape(shape), (*shape[:2], rows, columns))
+
+
+def _reduced(x: Reduction, sizes: Sizes, env: Values, block: int) -> Array:
+    """One reduction over all tiles of its axis: (batch or 1, head or 1, rows, 1), or (…, 1, columns) for keys."""
+    length = sizes.length(x.axis)
+    values = np.broadcast_to(
+        evaluate(x.x, {**env, x.axis: np.arange(length)}),
+        np.broadcast_shapes(evaluate(x.x, {**env, x.axis: np.arange(length)}).shape, (1, 1, 1, length)),
+    )
+    combine = {"min": np.minimum, "max": np.maximum, "any": np.logical_or, "all": np.logical_and}[x.op]
+    reduced = combine.reduceat(values, np.arange(0, length, block), axis=-1) if length else values
+    return np.swapaxes(reduced, -1, -2) if x.axis == "q" else reduced
+
+
+def chunks(rows: int, width: int) -> Iterator[slice]:
+    """Slices of ``rows`` that hold about ``CHUNK`` elements each."""
+    step = max(CHUNK // max(width, 1), 1)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def allowed(plan: TilePlan, sizes: Sizes, values: Values, rows_at_once: int) -> Iterator[Array]:
+    """The mask itself, ``rows_at_once`` queries at a time (a multiple of it fits): (batch, head, rows, kv_len)."""
+    env = {**leaves(sizes, values), "kv": np.arange(sizes.kv_len)}
+    step = max(CHUNK // max(sizes.batch * sizes.heads * sizes.kv_len, 1) // rows_at_once, 1) * rows_at_once
+    for start in range(0, sizes.q_len, step):
+        q = np.arange(start, min(start + step, sizes.q_len))
+        keep = evaluate(plan.variant.mask, {**env, "q": q[:, None]})
+        yield np.broadcast_to(keep, (sizes.batch, sizes.heads, len(q), sizes.kv_len))
