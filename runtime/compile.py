@@ -74,11 +74,11 @@ def generate(request: Request) -> tuple[Source, Schedule]:
     # The analysis is imported here: a warm cache must not pay for it.
     from ..codegen.defaults import default_schedule
     from ..ir.passes import run_pipeline
-    from ..ir.tiles import make_plan
+    from ..ir.tiles.analysis import make_plan
     from ..ir.verify import verify
 
     verify(request.variant)
-    lowered = run_pipeline(request.variant)
+    lowered = run_pipeline(request.variant, check=bool(config.debug_topics()))
     plan = make_plan(lowered)
     schedule = request.schedule or default_schedule(plan, request.problem, request.target, request.direction)
     source = _emitter(request.target, request.direction)(plan, request.problem, schedule)
@@ -141,11 +141,7 @@ def _emitter(target: Target, direction: Direction) -> Callable[[TilePlan, Proble
     if direction == "forward":
         from ..codegen.triton_forward import emit_forward
 
-        return emit_forward
+        return functools.partial(emit_forward, target=target)
     from ..codegen.triton_backward import emit_backward
 
-    return emit_backward
-
-
-def _report(plan: TilePlan) -> None:
-    """What REGARD_DEBUG asks to see of the analysis."""
+    return functools.partial(emit_backward, target=target)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from ..codegen.schedule import Problem, Target
 from ..ir.dependence import load_class
+from ..ir.errors import UnsupportedError
 from ..ir.nodes import Index
 from ..ir.printer import print_variant
 from ..ir.traverse import loads, parameter_names
@@ -20,12 +23,14 @@ from ..ir.types import F32
 from ..ir.variant import Variant
 from . import arguments, config, tables
 from .arguments import DTYPES, Sizes
-from .compile import Direction, Program, Request, program, target_of
+from .cache import key_of
+from .compile import Direction, Program, Request, load, program, target_of
 from .index_range import check_index_ranges
 
 # Shapes for which a prepared call is kept, per variant; a decoding loop sees a new one every step.
 _PREPARED_LIMIT = 4096
-_ENGINES_LIMIT = 1024
+# What tells the text of an attention with an edited source from that of the variant; a comment in the language.
+EDITED = "\n# edited: "
 
 
 class _Prepared(NamedTuple):
@@ -40,6 +45,7 @@ class Engine:
 
     def __init__(self, variant: Variant) -> None:
         self.variant = variant
+        self.edited: dict[Direction, Program] = {}
         self._prepared: dict[tuple[object, ...], _Prepared] = {}
         self._programs: dict[tuple[Direction, Problem, Target], Program] = {}
         mask_reads = parameter_names(variant.mask)
@@ -180,7 +186,8 @@ class Engine:
         )
         wanted = (direction, problem, target)
         if wanted not in self._programs:
-            self._programs[wanted] = program(Request(self.variant, problem, target, direction))
+            request = Request(self.variant, problem, target, direction)
+            self._programs[wanted] = self.edited.get(direction) or program(request)
         return _Prepared(self._programs[wanted], sizes)
 
     def _tiles(
@@ -209,7 +216,8 @@ class Engine:
         return tables.tiles(facts, [buffers[i] for i in self._mask_buffers], device, make)
 
 
-_engines: OrderedDict[str, Engine] = OrderedDict()
+# Attentions keep their engines alive.
+_engines: WeakValueDictionary[str, Engine] = WeakValueDictionary()
 _engines_lock = threading.Lock()
 
 
@@ -217,17 +225,31 @@ def engine_of(text: str, variant: Variant | None = None) -> Engine:
     """The engine for a variant, given as text and, where it is at hand, parsed already."""
     with _engines_lock:
         found = _engines.get(text)
-    if found is not None:
-        return found
-    if variant is None:
-        from ..ir.parser import parse_variant  # loads lark
+        if found is None and variant is not None:
+            found = _engines[text] = Engine(variant)
+    return found or _parsed(text)
 
-        variant, _ = parse_variant(text)
+
+@functools.lru_cache(256)
+def _parsed(text: str) -> Engine:
+    """For a graph that came from elsewhere, with its variant as text."""
+    from ..ir.parser import parse_variant  # loads lark
+
+    if EDITED in text:
+        raise UnsupportedError("the attention with an edited source, which this graph was traced with, is gone")
+    return Engine(parse_variant(text)[0])
+
+
+def edited_engine(variant: Variant, path: str, source: str) -> tuple[str, Engine]:
+    """An engine that runs the module ``source`` in place of a generated one, and the text it is found by."""
+    key = key_of("edited", source)
+    target = Target("cuda" if "import triton" in source else "cpu")
+    edited = load(key, source, path, target)
+    engine = Engine(variant)
+    engine.edited["backward" if "grad_out" in signature(edited.run).parameters else "forward"] = edited
+    text = f"{print_variant(variant)}{EDITED}{path} {key}"
     with _engines_lock:
-        found = _engines.setdefault(text, Engine(variant))
-        if len(_engines) > _ENGINES_LIMIT:
-            _engines.popitem(last=False)
-    return found
+        return text, _engines.setdefault(text, engine)
 
 
 def _nothing_attended(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,5 +16,6 @@ def load_module(name: str, text: str, path: str) -> ModuleType:
     module = ModuleType(name)
     module.__file__ = path
     linecache.cache[path] = (len(text), None, text.splitlines(keepends=True), path)
-    exec(compile(text, path, "exec"), module.__dict__)
+    # Without dont_inherit the annotations of kernels would become strings of strings, as in this file.
+    exec(compile(text, path, "exec", dont_inherit=True), module.__dict__)
     return module

@@ -1,0 +1,251 @@
+"""The callable attention, and the three functions that make one."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..dsl.assemble import Part, assemble
+from ..dsl.binding import Binding
+from ..ir.errors import ArgumentError, ParameterError, UnsupportedError
+from ..ir.printer import print_variant
+from ..ir.variant import Align, ScalarParameter, StaticParameter, Variant
+from . import ops
+from .arguments import check_scalar, check_tensors
+from .engine import edited_engine, engine_of
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+class Aux(NamedTuple):
+    """What an attention returns besides its output, where asked for."""
+
+    lse: Tensor
+    """Natural logarithm of each row's sum of exponentials, (B, H, Lq), float32; −inf for empty rows."""
+
+
+class Attention:
+    """An attention variant with the values of its parameters, ready to be called, printed and inspected.
+
+    Made by :func:`attention` from parts, by :func:`parse` from text. Immutable. Two are equal if their structure
+    and scalars are; tensors, names and places in the source are not compared.
+    """
+
+    def __init__(self, variant: Variant, binding: Binding, edited: tuple[str, str] | None = None) -> None:
+        """``edited``: path and text of a module that takes the place of the generated one."""
+        self.variant = variant
+        self.binding = binding
+        self._edited = edited
+        if edited:
+            self._text, self._engine = edited_engine(variant, *edited)
+        else:
+            self._text = print_variant(variant)
+            self._engine = engine_of(self._text, variant)
+        parameters = [p for p in variant.parameters if not isinstance(p, StaticParameter)]
+        self._open = tuple(p for p in parameters if p.name not in binding)
+        for p in variant.scalars:
+            if p.name in binding:
+                check_scalar(p, binding[p.name])
+        # Values in the order in which programs take them; None while some are open.
+        self._bound = None if self._open else self._ordered(dict(binding))
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        aux: tuple[str, ...] = (),
+        deterministic: bool | None = None,
+        **parameters: int | float | Tensor,
+    ) -> Any:
+        """Attends.
+
+        ``query`` (B, H, Lq, D), ``key`` (B, Hkv, Lkv, D) and ``value`` (B, Hkv, Lkv, Dv) are float16, bfloat16 or
+        float32, on one device, with any strides as long as the last axis is contiguous; H is a multiple of Hkv,
+        D and Dv are 16 to 256. Open parameters of the variant are passed by keyword.
+
+        Returns the output (B, H, Lq, Dv) in the dtype of ``query``; with ``aux=("lse",)`` a pair of it and an
+        :class:`Aux`. Both are differentiable once. Rows that may attend to nothing give 0 and an lse of −inf.
+
+        ``deterministic=True`` insists on gradients that repeat bit for bit (default: as
+        ``torch.use_deterministic_algorithms`` says) and raises :class:`UnsupportedError` for the one that does not:
+        that of a tensor indexed by arbitrary functions of query and key. Raises :class:`ArgumentError` for
+        tensors that do not fit, :class:`ParameterError` for missing and unknown parameters,
+        :class:`IndexRangeError` where an allowed pair would read outside a captured tensor.
+        """
+        if aux and tuple(aux) != ("lse",):
+            raise ArgumentError(f"aux is {aux!r}", hint='write aux=("lse",), or leave it out')
+        if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
+            check_tensors(query, key, value)  # raises
+        buffers, scalars = self._bound if self._bound and not parameters else self._with_open(parameters)
+        compiling = torch.compiler.is_compiling()
+        if torch.is_autocast_enabled(query.device.type):
+            dtype = torch.get_autocast_dtype(query.device.type)
+            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        differentiating = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value, *buffers))
+        if differentiating:
+            self._check_deterministic(query, buffers, deterministic)
+        if compiling or differentiating or _is_watched(query):
+            out, lse = ops.attention(self.variant, self._text, query, key, value, buffers, scalars, not compiling)
+        else:
+            out, lse = self._engine.forward(query, key, value, buffers, scalars, True)
+        return (out, Aux(lse)) if aux else out
+
+    def with_values(self, **values: int | float | Tensor) -> Attention:
+        """The same variant with other values for some parameters; nothing is compiled again.
+
+        Raises :class:`ParameterError` for names that are no run-time parameters, :class:`ArgumentError` for
+        values of the wrong kind.
+        """
+        known = [p.name for p in self.variant.parameters if not isinstance(p, StaticParameter)]
+        for name in values:
+            if name not in known:
+                raise self._unknown(name, known)
+        return Attention(self.variant, Binding({**self.binding, **values}), self._edited)
+
+    def explain(self, *inputs: Any, **options: Any) -> Any:
+        """What was proved about the tiles, and exact counts: see :func:`regard.runtime.explain.explain`."""
+        from .explain import explain
+
+        return explain(self, *inputs, **options)
+
+    def plot(self, *inputs: Any, **options: Any) -> Any:
+        """A picture of the tiles: see :func:`regard.runtime.plot.plot`."""
+        from .plot import plot
+
+        return plot(self, *inputs, **options)
+
+    def source(self, **options: Any) -> str:
+        """The generated module: see :func:`regard.runtime.inspection.source`."""
+        from . import inspection
+
+        return inspection.source(self, **options)
+
+    def ptx(self, **options: Any) -> str:
+        """The PTX of the kernels: see :func:`regard.runtime.inspection.ptx`."""
+        from . import inspection
+
+        return inspection.ptx(self, **options)
+
+    def sass(self, **options: Any) -> str:
+        """The machine code of the kernels: see :func:`regard.runtime.inspection.sass`."""
+        from . import inspection
+
+        return inspection.sass(self, **options)
+
+    def ir(self, stage: str = "lowered") -> str:
+        """The variant after a stage of compilation: see :func:`regard.runtime.inspection.ir`."""
+        from . import inspection
+
+        return inspection.ir(self, stage)
+
+    def _repr_html_(self) -> str:
+        from .html import html
+
+        return html(self)
+
+    def __str__(self) -> str:
+        """The text form, which :func:`parse` reads back."""
+        return print_variant(self.variant, self.binding.scalars)
+
+    def __repr__(self) -> str:
+        needs = ", ".join(p.name for p in self._open)
+        return f"<Attention {self.variant.name}{f', open: {needs}' if needs else ''}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Attention):
+            return NotImplemented
+        return self.variant == other.variant and self.binding.scalars == other.binding.scalars
+
+    def __hash__(self) -> int:
+        return hash((self.variant, tuple(sorted(self.binding.scalars.items()))))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Attention, (self.variant, self.binding, self._edited)
+
+    def _with_open(
+        self, given: dict[str, int | float | Tensor]
+    ) -> tuple[tuple[Tensor, ...], tuple[int | float, ...]]:
+        names = [p.name for p in self._open]
+        for name in given:
+            if name not in names:
+                raise self._unknown(name, names)
+        for p in self._open:
+            if p.name not in given:
+                raise ParameterError(
+                    f"{p.name}: {p.type} has no value",
+                    location=p.loc,
+                    hint=f"pass it at the call: attn(query, key, value, {p.name}=…)",
+                )
+        return self._ordered({**self.binding, **given})
+
+    def _ordered(self, values: dict[str, Any]) -> tuple[tuple[Tensor, ...], tuple[int | float, ...]]:
+        """Buffers and scalars in the order in which programs take them."""
+        buffers = tuple(values[p.name] for p in self.variant.buffers)
+        return buffers, tuple(check_scalar(p, values[p.name]) for p in self.variant.scalars)
+
+    def _unknown(self, name: str, known: list[str]) -> ParameterError:
+        if name in self.binding:
+            hint = f"`{name}` is bound already; attn.with_values({name}=…) makes an attention with another value"
+        elif close := difflib.get_close_matches(name, known, n=1):
+            hint = f"did you mean `{close[0]}`?"
+        else:
+            hint = f"it takes {', '.join(known) or 'no parameters'}"
+        return ParameterError(f"{self.variant.name} has no open parameter `{name}`", hint=hint)
+
+    def _check_deterministic(self, query: Tensor, buffers: tuple[Tensor, ...], wanted: bool | None) -> None:
+        if wanted is None:
+            wanted = torch.are_deterministic_algorithms_enabled()
+        if wanted and query.is_cuda and self._engine.uses_atomics(self._engine.buffer_gradients(buffers)):
+            raise UnsupportedError(
+                "the gradient of a tensor that is indexed by arbitrary functions of query and key is summed by atomic "
+                "additions, whose order varies",
+                hint="index it by head, query, key or their distance, detach it, or pass deterministic=False",
+            )
+
+
+def attention(
+    *parts: Part, name: str | None = None, align: Align = "start", scale: float | None = None
+) -> Attention:
+    """An attention made of masks (all must hold), scores (applied in order) and at most one normaliser.
+
+    ``align="end"`` lets the last query meet the last key instead of the first the first. ``scale`` multiplies the
+    product of query and key before any score; None means D**-0.5. ``name`` is a label. Raises
+    :class:`ParameterError` for parts that do not fit together.
+    """
+    return Attention(*assemble(*parts, name=name, align=align, scale=scale))
+
+
+def parse(text: str) -> Attention:
+    """The attention written as ``text`` in the text language; its tensors are open parameters.
+
+    No Python is evaluated, so the text may come from anywhere. Raises :class:`TextError`.
+    """
+    from ..ir.parser import parse_variant  # loads lark
+
+    variant, values = parse_variant(text)
+    return Attention(variant, Binding(values))
+
+
+def load_source(path: str | os.PathLike[str], attn: Attention) -> Attention:
+    """``attn`` with the module at ``path`` in place of the generated one: an edited ``attn.source(...)``.
+
+    It replaces the forward or the backward program, whichever its ``run`` is, for all inputs; the other one is
+    generated as before. An edited module is *run*: load only what you trust.
+    """
+    return Attention(attn.variant, attn.binding, (os.fspath(path), Path(path).read_text()))
+
+
+def _is_watched(query: Tensor) -> bool:
+    """Whether something besides plain eager execution must see the operator: a mode, a transform, a subclass."""
+    return (
+        type(query) not in _PLAIN
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )

@@ -1,0 +1,167 @@
+"""The operators ``regard::attention`` and ``regard::attention_backward``.
+
+Autograd, ``torch.compile``, ``torch.export``, activation checkpointing and dispatch modes see attention through
+them. They carry the variant as text, so that a graph can be run by a process that never saw the Python function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ir.errors import UnsupportedError
+from ..ir.types import F32
+from ..ir.variant import Variant
+from .engine import engine_of
+
+_library = torch.library.Library("regard", "DEF")
+
+# `integers` and `floats` are the scalar parameters by type, each in order. `reuse_tables` is false in compiled
+# graphs, where buffers change without their version counters.
+_library.define(
+    "attention(Tensor query, Tensor key, Tensor value, Tensor[] buffers, SymInt[] integers, float[] floats, *, "
+    "str variant, bool reuse_tables) -> (Tensor, Tensor)"
+)
+_library.define(
+    "attention_backward(Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, Tensor grad_out, "
+    "Tensor? grad_lse, Tensor[] buffers, SymInt[] integers, float[] floats, *, str variant, "
+    "bool[] buffer_gradients, bool reuse_tables) -> Tensor[]"
+)
+
+
+def attention(
+    variant: Variant,
+    text: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    buffers: Sequence[Tensor],
+    scalars: Sequence[int | float],
+    reuse_tables: bool,
+) -> tuple[Tensor, Tensor]:
+    """``(out, lse)`` through the operator, hence differentiable and traceable."""
+    floats = [p.type is F32 for p in variant.scalars]
+    out, lse = torch.ops.regard.attention(
+        query,
+        key,
+        value,
+        list(buffers),
+        [x for x, is_float in zip(scalars, floats, strict=True) if not is_float],
+        [x for x, is_float in zip(scalars, floats, strict=True) if is_float],
+        variant=text,
+        reuse_tables=reuse_tables,
+    )
+    return out, lse
+
+
+def _merged(variant: Variant, integers: Sequence[int], floats: Sequence[float]) -> list[int | float]:
+    """The scalar parameters in the order of the variant."""
+    remaining: dict[bool, list[Any]] = {False: list(integers), True: list(floats)}
+    return [remaining[p.type is F32].pop(0) for p in variant.scalars]
+
+
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    buffers: Sequence[Tensor],
+    integers: Sequence[int],
+    floats: Sequence[float],
+    *,
+    variant: str,
+    reuse_tables: bool,
+) -> tuple[Tensor, Tensor]:
+    engine = engine_of(variant)
+    return engine.forward(query, key, value, buffers, _merged(engine.variant, integers, floats), reuse_tables)
+
+
+def _backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    buffers: Sequence[Tensor],
+    integers: Sequence[int],
+    floats: Sequence[float],
+    *,
+    variant: str,
+    buffer_gradients: Sequence[bool],
+    reuse_tables: bool,
+) -> list[Tensor]:
+    engine = engine_of(variant)
+    scalars = _merged(engine.variant, integers, floats)
+    return engine.backward(
+        query, key, value, out, lse, grad_out, grad_lse, buffers, scalars, buffer_gradients, reuse_tables
+    )
+
+
+def _forward_fake(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+    out = query.new_empty((*query.shape[:3], value.shape[3]))
+    return out, query.new_empty(query.shape[:3], dtype=torch.float32)
+
+
+def _backward_fake(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    buffers: Sequence[Tensor],
+    *_: object,
+    buffer_gradients: Sequence[bool],
+    **__: object,
+) -> list[Tensor]:
+    marked = [b for b, wanted in zip(buffers, buffer_gradients, strict=True) if wanted]
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value, *marked)]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, buffers, integers, floats = inputs
+    out, lse = output
+    ctx.save_for_backward(query, key, value, out, lse, *buffers)
+    ctx.scalars = integers, floats
+    ctx.options = keyword_only_inputs
+    ctx.buffer_gradients = engine_of(keyword_only_inputs["variant"]).buffer_gradients(buffers)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
+    query, key, value, out, lse, *buffers = ctx.saved_tensors
+    if grad_out is None and grad_lse is None:
+        return None, None, None, [None] * len(buffers), None, None
+    if grad_out is None:
+        grad_out = torch.zeros_like(out)
+    gradients = torch.ops.regard.attention_backward(
+        query, key, value, out, lse, grad_out, grad_lse, buffers, *ctx.scalars,
+        buffer_gradients=ctx.buffer_gradients, **ctx.options,
+    )  # fmt: skip
+    of_buffers = iter(gradients[3:])
+    spread = [next(of_buffers) if wanted else None for wanted in ctx.buffer_gradients]
+    return *gradients[:3], spread, None, None
+
+
+def _refuse_second_derivative(ctx: Any, *gradients: object) -> None:
+    raise UnsupportedError(
+        "attention can be differentiated once, not twice",
+        hint="for second derivatives (create_graph=True) use torch.nn.functional.scaled_dot_product_attention "
+        "with the math backend",
+    )
+
+
+for _name, _implementation, _fake in (
+    ("attention", _forward, _forward_fake),
+    ("attention_backward", _backward, _backward_fake),
+):
+    _library.impl(_name, _implementation, "CPU")
+    _library.impl(_name, _implementation, "CUDA")
+    torch.library.register_fake(f"regard::{_name}", _fake, lib=_library)
+torch.library.register_autograd("regard::attention", _differentiate, setup_context=_save, lib=_library)
+torch.library.register_autograd("regard::attention_backward", _refuse_second_derivative, lib=_library)
