@@ -1,0 +1,64 @@
+"""Front ends: Python functions traced into variants, and the stock library.
+
+``__all__`` is what ``import regard as rg`` offers of this package.
+"""
+
+from .assemble import Part, assemble, softmax
+from .binding import Binding
+from .functions import (
+    abs,
+    clamp,
+    cos,
+    exp,
+    exp2,
+    floor,
+    log,
+    log2,
+    maximum,
+    minimum,
+    rsqrt,
+    sigmoid,
+    sin,
+    sqrt,
+    tanh,
+    to_float,
+    to_int,
+    where,
+)
+from .part import MaskFunction, MaskPart, ScoreFunction, ScorePart, mask, score
+from .static import static
+from .stock import (
+    alibi,
+    block_diagonal,
+    causal,
+    checkerboard,
+    chunked_causal,
+    decay,
+    dilated,
+    distance_decay,
+    document,
+    full,
+    global_tokens,
+    key_bias,
+    key_mask,
+    log_n,
+    padding,
+    prefix_lm,
+    relative_bias,
+    sinks,
+    sliding_window,
+    softcap,
+    strided,
+    t5_bias,
+    temperature,
+    token_decay,
+)
+
+__all__ = [
+    "Binding", "MaskFunction", "MaskPart", "Part", "ScoreFunction", "ScorePart",
+    "abs", "alibi", "assemble", "block_diagonal", "causal", "checkerboard", "chunked_causal", "clamp", "cos", "decay",
+    "dilated", "distance_decay", "document", "exp", "exp2", "floor", "full", "global_tokens", "key_bias", "key_mask",
+    "log", "log2", "log_n", "mask", "maximum", "minimum", "padding", "prefix_lm", "relative_bias", "rsqrt", "score",
+    "sigmoid", "sin", "sinks", "sliding_window", "softcap", "softmax", "sqrt", "static", "strided", "t5_bias", "tanh",
+    "temperature", "to_float", "to_int", "token_decay", "where",
+]  # fmt: skip

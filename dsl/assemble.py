@@ -1,0 +1,66 @@
+"""From parts to a variant and the values of its parameters."""
+
+from __future__ import annotations
+
+import math
+import numbers
+
+from ..ir import build
+from ..ir.errors import ParameterError
+from ..ir.variant import Align, Normalizer, Softmax, Variant
+from .binding import Binding
+from .merge import merge
+from .part import MaskFunction, MaskPart, ScoreFunction, ScorePart
+
+Part = MaskFunction | MaskPart | ScoreFunction | ScorePart | Normalizer
+
+
+def softmax() -> Normalizer:
+    """Rows are normalised by softmax over the allowed keys; this is the default."""
+    return Softmax()
+
+
+def assemble(
+    *parts: Part, name: str | None = None, align: Align = "start", scale: float | None = None
+) -> tuple[Variant, Binding]:
+    """ANDs the masks among ``parts``, applies the scores in order, and takes at most one normaliser.
+
+    ``align``: "start" lets query 0 meet key 0, "end" the last query the last key. ``scale`` multiplies the scores
+    before anything else sees them; None means D**-0.5. ``name`` is a label, made of the names of the parts
+    by default. Raises :class:`ParameterError` for anything that is no part, a second normaliser, open
+    parameters that disagree, and bad options.
+    """
+    if align not in ("start", "end"):
+        raise ParameterError(f'align is "start" or "end", got {align!r}')
+    if scale is not None and not (isinstance(scale, numbers.Real) and math.isfinite(scale)):
+        raise ParameterError(f"scale is a finite number or None, got {scale!r}")
+    if name is not None and not name.isidentifier():
+        raise ParameterError(f"a name is an identifier, got {name!r}")
+    built = [part() if isinstance(part, MaskFunction | ScoreFunction) else part for part in parts]
+    normalizers = []
+    applied: list[MaskPart | ScorePart] = []
+    for position, part in enumerate(built):
+        match part:
+            case MaskPart() | ScorePart():
+                applied.append(part)
+            case Softmax():
+                normalizers.append(part)
+            case _:
+                raise ParameterError(
+                    f"argument {position} of attention is no part: {getattr(part, '__name__', type(part).__name__)}",
+                    hint="decorate functions with @rg.mask or @rg.score; call stock parts, e.g. rg.softcap(30.0)",
+                )
+    if len(normalizers) > 1:
+        raise ParameterError("an attention has one normaliser", hint="drop the others")
+    expressions, parameters, values = merge([part.traced for part in applied])
+    both = list(zip(applied, expressions, strict=True))
+    variant = Variant(
+        mask=build.conjunction([e for part, e in both if isinstance(part, MaskPart)]),
+        scores=tuple(e for part, e in both if isinstance(part, ScorePart)),
+        parameters=parameters,
+        normalizer=normalizers[0] if normalizers else Softmax(),
+        align=align,
+        scale=None if scale is None else float(scale),
+        name=name or "_".join(dict.fromkeys(part.name for part in applied)) or "attention",
+    )
+    return variant, Binding(values)

@@ -1,0 +1,21 @@
+"""The stock library of masks and scores, written in the public language only."""
+
+from .alibi import alibi
+from .anchors import global_tokens, sinks
+from .blocks import block_diagonal, checkerboard, chunked_causal
+from .causal import causal, full
+from .decay import decay, distance_decay, token_decay
+from .document import document
+from .key_bias import key_bias
+from .padding import key_mask, padding
+from .prefix import prefix_lm
+from .relative import relative_bias, t5_bias
+from .scaling import log_n, softcap, temperature
+from .strides import dilated, strided
+from .window import sliding_window
+
+__all__ = [
+    "alibi", "block_diagonal", "causal", "checkerboard", "chunked_causal", "decay", "dilated", "distance_decay",
+    "document", "full", "global_tokens", "key_bias", "key_mask", "log_n", "padding", "prefix_lm", "relative_bias",
+    "sinks", "sliding_window", "softcap", "strided", "t5_bias", "temperature", "token_decay",
+]  # fmt: skip
