@@ -1,0 +1,256 @@
+"""``explain``: what the compiler proved about a variant, what it will run, and what that costs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..codegen.defaults import default_schedule
+from ..codegen.schedule import DType, Schedule, Target
+from ..ir.dependence import load_class
+from ..ir.location import Location
+from ..ir.nodes import Expr, Index, Load
+from ..ir.printer import print_expr
+from ..ir.tiles import Interval, TilePlan
+from ..ir.tiles.count import PairCount, TileCounts, Work, pair_count, tile_counts, work
+from ..ir.traverse import loads, parameter_names, substitute
+from ..ir.types import I32
+from ..ir.variant import Variant
+from .compile import Direction
+from .inspection import Setting, Shape, plan_of, setting
+
+if TYPE_CHECKING:
+    from .attention import Attention
+
+_ITEM_SIZES: dict[DType, int] = {"f16": 2, "bf16": 2, "f32": 4}
+_METHODS = {
+    "closed": "closed form: the kernel computes the ranges below; nothing is stored, whatever the length",
+    "classified": "classified: every pair of tiles is decided from minima and maxima of the data of each tile; "
+    "stored are two lists of tiles (4 bytes for a pair of tiles)",
+    "exact": "exact: the mask is evaluated for every pair of positions, in chunks; "
+    "stored are two lists of tiles (4 bytes for a pair of tiles)",
+}
+# Shorter names for the ends of a tile, as the report explains them.
+_TILE_ENDS: dict[Expr, Expr] = {Index("tile_first", I32): Index("first", I32), Index("tile_last", I32): Index("last", I32)}
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What runs in one direction, and whether its result repeats bit for bit."""
+
+    direction: Direction
+    skeleton: str
+    schedule: Schedule
+    deterministic: bool
+
+    def __str__(self) -> str:
+        s = self.schedule
+        tiles = f"tiles of {s.block_m} queries × {s.block_n} keys"
+        launch = f", {s.num_warps} warps, {s.num_stages} stages" if self.skeleton.startswith("triton") else ""
+        extra = ", keys split where there are few queries" if s.split_keys else ""
+        order = "repeatable" if self.deterministic else "last bits vary (atomic additions)"
+        return f"{self.direction:<8} {self.skeleton}: {tiles}{launch}{extra}; {order}"
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """How one element of a captured tensor is read."""
+
+    load: Load
+    guarded: bool
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{print_expr(self.load)}: {'guarded' if self.guarded else 'plain'} load; {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What one call of the given shapes costs."""
+
+    pairs: PairCount
+    tiles: TileCounts
+    work: Work
+
+    @property
+    def speedup_bound(self) -> float:
+        """Dense tiles over visited tiles: how much faster than dense attention of the same speed this can be."""
+        visited = self.tiles.visited
+        return (visited + self.tiles.empty) / visited if visited else float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The report of :func:`explain`. ``str()`` prints it; the fields hold what it is made of.
+
+    ``counts`` is None where no shapes were given, or where the mask reads ``missing`` parameters.
+    """
+
+    variant_text: str
+    plan: TilePlan
+    reads: tuple[Read, ...]
+    setting: Setting
+    kernels: tuple[Kernel, ...]
+    counts: Counts | None
+    missing: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(self.text())}</pre>"
+
+    def text(self, with_variant: bool = True) -> str:
+        """The report; without the variant's own text if that stands beside it already."""
+        blocks = [
+            *([self.variant_text] if with_variant else []),
+            _block("Tiles", self._tiles()),
+            _block("Proofs", self._proofs()),
+            _block("Captured tensors", map(str, self.reads)),
+            _block(f"Kernels for {self.setting.target}, {self._problem()}", map(str, self.kernels)),
+            _block(self._counts_title(), self._counts()),
+        ]
+        return "\n\n".join(block for block in blocks if block)
+
+    def _tiles(self) -> Iterator[str]:
+        yield _METHODS[self.plan.method]
+        for own, other, ranges in (("queries", "keys", self.plan.keys), ("keys", "queries", self.plan.queries)):
+            yield f"for a tile of {own} first … last:"
+            yield f"  {other} that some of them pair with  {_union(ranges.may)}"
+            yield f"  {other} that all of them pair with   {_union(ranges.must)}"
+        if self.plan.classification is not None:
+            yield f"a pair of tiles may hold allowed pairs if  {print_expr(self.plan.classification.may)}"
+            yield f"it is full if  {print_expr(self.plan.classification.must)}"
+
+    def _proofs(self) -> Iterator[str]:
+        if not self.plan.proofs:
+            yield "every pair is allowed: all tiles are full"
+        for proof in self.plan.proofs:
+            place = f"  ({_place(proof.loc)})" if proof.loc is not None else ""
+            yield f"{print_expr(proof.atom)}: {proof.verdict}; {_short(proof.reason)}{place}"
+        rows = "no row is empty" if self.plan.rows_never_empty else "rows may be empty (they give 0)"
+        yield f"{rows}: {self.plan.rows_reason}"
+
+    def _problem(self) -> str:
+        s = self.setting
+        size = f"{s.head_dim}" if s.head_dim == s.value_dim else f"{s.head_dim} (values {s.value_dim})"
+        return f"{s.dtype}, head size {size}"
+
+    def _counts_title(self) -> str:
+        sizes = self.setting.sizes
+        if sizes is None:
+            return "Counts"
+        kv = f" ({sizes.kv_heads} of keys)" if sizes.kv_heads != sizes.heads else ""
+        return f"Counts for batch {sizes.batch}, {sizes.heads} heads{kv}, {sizes.q_len} queries × {sizes.kv_len} keys"
+
+    def _counts(self) -> Iterator[str]:
+        if self.counts is not None:
+            yield str(self.counts.pairs)
+            yield str(self.counts.tiles)
+            yield str(self.counts.work)
+            yield f"at most {self.counts.speedup_bound:.1f} × as fast as dense attention with the same tiles"
+            if not self.counts.pairs.exact:
+                yield "exact=True counts the pairs by evaluating the mask on all of them"
+        elif self.missing:
+            yield f"the mask reads {', '.join(self.missing)}: pass values by keyword to count"
+        else:
+            yield "give query, key and value, or their shapes, to count pairs, tiles, FLOPs and bytes"
+
+
+def explain(
+    attn: Attention,
+    *inputs: Tensor | Shape,
+    target: Target | str | None = None,
+    dtype: DType | torch.dtype | None = None,
+    head_dim: int = 64,
+    value_dim: int | None = None,
+    exact: bool = False,
+    **parameters: Any,
+) -> Explanation:
+    """What is proved about the tiles of ``attn``, which kernels run, and exact counts; nothing is run.
+
+    ``inputs``: query, key and value, or their shapes (batch, heads, length, head size), or one shape for all
+    three, or nothing: then there are no counts. ``parameters``: values of open parameters. ``target``
+    ("cpu", "sm_90" …) defaults to the tensors' device, else to this machine's. ``exact`` counts pairs by evaluating
+    the mask where no closed form gives them: O(Lq · Lkv) time, bounded memory.
+
+    Raises the errors of a call with such inputs.
+    """
+    what = setting(
+        attn, inputs, target=target, dtype=dtype, head_dim=head_dim, value_dim=value_dim, parameters=parameters
+    )
+    plan = plan_of(attn)
+    kernels = tuple(_kernel(plan, what, direction) for direction in ("forward", "backward"))
+    missing = tuple(sorted(parameter_names(plan.variant.mask) - set(what.values)))
+    return Explanation(
+        variant_text=str(attn),
+        plan=plan,
+        reads=_reads(plan.variant),
+        setting=what,
+        kernels=kernels,
+        counts=None if what.sizes is None or missing else _count(plan, what, kernels[0].schedule, exact),
+        missing=missing,
+    )
+
+
+def _count(plan: TilePlan, what: Setting, schedule: Schedule, exact: bool) -> Counts:
+    assert what.sizes is not None  # the caller checked
+    values = what.numbers()
+    tiles = tile_counts(plan, what.sizes, values, schedule.block_m, schedule.block_n, exact or plan.method == "exact")
+    cost = work(plan, what.sizes, values, tiles, what.head_dim, what.value_dim, _ITEM_SIZES[what.dtype])
+    pairs = pair_count(plan, what.sizes, values, exact)
+    if pairs.exact and not cost.exact:
+        flops = pairs.pairs * 2 * (what.head_dim + what.value_dim)
+        cost = replace(cost, forward_flops=flops, backward_flops=flops * 5 // 2, exact=True)
+    return Counts(pairs, tiles, cost)
+
+
+def _kernel(plan: TilePlan, what: Setting, direction: Direction) -> Kernel:
+    problem = what.problem(plan.variant, direction)
+    schedule = default_schedule(plan, problem, what.target, direction)
+    on_cpu = what.target.backend == "cpu"
+    gradients = problem.buffer_gradients or (False,) * len(plan.variant.buffers)
+    differentiated = {p.name for p, wanted in zip(plan.variant.buffers, gradients, strict=True) if wanted}
+    scattered = any(
+        load.buffer in differentiated and load_class(load) == "pair" for score in plan.variant.scores for load in loads(score)
+    )
+    skeleton = "PyTorch tile program" if on_cpu else f"triton_{direction}"
+    return Kernel(direction, skeleton, schedule, deterministic=on_cpu or not scattered)
+
+
+def _reads(variant: Variant) -> tuple[Read, ...]:
+    expressions = (variant.mask, *variant.scores)
+    return tuple(map(_read, dict.fromkeys(load for e in expressions for load in loads(e))))
+
+
+def _read(load: Load) -> Read:
+    computed = [print_expr(x) for x in load.indices if not isinstance(x, Index)]
+    if not computed:
+        return Read(load, False, "the call checks that every axis is long enough")
+    return Read(load, True, f"{', '.join(computed)} may lie outside; pairs that are masked never read")
+
+
+def _union(intervals: Sequence[Interval]) -> str:
+    def shown(e: Expr) -> str:
+        return print_expr(substitute(e, _TILE_ENDS))
+
+    return " or ".join(f"[{shown(i.start)}, {shown(i.stop)})" for i in intervals) or "none for certain"
+
+
+def _short(reason: str) -> str:
+    return reason.replace("tile_first", "first").replace("tile_last", "last")
+
+
+def _place(loc: Location) -> str:
+    return f"{os.path.basename(loc.file)}:{loc.line}"
+
+
+def _block(title: str, lines: Iterator[str] | Mapping[str, str] | Any) -> str:
+    body = "\n".join(f"  {line}" for line in lines)
+    return f"{title}\n{body}" if body else ""

@@ -1,0 +1,105 @@
+"""The command line: looks at a variant written in the text language, without running it and without a GPU.
+
+    regard explain variant.txt --lengths 4096
+    regard source variant.txt --target sm_90 --direction backward
+    regard plot variant.txt --lengths 4096 --out tiles.png
+
+``-`` reads the variant from standard input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .ir.errors import RegardError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; 0 if it succeeded, 2 if the input was wrong (the reason is on standard error)."""
+    options = _parser().parse_args(arguments)
+    try:
+        print(_run(options))
+    except (RegardError, OSError) as error:
+        print(f"regard: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(options: argparse.Namespace) -> str:
+    from .runtime.attention import parse
+
+    text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text()
+    attn = parse(text)
+    if options.command in ("explain", "plot"):
+        q_len, kv_len = (*options.lengths, *options.lengths)[:2] if options.lengths else (None, None)
+        kv_heads = options.kv_heads or options.heads
+        shapes = (
+            (options.batch, options.heads, q_len, options.head_dim),
+            (options.batch, kv_heads, kv_len, options.head_dim),
+            (options.batch, kv_heads, kv_len, options.value_dim or options.head_dim),
+        )
+        if options.command == "explain":
+            inputs = shapes if options.lengths else ()
+            return str(attn.explain(*inputs, dtype=options.dtype, target=options.target, exact=options.exact))
+        attn.plot(*shapes, path=options.out, tile=options.tile)
+        return f"wrote {options.out}"
+    if options.command == "ir":
+        return str(attn.ir(options.stage))
+    show = {"source": attn.source, "ptx": attn.ptx, "sass": attn.sass}[options.command]
+    return str(
+        show(
+            direction=options.direction,
+            target=options.target,
+            dtype=options.dtype,
+            head_dim=options.head_dim,
+            value_dim=options.value_dim,
+        )
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="regard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.add_argument("file", help="a file in the text language, or -")
+        return sub
+
+    explain = command("explain", "what is proved about the tiles; with --lengths also exact counts")
+    plot = command("plot", "a picture of the tiles")
+    source = command("source", "the generated module")
+    ptx = command("ptx", "the PTX of its kernels")
+    sass = command("sass", "the machine code of its kernels")
+    command("ir", "the variant after a stage of compilation").add_argument(
+        "--stage", default="lowered", help="traced, the name of a pass, lowered (default) or plan"
+    )
+
+    for sub in (explain, plot):
+        sub.add_argument("--batch", type=int, default=1)
+        sub.add_argument("--heads", type=int, default=8)
+        sub.add_argument("--kv-heads", type=int, help="default: as many as heads")
+        sub.add_argument(
+            "--lengths", type=int, nargs="+", required=sub is plot, metavar="L", help="of queries and keys, or one for both"
+        )
+    for sub in (explain, source, ptx, sass):
+        sub.add_argument("--target", help="cpu, sm_80, sm_90, sm_100, gfx942; default: this machine's")
+        sub.add_argument("--dtype", default="bf16", choices=("f16", "bf16", "f32"))
+    for sub in (explain, plot, source, ptx, sass):
+        sub.add_argument("--head-dim", type=int, default=64)
+        sub.add_argument("--value-dim", type=int, help="default: as --head-dim")
+    for sub in (source, ptx, sass):
+        sub.add_argument("--direction", default="forward", choices=("forward", "backward"))
+    explain.add_argument("--exact", action="store_true", help="count pairs exactly even where that means evaluating rows")
+    plot.add_argument("--tile", type=int, help="tile size; default: so that the picture stays readable")
+    plot.add_argument("--out", default="tiles.png", help="a .png or .svg file")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
