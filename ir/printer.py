@@ -105,9 +105,14 @@ def _same_operands(e: Expr, written: tuple[Expr, ...]) -> bool:
     except RegardError:
         return False
     made = _operands(again)
-    return type(again) is type(e) and again.type is e.type and len(made) == len(written) and all(
-        a is b or (isinstance(a, Cast) and isinstance(b, Cast) and a.type is b.type and a.x is b.x)
-        for a, b in zip(made, _operands(e), strict=True)
+    return (
+        type(again) is type(e)
+        and again.type is e.type
+        and len(made) == len(written)
+        and all(
+            a is b or (isinstance(a, Cast) and isinstance(b, Cast) and a.type is b.type and a.x is b.x)
+            for a, b in zip(made, _operands(e), strict=True)
+        )
     )
 
 

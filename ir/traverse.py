@@ -106,6 +106,4 @@ def loads(e: Expr) -> tuple[Load, ...]:
 
 def parameter_names(e: Expr) -> frozenset[str]:
     """Names of all scalar parameters and buffers that ``e`` reads."""
-    return frozenset(
-        x.name if isinstance(x, Param) else x.buffer for x in walk(e) if isinstance(x, Param | Load)
-    )
+    return frozenset(x.name if isinstance(x, Param) else x.buffer for x in walk(e) if isinstance(x, Param | Load))

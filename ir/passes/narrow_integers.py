@@ -25,11 +25,10 @@ def narrow_integers(v: Variant) -> Variant:
     >>> v, _ = parse_variant("attention a(window: int) { keep q - kv < window * window }")
     >>> print(print_lowered(lower({"mask": narrow_integers(v).mask})))
     lowered(window: i32) {
-      t0: i32 = q - kv
-      t1: i64 = i64(window)
-      t2: i64 = t1 * t1
-      t3: bool = i64(t0) < t2
-      yield mask: bool = t3
+      t0: i64 = i64(window)
+      t1: i64 = t0 * t0
+      t2: bool = i64(q - kv) < t1
+      yield mask: bool = t2
     }
     """
     return replace(v, mask=narrow(v.mask), scores=tuple(narrow(e) for e in v.scores))

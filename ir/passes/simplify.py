@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..interpret import evaluate
 from ..nodes import COMPARISONS, FALSE, TRUE, Binary, Cast, Const, Expr, Select, Unary
 from ..traverse import children, rewrite
-from ..types import BOOL, F32
+from ..types import BOOL, F32, I32, I64
 from ..variant import Variant
 
 # Float operations that every target rounds correctly, so that folding them changes no result.
@@ -82,6 +82,9 @@ def _is(e: Expr, value: bool | int | float) -> bool:
 
 
 def _comparison(e: Binary) -> Expr:
+    match e.a, e.b:
+        case (Cast(a), Cast(b)) if e.a.type is I64 and a.type is b.type is I32:
+            return _comparison(replace(e, a=a, b=b))
     if e.a.type is not F32 and e.a == e.b:  # NaN is not equal to itself
         return TRUE if e.op in ("eq", "le", "ge") else FALSE
     if e.op in ("eq", "ne") and e.a.type is BOOL:
