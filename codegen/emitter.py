@@ -48,6 +48,20 @@ class Emitter:
         finally:
             self._depth -= 1
 
+    @contextmanager
+    def define(self, signature: str) -> Iterator[None]:
+        """A function at the top level; what is written meanwhile is its body."""
+        self.line()
+        self.line()
+        with self.block(f"def {signature}:"):
+            yield
+
+    def definition(self, text: str) -> None:
+        """Whole functions at the top level, from their source."""
+        self.line()
+        self.line()
+        self.lines(text)
+
     def fresh(self, name: str) -> str:
         """``name``, or ``name_1``, ``name_2`` … where it is taken or a keyword; taken from now on."""
         candidate, count = name, 0

@@ -1,0 +1,153 @@
+"""What the printed PyTorch programs for the CPU share: names, mask, scores, tile loop, header."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ..ir.printer import print_expr, print_variant
+from ..ir.tiles.plan import TilePlan
+from ..ir.traverse import index_names
+from ..ir.variant import Variant
+from .emitter import Emitter
+from .print_torch import Scope, helper_functions
+from .schedule import Schedule, Source
+from .torch_classify import CLASSIFY_NAMES, emit_classify_functions
+from .torch_functions import Call, emit_mask, emit_scores, module_scope, parameter_names
+from .torch_tiles import TILE_NAMES, emit_tile_loop
+
+# Scores of one run of keys: 4 MiB of float32, about what two cores keep in their caches.
+TILE_ELEMENTS = 1 << 20
+# Runs and spans of fewer keys than this are not worth a matrix product or a slice of their own.
+SHORT_RUN = 64
+
+# Names that the programs use themselves; a user's parameter of such a name is renamed.
+PROGRAM_NAMES = CLASSIFY_NAMES | TILE_NAMES | {
+    "query", "key", "value", "out", "lse", "scale", "tiles", "head_dim", "value_dim", "group", "finite", "batches",
+    "rows", "keys", "values", "spans", "p", "top", "total", "sums", "peak", "base", "decay", "cleared", "keep",
+    "grad_out", "grad_lse", "grad_query", "grad_key", "grad_value", "grad_rows", "delta", "empty", "accumulate",
+    "times", "a", "b", "positions",
+}  # fmt: skip
+
+_POSITIONS = '''
+def positions(start, stop):
+    """start..stop as a row of key positions."""
+    return torch.arange(start, stop, device="cpu")[None, :]
+'''
+
+_CLEARED = '''
+def cleared(rows, start, spans):
+    """A copy of key or value rows, the first of which is ``start``; those that no query sees are zero."""
+    rows = rows.clone()
+    for a, b, keep in spans:
+        rows[:, :, a - start : b - start].masked_fill_(~keep.any(-2).unsqueeze(-1), 0.0)
+    return rows
+'''
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The functions printed so far; ``mask`` is None where every pair may attend."""
+
+    plan: TilePlan
+    scope: Scope
+    mask: Call | None
+    scores: list[Call]
+    tile_loop: Call
+
+    @property
+    def parameters(self) -> list[str]:
+        """Captured tensors and scalars, as ``run`` takes them."""
+        return parameter_names(self.plan.variant, self.scope)
+
+    @property
+    def mask_differs_by_head(self) -> bool:
+        return bool({"head", "kv_head"} & index_names(self.plan.variant.mask))
+
+
+def emit_program(out: Emitter, plan: TilePlan, schedule: Schedule) -> Program:
+    """Prints everything that comes before ``run`` in both directions."""
+    scope = module_scope(plan.variant, out)
+    mask = emit_mask(out, plan.variant.mask, scope)
+    scores = emit_scores(out, plan.variant, scope)
+    if plan.method != "closed":
+        emit_classify_functions(out, plan, scope, mask, (schedule.block_m, schedule.block_n))
+    tile_loop = emit_tile_loop(out, plan, scope)
+    out.definition(_POSITIONS)
+    if mask is not None:
+        out.definition(_CLEARED)
+    return Program(plan, scope, mask, scores, tile_loop)
+
+
+def emit_sizes(out: Emitter, v: Variant) -> None:
+    """Sizes and the scale of the scores."""
+    out.line("batch_size, heads, q_len, head_dim = query.shape")
+    out.line("kv_heads, kv_len, value_dim = key.shape[1], key.shape[2], value.shape[3]")
+    out.line("group = heads // kv_heads")
+    out.line(f"scale = {'head_dim**-0.5' if v.scale is None else v.scale} if scale is None else scale")
+
+
+def emit_positions(out: Emitter, program: Program) -> None:
+    """The vectors of batch items and heads that the printed functions read."""
+    v = program.plan.variant
+    used = index_names(v.mask).union(program.tile_loop.arguments, *map(index_names, v.scores))
+    if "batch" in used:
+        out.line('batches = torch.arange(batch_size, device="cpu")[:, None, None, None]')
+    if {"head", "kv_head"} & used:
+        out.line('head = torch.arange(heads, device="cpu")[:, None, None]')
+    if "kv_head" in used:
+        out.line("kv_head = head // group")
+    if program.plan.method != "closed":
+        with out.block("if tiles is None:"):
+            sizes = "batch_size, heads, kv_heads, q_len, kv_len"
+            out.line(f"tiles = classify({', '.join([*program.parameters, sizes])}, query.device)")
+
+
+def emit_tile_positions(out: Emitter, program: Program) -> None:
+    """Positions of the rows of one tile."""
+    v = program.plan.variant
+    used = index_names(v.mask).union(*map(index_names, v.scores))
+    if "batch" in used:
+        out.line("batch = batches[here]")
+    if "q" in used:
+        out.line('q = torch.arange(first, stop, device="cpu")[:, None]')
+
+
+def emit_run_scores(out: Emitter, program: Program) -> None:
+    """``keys`` and the scores ``s`` of one run, -inf where the mask forbids; ``spans`` has the masks."""
+    out.line("keys = key[here, :, start:end].float()")
+    out.line("s = (rows @ keys.mT).view(-1, heads, stop - first, end - start)")
+    if any("kv" in index_names(e) for e in program.plan.variant.scores):
+        out.line("kv = positions(start, end)")
+    for call in program.scores:
+        out.line(f"s = {call}")
+    if program.mask is not None:
+        out.line(f"spans = [(a, b, {program.mask.passing('positions(a, b)', to='kv')}) for a, b in masked]")
+        with out.block("for a, b, keep in spans:"):
+            out.line('s[..., a - start : b - start].masked_fill_(~keep, float("-inf"))')
+
+
+def finish(out: Emitter, title: str, plan: TilePlan, schedule: Schedule) -> Source:
+    """The module: header, import, constants, the helpers that the code calls, the code."""
+    v = plan.variant
+    head = Emitter()
+    head.comment(f"{title}, generated by Regard for the CPU.\n\n{print_variant(v)}")
+    places = [x.loc for x in (v.mask, *v.scores) if x.loc is not None]
+    for place in dict.fromkeys(f"{os.path.basename(p.file)}:{p.line}" for p in places):
+        head.comment(f"  from {place}")
+    head.comment(f"\nTiles: {plan.method}; {schedule.block_m} queries at a time.")
+    for proof in plan.proofs:
+        head.comment(f"  {print_expr(proof.atom)}: {proof.verdict}, {proof.reason}")
+    head.comment(f"  rows: {plan.rows_reason}")
+    head.lines("\nimport torch\n")
+    head.line()
+    head.line(f"BLOCK_M = {schedule.block_m}  # queries at a time")
+    if plan.method != "closed":
+        head.line(f"BLOCK_N = {schedule.block_n}  # keys in a tile of the table")
+    head.line(f"TILE = {TILE_ELEMENTS}  # scores at a time")
+    head.line(f"MERGE = {SHORT_RUN}  # runs of keys with a smaller gap are one")
+    code = out.text()
+    helpers = helper_functions(code)
+    if helpers:
+        head.definition(helpers)
+    return Source(head.text() + code)

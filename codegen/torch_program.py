@@ -1,0 +1,81 @@
+"""The forward pass as a printed PyTorch program: what runs where there is no GPU.
+
+For each tile of queries one matrix product per run of keys, and online softmax across runs (Milakov and
+Gimelshein, arXiv:1805.02867; Rabe and Staats, arXiv:2112.05682). Scores and sums are float32.
+"""
+
+from __future__ import annotations
+
+from ..ir.tiles.plan import TilePlan
+from .emitter import Emitter
+from .schedule import Problem, Schedule, Source
+from .torch_functions import emit_float_parameters
+from .torch_module import (
+    PROGRAM_NAMES,
+    Program,
+    emit_positions,
+    emit_program,
+    emit_run_scores,
+    emit_sizes,
+    emit_tile_positions,
+    finish,
+)
+
+
+def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule) -> Source:
+    """A module whose ``run`` computes ``(out, lse)``; see docs/internals.md, "Generated modules".
+
+    The program serves every dtype and head size, so nothing of ``problem`` is baked in.
+    """
+    out = Emitter(PROGRAM_NAMES)
+    program = emit_program(out, plan, schedule)
+    inputs = ["query", "key", "value", *program.parameters, "scale=None", "tiles=None"]
+    with out.define(f"run({', '.join(inputs)})"):
+        _emit_run(out, program)
+    return finish(out, "Attention forward", plan, schedule)
+
+
+_SOFTMAX = """
+peak = torch.maximum(top, s.amax(-1, keepdim=True))
+base = peak.masked_fill(peak == float("-inf"), 0.0)  # rows without any pair so far
+p = s.sub_(base).exp_()
+decay = torch.exp(top - base)
+total = total * decay + p.sum(-1, keepdim=True)
+part = p.reshape(-1, kv_heads, group * (stop - first), end - start) @ values
+sums = sums * decay + part.view(-1, heads, stop - first, value_dim)
+top = peak
+"""
+
+
+def _emit_run(out: Emitter, program: Program) -> None:
+    v = program.plan.variant
+    out.line('"""Output (B, H, Lq, Dv) and log-sum-exp (B, H, Lq); Lq queries, Lkv keys, H a multiple of Hkv."""')
+    emit_sizes(out, v)
+    out.line("out = query.new_zeros(batch_size, heads, q_len, value_dim)")
+    out.line('lse = torch.full((batch_size, heads, q_len), float("-inf"), device="cpu")')
+    with out.block("if lse.numel() == 0 or kv_len == 0:"):
+        out.line("return out, lse")
+    emit_float_parameters(out, v, program.scope)
+    emit_positions(out, program)
+    if program.mask is not None:
+        out.comment("A probability of 0 hides a value, but not one that is infinite or NaN.")
+        out.line("finite = bool(value.sum(dtype=torch.float32).isfinite())")
+        if program.mask_differs_by_head:
+            with out.block("if not finite:  # heads of a group may see different rows"):
+                out.line("key, value = (x.repeat_interleave(group, 1) for x in (key, value))")
+                out.line("kv_heads, group = heads, 1")
+    with out.block(f"for here, first, stop, runs in {program.tile_loop}:"):
+        emit_tile_positions(out, program)
+        out.line("rows = query[here, :, first:stop].float() * scale")
+        out.line("rows = rows.reshape(-1, kv_heads, group * (stop - first), head_dim)")
+        out.line("top, total, sums = lse[here, :, first:stop, None], 0.0, 0.0")
+        with out.block("for start, end, masked in runs:"):
+            emit_run_scores(out, program)
+            out.line("values = value[here, :, start:end].float()")
+            if program.mask is not None:
+                with out.block("if spans and not finite:"):
+                    out.line("values = cleared(values, start, spans)")
+            out.lines(_SOFTMAX)
+        out.line("out[here, :, first:stop] = sums / total.masked_fill(total == 0, 1.0)")
+        out.line("lse[here, :, first:stop] = (top + total.log()).squeeze(-1)")
+    out.line("return out, lse")
