@@ -44,7 +44,10 @@ class Schedule:
 
     ``block_m`` queries by ``block_n`` keys; ``split_keys``: one row of query tiles is shared by several
     programs and merged by log-sum-exp; ``reverse``: launch tiles from the last to the first because the
-    last are the heaviest.
+    last are the heaviest. ``descriptors``: tiles are loaded through tensor descriptors (the tensor memory
+    accelerator of sm_90 and newer; bases and strides must be multiples of 16 bytes), else by pointers.
+    ``grad_query``: the backward kernel that computes the gradient of the queries, where it differs from
+    the one for keys and values, which this schedule describes then.
     """
 
     block_m: int
@@ -53,6 +56,8 @@ class Schedule:
     num_stages: int = 2
     split_keys: bool = False
     reverse: bool = False
+    descriptors: bool = False
+    grad_query: Schedule | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,231 @@
+"""What all generated Triton modules share: arguments of kernels, tiles of tensors, header and final text."""
+
+from __future__ import annotations
+
+import keyword
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ..ir.nodes import Load
+from ..ir.printer import print_expr, print_variant
+from ..ir.tiles.plan import TilePlan
+from ..ir.traverse import loads
+from ..ir.types import I32
+from .emitter import Emitter
+from .print_triton import used_helpers
+from .schedule import DType, Problem, Schedule, Source
+from .triton_values import MARK, is_checked, user_name
+
+ITEM_SIZES: dict[DType, int] = {"f16": 2, "bf16": 2, "f32": 4}
+_WORD = re.compile(rf"[A-Za-z_{MARK}][A-Za-z_0-9{MARK}]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """An argument of a kernel: its name there, its type annotation, and what ``run`` passes.
+
+    ``aligned``: a tensor whose base is a multiple of 16 bytes, as the kernel may assume.
+    """
+
+    name: str
+    annotation: str
+    value: str
+    aligned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Columns ``first .. first + width`` of a head, ``valid`` of which exist; ``suffix`` tells parts apart."""
+
+    first: int
+    width: int
+    valid: int
+    suffix: str
+
+    @property
+    def padded(self) -> bool:
+        return self.valid < self.width
+
+
+def head_parts(size: int) -> tuple[Part, ...]:
+    """A head split into powers of two of at least 16; only the last part may be padded.
+
+    >>> [(p.width, p.valid) for p in head_parts(192)], [(p.width, p.valid) for p in head_parts(40)]
+    ([(128, 128), (64, 64)], [(32, 32), (16, 8)])
+    """
+    cuts: list[tuple[int, int, int]] = []
+    first = 0
+    while first < size:
+        rest = size - first
+        width = max(16, 1 << (rest.bit_length() - 1))
+        cuts.append((first, width, min(width, rest)))
+        first += width
+    return tuple(Part(*cut, "" if len(cuts) == 1 else f"_{i}") for i, cut in enumerate(cuts))
+
+
+def buffer_arguments(plan: TilePlan) -> list[Argument]:
+    """Captured tensors with all strides, and the sizes of axes whose indices are not checked by the caller."""
+    arguments: list[Argument] = []
+    unchecked = {
+        (load.buffer, axis)
+        for e in (plan.variant.mask, *plan.variant.scores)
+        for load in loads(e)
+        for axis, x in enumerate(load.indices)
+        if not is_checked(x)
+    }
+    for interval in (*plan.keys.may, *plan.keys.must, *plan.queries.may, *plan.queries.must):
+        for load in (*loads(interval.start), *loads(interval.stop)):
+            unchecked |= {(load.buffer, axis) for axis, x in enumerate(load.indices) if not is_checked(x)}
+    for p in plan.variant.buffers:
+        name = user_name(p.name)
+        arguments.append(Argument(name, "", name))
+        for axis in range(p.type.rank):
+            arguments.append(Argument(f"{name}_stride_{axis}", "i64", f"{name}.stride({axis})"))
+            if (p.name, axis) in unchecked:
+                arguments.append(Argument(f"{name}_size_{axis}", "i32", f"{name}.shape[{axis}]"))
+    return arguments
+
+
+def scalar_arguments(plan: TilePlan) -> list[Argument]:
+    """Scalar parameters of the variant."""
+    return [
+        Argument(user_name(p.name), "i32" if p.type is I32 else "fp32", user_name(p.name))
+        for p in plan.variant.scalars
+    ]
+
+
+@contextmanager
+def kernel(out: Emitter, name: str, arguments: Sequence[Argument], constants: Sequence[str]) -> Iterator[None]:
+    """Decorator and signature, and what is written meanwhile as the body."""
+    out.comment("Not specialised on the value of any argument: one binary serves all sizes.")
+    aligned = [i for i, a in enumerate(arguments) if a.aligned]
+    general = f"range({len(arguments)})"
+    if aligned:
+        general = f"[i for i in {general} if i not in {tuple(aligned)}]"
+    out.line(f"@triton.jit(do_not_specialize={general})")
+    out.line(f"def {name}(")
+    line = "   "
+    for a in arguments:
+        text = f" {a.name}: \"{a.annotation}\"," if a.annotation else f" {a.name},"
+        # A tensor starts a line; its strides follow on the same one.
+        if line.strip() and (not a.annotation or len(line) + len(text) > 110):
+            out.line(line)
+            line = "   "
+        line += text
+    out.line(line)
+    out.line("    " + ", ".join(f"{c}: tl.constexpr" for c in constants) + ",")
+    with out.block("):"):
+        yield
+
+
+def emit_launch(out: Emitter, kernel: str, grid: str, arguments: Sequence[Argument], options: str) -> None:
+    """A call of the module's ``launch``."""
+    with_breaks = [a.value for a in arguments]
+    out.line("launch(")
+    line = f"    {kernel}, {grid},"
+    for value in with_breaks:
+        if len(line) + len(value) > 108:
+            out.line(line)
+            line = "   "
+        line += f" {value},"
+    out.line(line)
+    out.line(f"    {options},")
+    out.line(")")
+
+
+def emit_header(out: Emitter, title: str, plan: TilePlan, problem: Problem, schedule: Schedule, notes: Sequence[str] = ()) -> None:
+    """The comment that a generated module starts with."""
+    v = plan.variant
+    out.comment(f"{title}, generated by Regard.")
+    out.comment("")
+    out.comment(print_variant(v).rstrip())
+    places = [x.loc for x in (v.mask, *v.scores) if x.loc is not None]
+    for place in dict.fromkeys(f"{os.path.basename(p.file)}:{p.line}" for p in places):
+        out.comment(f"  from {place}")
+    out.comment("")
+    aligned = "16-byte aligned" if problem.aligned else "any alignment"
+    out.comment(f"Problem: {problem.dtype}, head size {problem.head_dim}, value size {problem.value_dim}, {aligned}.")
+    out.comment(f"Schedule: {describe(schedule)}.")
+    out.comment(f"Tiles: {plan.method}.")
+    for proof in plan.proofs:
+        out.comment(f"  {print_expr(proof.atom)}: {proof.verdict}, {proof.reason}")
+    if plan.rows_reason:
+        out.comment(f"  rows: {plan.rows_reason}")
+    for note in notes:
+        out.comment(note)
+
+
+def describe(schedule: Schedule) -> str:
+    """A schedule in words."""
+    text = f"{schedule.block_m} queries by {schedule.block_n} keys, {schedule.num_warps} warps, {schedule.num_stages} stages"
+    if schedule.reverse:
+        text += ", heaviest tiles first"
+    if schedule.split_keys:
+        text += ", keys split where there are too few tiles of queries"
+    return text
+
+
+PRELUDE = '''
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+'''
+
+LAUNCH = '''
+def launch(kernel, grid, *args, **options):
+    """Starts a kernel on the device of its first argument; a caller may replace this function."""
+    with torch.cuda.device_of(args[0]):
+        kernel[grid](*args, **options)
+
+
+@functools.cache
+def device_limits(device):
+    """Multiprocessors and bytes of L2 cache; those of an H100 where there is no GPU."""
+    if device.type != "cuda":
+        return 132, 50 << 20
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.L2_cache_size
+
+
+def section_size(key, value, heads):
+    """How many heads of queries share keys and values that fit in half of the L2 cache.
+
+    Their tiles run together, so that keys and values are read from memory once.
+    """
+    _, cache = device_limits(key.device)
+    kv_bytes = max(key.shape[2] * (key.shape[3] + value.shape[3]) * key.element_size(), 1)
+    return max(cache // 2 // kv_bytes, 1) * max(heads // max(key.shape[1], 1), 1)
+'''
+
+
+def finish(out: Emitter, plan: TilePlan, kernels: Sequence[str], head: Emitter) -> Source:
+    """Puts the parts together and gives the user's parameters names that nothing else has."""
+    body = out.text()
+    helpers = "".join("\n" + source for source in used_helpers(body))
+    text = head.text() + PRELUDE + helpers + "\n" + LAUNCH + "\n\n" + body
+    code = "\n".join(line for line in text.split("\n") if not line.lstrip().startswith("#"))
+    words = set(_WORD.findall(code))
+    taken = {w for w in words if MARK not in w} | set(keyword.kwlist)
+    for p in plan.variant.parameters:
+        mark = user_name(p.name)
+        marked = [w for w in words if mark in w]
+        name = p.name
+        while any(w.replace(mark, name) in taken for w in (mark, *marked)):
+            name += "_"
+        taken |= {w.replace(mark, name) for w in (mark, *marked)}
+        text = text.replace(mark, name)
+    return Source(text, tuple(kernels))
+
+
+def load_buffers(plan: TilePlan) -> tuple[Load, ...]:
+    """All distinct loads of the variant, mask first."""
+    return tuple(dict.fromkeys(x for e in (plan.variant.mask, *plan.variant.scores) for x in loads(e)))

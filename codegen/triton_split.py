@@ -1,0 +1,53 @@
+"""Sharing the keys of one tile of queries between programs, and merging what they found."""
+
+from __future__ import annotations
+
+from .emitter import Emitter
+from .triton_tiles import TileLoops
+
+
+def emit_shares(out: Emitter, loops: TileLoops) -> tuple[str, str, str, str]:
+    """This share of the tiles: first and last number in the loop over full, then over partial tiles."""
+    full, partial = loops.full_count or "0", loops.partial_count or "0"
+    out.line(f"work = {' + '.join(x for x in (loops.full_count, loops.partial_count) if x)}")
+    out.line("begin = work * share // shares")
+    out.line("end = work * (share + 1) // shares")
+    return (
+        f"tl.minimum(begin, {full})",
+        f"tl.minimum(end, {full})",
+        f"tl.maximum(begin - {full}, 0)",
+        f"tl.maximum(end - {full}, 0)",
+    )
+
+
+MERGE = '''
+
+@triton.jit(do_not_specialize=range(7))
+def merge_shares(
+    partial_out, partial_lse, out, lse, rows: "i32", shares: "i32", value_dim: "i32",
+    COLUMNS: tl.constexpr,
+):
+    """One row: outputs of all shares, weighted by their shares of the sum of exponentials, in a fixed order."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, COLUMNS)
+    top = -3.0e38
+    for share in range(0, shares):
+        top = tl.maximum(top, tl.load(partial_lse + share.to(tl.int64) * rows + row))
+    total = 0.0
+    acc = tl.zeros([COLUMNS], tl.float32)
+    for share in range(0, shares):
+        source = share.to(tl.int64) * rows + row
+        weight = tl.exp2((tl.load(partial_lse + source) - top) * LOG2E)
+        total += weight
+        acc += weight * tl.load(partial_out + source * value_dim + columns, mask=columns < value_dim, other=0.0)
+    empty = total == 0.0
+    total = tl.where(empty, 1.0, total)
+    tl.store(out + row * value_dim + columns, (acc / total).to(out.dtype.element_ty), mask=columns < value_dim)
+    tl.store(lse + row, tl.where(empty, float("-inf"), top + tl.log2(total) * LN2))
+
+
+def share_count(programs, tiles, device):
+    """Into how many shares to cut the keys so that all multiprocessors have work; each gets at least two tiles."""
+    multiprocessors, _ = device_limits(device)
+    return max(1, min(2 * multiprocessors // max(programs, 1), tiles // 2, 128))
+'''

@@ -1,0 +1,209 @@
+"""Which tiles a program visits: the plan's ranges as scalar arithmetic, or rows of a table.
+
+A program's tiles are numbered ``0 .. full_count`` (no mask needed) and ``0 .. partial_count`` (mask
+applied); :class:`TileLoops` spells the counts and the way from a number to a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..ir.nodes import Const, Expr, Index
+from ..ir.tiles.plan import Interval, Ranges
+from ..ir.types import I64
+from .emitter import Emitter
+from .triton_values import Guard, Values
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tiles ``first <= tile < stop``, as text; ``first <= stop`` holds."""
+
+    first: str
+    stop: str
+
+    @property
+    def count(self) -> str:
+        return self.stop if self.first == "0" else f"{self.stop} - {self.first}"
+
+
+@dataclass(frozen=True, slots=True)
+class TileLoops:
+    """Text of the number of tiles, and of the ``t``-th tile; a count of "" says that there are none."""
+
+    full_count: str
+    full_tile: str
+    partial_count: str
+    partial_tile: str
+    hull: tuple[str, str] | None = None
+
+
+def ranges_results(ranges: Ranges) -> dict[str, Expr]:
+    """The bounds of all intervals by name, for :class:`.triton_values.Values`."""
+    named: dict[str, Expr] = {}
+    for kind, intervals in (("may", ranges.may), ("must", ranges.must)):
+        for i, interval in enumerate(intervals):
+            named[f"{kind}_{i}_start"] = interval.start
+            named[f"{kind}_{i}_stop"] = interval.stop
+    return named
+
+
+def emit_ranges(out: Emitter, ranges: Ranges, indices: Mapping[str, str], block: str, length: str) -> TileLoops:
+    """Writes the scalar arithmetic from intervals of positions to segments of tiles."""
+    if not ranges.may:
+        return TileLoops("", "", "", "")
+    results = ranges_results(ranges)
+    values = Values(results, indices)
+    values.emit(out, "program", tuple(results), Guard())
+    may = _sorted(out, "may", [_clipped(out, values, f"may_{i}", x, length) for i, x in enumerate(ranges.may)])
+    must = _sorted(out, "must", [_clipped(out, values, f"must_{i}", x, length) for i, x in enumerate(ranges.must)])
+    hull = may[0] if len(may) == 1 else None
+
+    out.comment("The same in tiles: outwards where a pair may be allowed, inwards where all are.")
+    visited = _disjoint(out, [_outward(out, f"tile_{i}", x, block) for i, x in enumerate(may)])
+    inner = [_inward(out, f"full_{i}", x, block) for i, x in enumerate(must)]
+    # Everything of a union of proved pairs lies in the union of possible ones, but for empty tiles.
+    full = _intersected(out, inner, visited)
+    partial = _remainder(out, visited, full)
+    full_count, full_tile = _numbered(out, "full", full)
+    partial_count, partial_tile = _numbered(out, "partial", partial)
+    return TileLoops(full_count, full_tile, partial_count, partial_tile, hull)
+
+
+def _clipped(out: Emitter, values: Values, name: str, interval: Interval, length: str) -> tuple[str, str]:
+    def clip(e: Expr, end: str) -> str:
+        if isinstance(e, Const) and e.value <= 0:
+            return "0"
+        text = values.result(f"{name}_{end}")
+        if isinstance(e, Index) and text == length:
+            return length
+        text = f"tl.minimum({text}, {length})" if values.never_negative(e) else f"tl.minimum(tl.maximum({text}, 0), {length})"
+        out.line(f"{name}_{end} = {text}{'.to(tl.int32)' if e.type is I64 else ''}")
+        return f"{name}_{end}"
+
+    return clip(interval.start, "start"), clip(interval.stop, "stop")
+
+
+def _sorted(out: Emitter, kind: str, intervals: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Several intervals, sorted by start and with those that touch joined into the later one."""
+    if len(intervals) < 2:
+        return intervals
+    out.comment(f"Sort the intervals ({kind}), then join those that touch.")
+    names = [(f"{kind}_{i}_start", f"{kind}_{i}_stop") for i in range(len(intervals))]
+    for (start, stop), (a, b) in zip(names, intervals, strict=True):
+        if start != a:
+            out.line(f"{start} = {a}")
+        # An empty interval must not bridge a gap: it shrinks to nothing, at the far end.
+        out.line(f"{stop} = {b}")
+        out.line(f"{start} = tl.where({start} < {stop}, {start}, {_FAR})")
+        out.line(f"{stop} = tl.where({start} < {stop}, {stop}, {_FAR})")
+    for end in range(len(names) - 1, 0, -1):
+        for i in range(end):
+            (a, b), (c, d) = names[i], names[i + 1]
+            out.line(f"swap = {a} > {c}")
+            out.line(f"{a}, {c} = tl.where(swap, {c}, {a}), tl.where(swap, {a}, {c})")
+            out.line(f"{b}, {d} = tl.where(swap, {d}, {b}), tl.where(swap, {b}, {d})")
+    for (a, b), (c, d) in zip(names, names[1:], strict=False):
+        out.line(f"joined = {c} <= {b}")
+        out.line(f"{c}, {d} = tl.where(joined, {a}, {c}), tl.where(joined, tl.maximum({b}, {d}), {d})")
+        out.line(f"{b} = tl.where(joined, {a}, {b})")
+    return names
+
+
+# Beyond every position, and small enough to be rounded up to a tile without overflow.
+_FAR = 1 << 30
+
+
+def _outward(out: Emitter, name: str, interval: tuple[str, str], block: str) -> Segment:
+    start, stop = interval
+    if start == "0":
+        out.line(f"{name}_stop = tl.cdiv({stop}, {block})")
+        return Segment("0", f"{name}_stop")
+    out.line(f"{name}_first = {start} // {block}")
+    out.line(f"{name}_stop = tl.where({start} < {stop}, tl.cdiv({stop}, {block}), {name}_first)")
+    return Segment(f"{name}_first", f"{name}_stop")
+
+
+def _inward(out: Emitter, name: str, interval: tuple[str, str], block: str) -> Segment:
+    start, stop = interval
+    if start == "0":
+        out.line(f"{name}_stop = {stop} // {block}")
+        return Segment("0", f"{name}_stop")
+    out.line(f"{name}_first = tl.cdiv({start}, {block})")
+    out.line(f"{name}_stop = tl.maximum({stop} // {block}, {name}_first)")
+    return Segment(f"{name}_first", f"{name}_stop")
+
+
+def _disjoint(out: Emitter, segments: list[Segment]) -> list[Segment]:
+    """Neighbours may share the tile that both end in: the later one starts after it."""
+    for before, after in zip(segments, segments[1:], strict=False):
+        out.line(f"{after.first} = tl.maximum({after.first}, {before.stop})")
+        out.line(f"{after.stop} = tl.maximum({after.stop}, {after.first})")
+    return segments
+
+
+def _intersected(out: Emitter, inner: list[Segment], visited: list[Segment]) -> list[Segment]:
+    """The part of each of ``inner`` in each of ``visited``, in order; some are empty."""
+    pieces = []
+    for i, outer in enumerate(visited):
+        for j, x in enumerate(inner):
+            name = f"full_{j}" if len(visited) == 1 else f"full_{i}_{j}"
+            first, stop = "0", x.stop
+            if (x.first, outer.first) != ("0", "0"):
+                first = f"{name}_first"
+                out.line(f"{first} = tl.minimum(tl.maximum({x.first}, {outer.first}), {outer.stop})")
+                stop = f"tl.maximum({x.stop}, {first})"
+            out.line(f"{name}_stop = tl.minimum({stop}, {outer.stop})")
+            pieces.append(Segment(first, f"{name}_stop"))
+    return pieces
+
+
+def _remainder(out: Emitter, visited: list[Segment], full: list[Segment]) -> list[Segment]:
+    """The tiles of ``visited`` that are in no segment of ``full``: the gaps before, between and after those.
+
+    ``full`` is sorted, and each of its segments lies within one of ``visited``.
+    """
+    if not full:
+        return visited
+    per_outer = len(full) // len(visited)
+    pieces: list[Segment] = []
+    for i, outer in enumerate(visited):
+        first = outer.first
+        for x in full[i * per_outer : (i + 1) * per_outer]:
+            if first != x.first:
+                pieces.append(Segment(first, x.first))
+            first = x.stop
+        pieces.append(Segment(first, outer.stop))
+    return pieces
+
+
+def _numbered(out: Emitter, kind: str, segments: list[Segment]) -> tuple[str, str]:
+    """The total count, and the tile that number ``t`` means: a chain of selects."""
+    if not segments:
+        return "", ""
+    if len(segments) == 1:
+        (only,) = segments
+        out.line(f"{kind}_count = {only.count}")
+        return f"{kind}_count", "t" if only.first == "0" else f"{only.first} + t"
+    total = ""
+    shifts: list[tuple[str, str]] = []
+    for i, x in enumerate(segments[:-1]):
+        out.line(f"{kind}_end_{i} = {total + ' + ' if total else ''}{x.count}")
+        shifts.append((f"{kind}_end_{i}", f"{x.first} - {total}" if total else x.first))
+        total = f"{kind}_end_{i}"
+    last = segments[-1]
+    out.line(f"{kind}_count = {total} + {last.count}")
+    tile = f"t + {last.first} - {total}"
+    for end, shift in reversed(shifts):
+        tile = f"tl.where(t < {end}, {'t' if shift == '0' else f't + {shift}'}, {tile})"
+    return f"{kind}_count", tile
+
+
+def emit_table(out: Emitter) -> TileLoops:
+    """Reads this program's row of a table of tiles (see the module's ``classify``)."""
+    out.line("full_count = tl.load(tile_counts)")
+    out.line("partial_count = tl.load(tile_counts + 1)")
+    return TileLoops(
+        "full_count", "tl.load(tile_indices + t)", "partial_count", "tl.load(tile_indices + full_count + t)"
+    )
