@@ -41,7 +41,8 @@ def token_decay(total: torch.Tensor | None = None) -> ScorePart:
     Lin et al., Forgetting Transformer, 2025. ``total`` holds cumulative sums of the gates' natural logarithms,
     ``log_gates.cumsum(-1)``, a float tensor of shape (B, H, S), differentiable; without it the tensor is left open
     for the call: ``attn(q, k, v, total=total)``. Combine it with ``rg.causal``. Queries and keys count the same
-    tokens: with fewer queries than keys use ``align="end"``. Raises :class:`ParameterError` for other shapes and dtypes.
+    tokens: with fewer queries than keys use ``align="end"``. Raises :class:`ParameterError` for other shapes and
+    dtypes.
 
     >>> import regard as rg
     >>> print(rg.attention(rg.causal, rg.token_decay()))
