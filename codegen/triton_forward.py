@@ -74,11 +74,11 @@ class _Forward:
             Argument("lse_share", "i64", "lse_share"),
         ]
         return [
+            *self.tiles.pointers("out", "target"),
+            Argument("lse", "", "target_lse"),
             *self.tiles.inputs("query", self.head, "BLOCK_M"),
             *self.tiles.inputs("key", self.head, "BLOCK_N"),
             *self.tiles.inputs("value", self.value, "BLOCK_N"),
-            *self.tiles.pointers("out", "target"),
-            Argument("lse", "", "target_lse"),
             *table,
             *buffer_arguments(self.plan),
             Argument("scale", "fp32", "scale"),
@@ -301,7 +301,7 @@ class _Forward:
         with out.block("if shares > 1:"):
             dim = self.problem.value_dim
             out.line(
-                f"launch(merge_shares, (lse.numel(),), partial_out, partial_lse, out, lse, lse.numel(), shares, {dim},"
+                f"launch(merge_shares, (lse.numel(),), out, lse, partial_out, partial_lse, lse.numel(), shares, {dim},"
             )
             out.line(f"       COLUMNS={1 << (dim - 1).bit_length()}, num_warps=1)")
 

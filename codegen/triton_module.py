@@ -197,13 +197,13 @@ def device_limits(device):
 
 
 def section_size(key, value, heads):
-    """How many heads of queries share keys and values that fit in half of the L2 cache.
+    """How many heads of queries share keys and values that fit in a third of the L2 cache.
 
     Their tiles run together, so that keys and values are read from memory once.
     """
     _, cache = device_limits(key.device)
     kv_bytes = max(key.shape[2] * (key.shape[3] + value.shape[3]) * key.element_size(), 1)
-    return max(cache // 2 // kv_bytes, 1) * max(heads // max(key.shape[1], 1), 1)
+    return max(cache // 3 // kv_bytes, 1) * max(heads // max(key.shape[1], 1), 1)
 '''
 
 

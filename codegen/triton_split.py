@@ -24,7 +24,7 @@ MERGE = '''
 
 @triton.jit(do_not_specialize=range(7))
 def merge_shares(
-    partial_out, partial_lse, out, lse, rows: "i32", shares: "i32", value_dim: "i32",
+    out, lse, partial_out, partial_lse, rows: "i32", shares: "i32", value_dim: "i32",
     COLUMNS: tl.constexpr,
 ):
     """One row: outputs of all shares, weighted by their shares of the sum of exponentials, in a fixed order."""

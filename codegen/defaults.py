@@ -1,0 +1,96 @@
+"""Schedules that need no tuning: a table by target, direction and size of a row, and candidates to search.
+
+Figures of sm_90 are measured (bf16, causal, B 4, H 16, S 4096); the others follow from what fits into shared
+memory and registers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from ..ir.nodes import TILE_NAMES
+from ..ir.tiles.plan import Ranges, TilePlan
+from ..ir.traverse import index_names
+from .schedule import Problem, Schedule, Target
+
+Direction = Literal["forward", "backward"]
+
+# Rows of the tables: the widest head in bytes, then (block_m, block_n, warps, stages).
+_Shape = tuple[int, int, int, int]
+_Table = tuple[tuple[int, _Shape], ...]
+
+# By tensor descriptors, on sm_90 and newer.
+_FORWARD: _Table = ((128, (64, 64, 4, 3)), (256, (64, 64, 4, 3)), (512, (64, 64, 4, 2)), (1024, (64, 32, 4, 2)))
+_GRAD_KEY: _Table = ((128, (32, 128, 4, 3)), (256, (64, 64, 4, 2)), (512, (32, 64, 4, 2)), (1024, (16, 32, 4, 1)))
+_GRAD_QUERY: _Table = ((128, (64, 64, 4, 3)), (256, (128, 64, 8, 3)), (512, (64, 32, 4, 2)), (1024, (32, 16, 4, 1)))
+# By pointers: addresses take registers too.
+_FORWARD_POINTERS: _Table = (
+    (128, (128, 64, 4, 3)), (256, (128, 64, 8, 3)), (512, (64, 32, 4, 2)), (1024, (32, 32, 4, 1)),
+)  # fmt: skip
+_GRAD_KEY_POINTERS: _Table = (
+    (128, (64, 64, 4, 2)), (256, (64, 64, 8, 2)), (512, (32, 32, 4, 1)), (1024, (16, 32, 4, 1)),
+)  # fmt: skip
+_GRAD_QUERY_POINTERS: _Table = (
+    (128, (64, 64, 4, 2)), (256, (64, 64, 8, 2)), (512, (32, 32, 4, 1)), (1024, (32, 16, 4, 1)),
+)  # fmt: skip
+
+
+def default_schedule(plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> Schedule:
+    """The schedule used unless one was tuned or asked for."""
+    if target.backend == "cpu":
+        return Schedule(128, 128, num_warps=1, num_stages=1)
+    descriptors = problem.aligned and target.backend == "cuda" and int(target.arch) >= 90
+    tables = (
+        (_FORWARD, _GRAD_KEY, _GRAD_QUERY)
+        if descriptors
+        else (_FORWARD_POINTERS, _GRAD_KEY_POINTERS, _GRAD_QUERY_POINTERS)
+    )
+    forward, by_key, by_query = (
+        Schedule(*_fitting(table, problem, target), descriptors=descriptors) for table in tables
+    )
+    late_queries, late_keys = heaviest_last(plan.keys), heaviest_last(plan.queries)
+    if direction == "forward":
+        return replace(forward, split_keys=True, reverse=late_queries)
+    return replace(by_key, reverse=late_keys, grad_query=replace(by_query, reverse=late_queries))
+
+
+def candidates(plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> tuple[Schedule, ...]:
+    """Schedules worth timing, the default first. Some may not fit: a tuner skips those that do not compile."""
+    default = default_schedule(plan, problem, target, direction)
+    shapes = [
+        (m, n, warps, stages)
+        for m, n in ((64, 32), (64, 64), (64, 128), (128, 32), (128, 64), (128, 128))
+        for warps in ((4,) if m == 64 and n < 128 else (4, 8))
+        for stages in (2, 3)
+    ]
+    if direction == "forward":
+        return tuple(dict.fromkeys((default, *(_shaped(default, s) for s in shapes))))
+    found = [default]
+    for m, n, warps, stages in [(32, 64, 4, 3), (32, 128, 4, 3), *shapes]:
+        found.append(_shaped(default, (m, n, warps, stages)))
+    query = default.grad_query
+    assert query is not None
+    found += [replace(default, grad_query=_shaped(query, s)) for s in shapes]
+    return tuple(dict.fromkeys(found))
+
+
+def heaviest_last(ranges: Ranges) -> bool:
+    """Whether later tiles have more to visit: their intervals end later but do not start later."""
+    return any(
+        index_names(x.stop) & set(TILE_NAMES) and not index_names(x.start) & set(TILE_NAMES) for x in ranges.may
+    )
+
+
+def _shaped(schedule: Schedule, shape: _Shape) -> Schedule:
+    m, n, warps, stages = shape
+    return replace(schedule, block_m=m, block_n=n, num_warps=warps, num_stages=stages)
+
+
+def _fitting(table: _Table, problem: Problem, target: Target) -> _Shape:
+    item = 4 if problem.dtype == "f32" else 2
+    width = max(problem.head_dim, problem.value_dim) * item
+    shape = next(shape for limit, shape in table if width <= limit)
+    if target.backend == "hip":
+        return (*shape[:3], 1)  # 64 KiB of shared memory
+    return shape
