@@ -6,7 +6,7 @@ from ..ir.nodes import TRUE, Expr, Score
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import substitute
 from .emitter import Emitter
-from .schedule import Problem, Schedule, Source
+from .schedule import Problem, Schedule, Source, Target
 from .triton_module import (
     Argument,
     buffer_arguments,
@@ -39,9 +39,9 @@ from .triton_values import Guard, Values, user_name
 KERNEL = "attention_forward"
 
 
-def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule) -> Source:
+def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:
     """A module whose ``run`` computes outputs and log-sum-exps; see ``docs/internals.md``."""
-    return _Forward(plan, problem, schedule).source()
+    return _Forward(plan, problem, schedule, target).source()
 
 
 def composed_scores(scores: tuple[Expr, ...]) -> tuple[Expr, ...]:
@@ -53,8 +53,8 @@ def composed_scores(scores: tuple[Expr, ...]) -> tuple[Expr, ...]:
 
 
 class _Forward:
-    def __init__(self, plan: TilePlan, problem: Problem, schedule: Schedule) -> None:
-        self.plan, self.problem, self.schedule = plan, problem, schedule
+    def __init__(self, plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> None:
+        self.plan, self.problem, self.schedule, self.target = plan, problem, schedule, target
         self.head, self.value = head_parts(problem.head_dim), head_parts(problem.value_dim)
         self.tiles = Tiles(problem, schedule.descriptors)
         results: dict[str, Expr] = {}
@@ -89,7 +89,7 @@ class _Forward:
 
     def source(self) -> Source:
         head, out = Emitter(), Emitter()
-        emit_header(head, "Forward kernel", self.plan, self.problem, self.schedule)
+        emit_header(head, "Forward kernel", self.plan, self.problem, self.schedule, self.target)
         kernels = [KERNEL]
         self.emit_options(out)
         if self.schedule.descriptors:
