@@ -191,7 +191,9 @@ def _binary(e: Binary, a: Printed, b: Printed) -> Printed:
         if not tensor:
             return Printed(f"{e.op}({a.text}, {b.text})", tensor=False)
         x, limit = (a, b) if a.tensor else (b, a)
-        return Printed(f"{x.inside(Precedence.ATOM)}.clamp({e.op}={limit.text})")
+        # min(x, limit) is clamp(max=limit), and the other way round.
+        side = "max" if e.op == "min" else "min"
+        return Printed(f"{x.inside(Precedence.ATOM)}.clamp({side}={limit.text})")
     if e.op == "pow":
         return Printed(f"torch.pow({as_tensor(a, e.a)}, {b.text})")
     symbol, own = _INFIX[e.op]
