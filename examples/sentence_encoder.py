@@ -25,12 +25,6 @@ from transformers.masking_utils import bidirectional_mask_function
 import regard as rg
 
 
-@rg.mask
-def real_tokens(batch, kv, keep):
-    """Padding is seen by nobody. ``keep`` is (B, Lkv) bool: the tokenizer's attention mask, as it is."""
-    return keep[batch, kv]
-
-
 class RegardAttention:
     """An attention of Regard's under a name that ``from_pretrained(..., attn_implementation=name)`` understands.
 
@@ -41,16 +35,17 @@ class RegardAttention:
     def __init__(self, *parts: Any, use_padding: bool = True) -> None:
         self.calls = 0
         self.use_padding = use_padding
-        # One variant each for batches with and without padding; transformers gives the scale with the call.
+        # One variant each for batches with and without padding; transformers gives the scale with the call. The
+        # tokenizer's attention mask, (B, Lkv) bool, is used as it is: no mask over pairs is ever made.
         self.unpadded = cache(lambda scale: rg.attention(*parts, scale=scale))
-        self.padded = cache(lambda scale: rg.attention(real_tokens, *parts, scale=scale))
+        self.padded = cache(lambda scale: rg.attention(rg.key_mask(), *parts, scale=scale))
 
     def register(self, name: str) -> None:
         """Makes the attention known to transformers as ``name``, in this process."""
         transformers.AttentionInterface.register(name, self)
-        transformers.AttentionMaskInterface.register(name, self.keep_vector)
+        transformers.AttentionMaskInterface.register(name, self.visible_keys)
 
-    def keep_vector(
+    def visible_keys(
         self, *, mask_function: Callable[..., Any], attention_mask: Tensor | None, q_offset: int = 0, **_: Any
     ) -> Tensor | None:
         """What a layer receives as its mask: (B, Lkv) bool, or None. Called once a batch, by the model."""
@@ -64,7 +59,7 @@ class RegardAttention:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        keep: Tensor | None,
+        visible: Tensor | None,
         scaling: float | None = None,
         dropout: float = 0.0,
         **_: Any,
@@ -73,10 +68,10 @@ class RegardAttention:
         if dropout != 0.0:
             raise ValueError("RegardAttention has no dropout: call model.eval()")
         self.calls += 1
-        if keep is None:
+        if visible is None:
             out = self.unpadded(scaling)(query, key, value)
         else:
-            out = self.padded(scaling)(query, key, value, keep=keep)
+            out = self.padded(scaling)(query, key, value, visible=visible)
         return out.transpose(1, 2), None
 
 
