@@ -25,7 +25,7 @@ from .torch_functions import (
 
 # Names that the printed functions use; a module that contains them reserves these.
 CLASSIFY_NAMES = RESERVED | {
-    "classify_pairs", "list_tiles", "per_tile", "PAIRS", "may", "must", "q_tiles", "kv_tiles", "rows", "columns",
+    "classify_pairs", "list_tiles", "per_tile", "may", "must", "q_tiles", "kv_tiles", "rows", "columns",
     "block_m", "block_n", "i", "j", "whole", "code", "order", "counts", "reduce", "axis", "block", "length", "keep",
     "by_query", "by_key", "sizes",
 }  # fmt: skip
@@ -54,7 +54,7 @@ def per_tile(reduce, x, axis, block):
 _EXACT = '''
 may = torch.empty(sizes, dtype=torch.bool, device=device)
 must = torch.empty_like(may)
-step = max(1, PAIRS // (sizes[0] * sizes[1] * block_m * block_n))
+step = max(1, {pairs} // (sizes[0] * sizes[1] * block_m * block_n))  # tiles at a time
 columns = min(step, kv_tiles)
 rows = step // columns
 for i in range(0, q_tiles, rows):
@@ -126,7 +126,7 @@ def _emit_exact(out: Emitter, plan: TilePlan, mask: Call) -> Call:
     call = Call("classify_pairs", (*(x for x in mask.arguments if x not in ("q", "kv", *_SIZES)), *_SIZES))
     with out.define(str(call)):
         _begin_pairs(out, plan)
-        out.lines(_EXACT.format(mask=mask))
+        out.lines(_EXACT.format(mask=mask, pairs=PAIRS))
     return call
 
 

@@ -113,18 +113,34 @@ def emit_tile_positions(out: Emitter, program: Program) -> None:
         out.line('q = torch.arange(first, stop, device="cpu")[:, None]')
 
 
-def emit_run_scores(out: Emitter, program: Program) -> None:
-    """``keys`` and the scores ``s`` of one run, -inf where the mask forbids; ``spans`` has the masks."""
+def emit_finite(out: Emitter, program: Program, name: str, why: str) -> None:
+    """Whether rows of ``name`` have to be cleared where no query sees them."""
+    out.comment(why)
+    out.line(f"finite = bool({name}.sum(dtype=torch.float32).isfinite())")
+    if program.mask_differs_by_head:
+        with out.block("if not finite:  # heads of a group may see different rows"):
+            out.line("key, value = (x.repeat_interleave(group, 1) for x in (key, value))")
+            out.line("kv_heads, group = heads, 1")
+
+
+def emit_run_scores(out: Emitter, program: Program, *, keep_stages: bool = False) -> list[str]:
+    """``keys`` and the scores of one run, -inf where the mask forbids; ``spans`` has the masks.
+
+    Returns the variables that hold the score before, between and after the modifications.
+    """
+    v = program.plan.variant
+    stages = [f"s_{i}" if keep_stages and v.scores else "s" for i in range(len(v.scores) + 1)]
     out.line("keys = key[here, :, start:end].float()")
-    out.line("s = (rows @ keys.mT).view(-1, heads, stop - first, end - start)")
-    if any("kv" in index_names(e) for e in program.plan.variant.scores):
+    out.line(f"{stages[0]} = (rows @ keys.mT).view(-1, heads, stop - first, end - start)")
+    if any("kv" in index_names(e) for e in v.scores):
         out.line("kv = positions(start, end)")
-    for call in program.scores:
-        out.line(f"s = {call}")
+    for call, before, after in zip(program.scores, stages, stages[1:], strict=False):
+        out.line(f"{after} = {call.passing(before, to='s')}")
     if program.mask is not None:
         out.line(f"spans = [(a, b, {program.mask.passing('positions(a, b)', to='kv')}) for a, b in masked]")
         with out.block("for a, b, keep in spans:"):
-            out.line('s[..., a - start : b - start].masked_fill_(~keep, float("-inf"))')
+            out.line(f'{stages[-1]}[..., a - start : b - start].masked_fill_(~keep, float("-inf"))')
+    return stages
 
 
 def finish(out: Emitter, title: str, plan: TilePlan, schedule: Schedule) -> Source:

@@ -13,6 +13,7 @@ from .torch_functions import emit_float_parameters
 from .torch_module import (
     PROGRAM_NAMES,
     Program,
+    emit_finite,
     emit_positions,
     emit_program,
     emit_run_scores,
@@ -52,18 +53,13 @@ def _emit_run(out: Emitter, program: Program) -> None:
     out.line('"""Output (B, H, Lq, Dv) and log-sum-exp (B, H, Lq); Lq queries, Lkv keys, H a multiple of Hkv."""')
     emit_sizes(out, v)
     out.line("out = query.new_zeros(batch_size, heads, q_len, value_dim)")
-    out.line('lse = torch.full((batch_size, heads, q_len), float("-inf"), device="cpu")')
+    out.line('lse = torch.full((batch_size, heads, q_len), float("-inf"), dtype=torch.float32, device="cpu")')
     with out.block("if lse.numel() == 0 or kv_len == 0:"):
         out.line("return out, lse")
     emit_float_parameters(out, v, program.scope)
     emit_positions(out, program)
     if program.mask is not None:
-        out.comment("A probability of 0 hides a value, but not one that is infinite or NaN.")
-        out.line("finite = bool(value.sum(dtype=torch.float32).isfinite())")
-        if program.mask_differs_by_head:
-            with out.block("if not finite:  # heads of a group may see different rows"):
-                out.line("key, value = (x.repeat_interleave(group, 1) for x in (key, value))")
-                out.line("kv_heads, group = heads, 1")
+        emit_finite(out, program, "value", "A probability of 0 hides a value, but not one that is infinite or NaN.")
     with out.block(f"for here, first, stop, runs in {program.tile_loop}:"):
         emit_tile_positions(out, program)
         out.line("rows = query[here, :, first:stop].float() * scale")
