@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from .nodes import (
     Index,
     Load,
     Param,
+    Reduction,
     Select,
     Unary,
 )
@@ -270,6 +271,8 @@ def _negation(e: Expr) -> Expr:
             return _simplify_logic("or" if op == "and" else "and", _negation(a), _negation(b))
         case Binary(op=op, a=a, b=b) if op in NEGATED and a.type.is_integer:
             return binary(NEGATED[op], a, b)
+        case Reduction(op=("any" | "all") as op, x=x):
+            return replace(e, op="all" if op == "any" else "any", x=_negation(x))
         case _:
             return unary("not", e)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ..build import binary, cast, const, unary
-from ..nodes import FALSE, Binary, BinaryOp, Cast, Const, Expr, Reduction, Select, Unary
+from ..nodes import FALSE, Binary, BinaryOp, Cast, Expr, Reduction, ReductionOp, Select, Unary
 from ..symbolic import NEGATED, Linear, linear, mentions, simplify, to_expr
 from ..types import BOOL, F32
 from .arithmetic import Extremes, interval
@@ -38,7 +38,7 @@ def _must(e: Expr, negate: bool) -> Expr:
         condition = unary("not", e) if negate else e
         if not is_exact(e):
             return FALSE
-        return condition if axis == "none" else Reduction("all", condition, axis, BOOL)
+        return condition if axis == "none" else _reduction("all", condition, axis)
     match e:
         case Unary(op="not", x=x):
             return _must(x, not negate)
@@ -74,7 +74,7 @@ def _sides(a: Expr, b: Expr) -> tuple[Extremes | None, Extremes | None]:
     form = linear(binary("sub", a, b))
     kinds = [positions(_product(monomial)) for monomial, _ in form.terms]
     if "both" in kinds:
-        return interval(a, _leaf), interval(b, _leaf)
+        return interval(to_expr(Linear(0, form.terms)), _leaf), (const(-form.constant),) * 2
     left = tuple(t for t, kind in zip(form.terms, kinds, strict=True) if kind == "q")
     free = tuple(t for t, kind in zip(form.terms, kinds, strict=True) if kind == "none")
     right = tuple((m, -c) for (m, c), kind in zip(form.terms, kinds, strict=True) if kind == "kv")
@@ -113,8 +113,13 @@ def _leaf(e: Expr) -> Extremes | None:
 
 
 def _reductions(e: Expr, axis: Axis) -> Extremes:
-    if isinstance(e, Const):
-        return e, e
-    if isinstance(e, Cast) and e.x.type.is_integer and e.type.is_integer:
-        return _reductions(e.x, axis)
-    return Reduction("min", e, axis, e.type), Reduction("max", e, axis, e.type)
+    x = simplify(e)
+    return _reduction("min", x, axis), _reduction("max", x, axis)
+
+
+def _reduction(op: ReductionOp, e: Expr, axis: Axis) -> Expr:
+    """``e`` reduced over the tile; ``e`` itself where simplification shows that it is constant there."""
+    x = simplify(e)
+    while isinstance(x, Cast) and x.type.is_integer and x.x.type.is_integer:
+        x = x.x
+    return x if positions(x) == "none" else Reduction(op, x, axis, x.type)

@@ -59,7 +59,7 @@ class Runs:
     @property
     def total(self) -> Array:
         """How many positions the runs hold, by row."""
-        return (self.stops - self.starts).sum(axis=0)
+        return np.asarray((self.stops - self.starts).sum(axis=0))
 
 
 def runs(union: tuple[Interval, ...], first: Array, last: Array, length: int, env: Values) -> Runs:
@@ -145,10 +145,8 @@ def _classes(possible: Array, certain: Array, rows: int, columns: int) -> Array:
 def _reduced(x: Reduction, sizes: Sizes, env: Values, block: int) -> Array:
     """One reduction over all tiles of its axis: (batch or 1, head or 1, rows, 1), or (…, 1, columns) for keys."""
     length = sizes.length(x.axis)
-    values = np.broadcast_to(
-        evaluate(x.x, {**env, x.axis: np.arange(length)}),
-        np.broadcast_shapes(evaluate(x.x, {**env, x.axis: np.arange(length)}).shape, (1, 1, 1, length)),
-    )
+    values = evaluate(x.x, {**env, x.axis: np.arange(length)})
+    values = np.broadcast_to(values, np.broadcast_shapes(values.shape, (1, 1, 1, length)))
     combine = {"min": np.minimum, "max": np.maximum, "any": np.logical_or, "all": np.logical_and}[x.op]
     reduced = combine.reduceat(values, np.arange(0, length, block), axis=-1) if length else values
     return np.swapaxes(reduced, -1, -2) if x.axis == "q" else reduced

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import assert_never
 
 from ..build import binary, const
-from ..nodes import TRUE, Expr
+from ..nodes import FALSE, TRUE, Expr
 from ..symbolic import TILE_FIRST, TILE_LAST, linear, mentions, simplify
 from ..traverse import substitute
 from .extremes import extremes
 from .formula import Atom, Formula
 from .plan import Ranges
+from .residue import tighten
 from .solve import Axis, Both, Either, Free, Limit, Side, Solution, Unsolved, solve
 from .spans import EVERYTHING, LIMIT, Span, Union, at_most, finish, guarded, intersect, unite
 
 
 def tile_ranges(f: Formula, tile: Axis, other: Axis) -> Ranges:
     """The positions of ``other`` that a tile of ``tile`` may and must attend to under ``f``."""
-    solution = solve(f, tile, other)
+    solution = solve(tighten(f), tile, other)
     may = at_most(_may(solution, tile, other))
-    return Ranges(finish(may, other), finish(_must(solution, tile)[:LIMIT], other))
+    return Ranges(finish(may, other), finish(_must(solution, tile, other)[:LIMIT], other))
 
 
 def is_solved(f: Formula) -> bool:
@@ -44,22 +46,27 @@ def _closed(s: Solution, tile: Axis) -> bool:
 def _may(s: Solution, tile: Axis, other: Axis) -> Union:
     match s:
         case Both():
-            return _narrowed(_conjunction(s, tile, other), s, tile, other)
+            sides = [p.difference for p in s.parts if isinstance(p, Side)]
+            return _narrowed(_conjunction(s, tile, other), sides, tile, other)
         case Either():
             return unite(tuple(_may(p, tile, other) for p in s.parts))
         case _:
             return _leaf(s, tile, easiest=True)
 
 
-def _must(s: Solution, tile: Axis) -> Union:
+def _must(s: Solution, tile: Axis, other: Axis) -> Union:
     match s:
         case Both():
             result = EVERYTHING
             for part in s.parts:
-                result = intersect(result, _must(part, tile))
+                result = intersect(result, _must(part, tile, other))
             return result
         case Either():
-            return unite(tuple(_must(p, tile) for p in s.parts))
+            whole = guarded(EVERYTHING, _no_gap_guard(s, tile))
+            union = unite((whole, *(_must(p, tile, other) for p in s.parts)))
+            # Positions that meet a condition on the tile's axis alone ask nothing of the other parts.
+            remaining = [binary("sub", const(1), p.difference) for p in s.parts if isinstance(p, Side)]
+            return _narrowed(union, remaining, tile, other)
         case _:
             return _leaf(s, tile, easiest=False)
 
@@ -101,6 +108,16 @@ def _limits(s: Both) -> tuple[Limit, ...]:
     return tuple(x for group in nested for x in group)
 
 
+def _pairs(limits: tuple[Limit, ...], tile: Axis) -> Iterator[Expr]:
+    """The number of positions that an upper and a lower limit leave between them, where no row differs."""
+    for upper in limits:
+        for lower in limits:
+            if upper.direction == "at most" and lower.direction == "at least":
+                width = binary("sub", binary("add", upper.bound, const(1)), lower.bound)
+                if not linear(width).depends_on(tile):
+                    yield width
+
+
 def _band_guard(s: Both, tile: Axis) -> Expr:
     """Whether rows can hold anything between their lower and upper limit, where that does not depend on the row.
 
@@ -108,28 +125,33 @@ def _band_guard(s: Both, tile: Axis) -> Expr:
     lies before the largest stop.
     """
     guard: Expr = TRUE
-    limits = _limits(s)
-    for upper in limits:
-        for lower in limits:
-            if upper.direction == "at most" and lower.direction == "at least":
-                width = binary("sub", upper.bound, lower.bound)
-                if not linear(width).depends_on(tile):
-                    guard = binary("and", guard, binary("ge", width, const(0)))
+    for width in _pairs(_limits(s), tile):
+        guard = binary("and", guard, binary("gt", width, const(0)))
     return simplify(guard)
 
 
-def _narrowed(u: Union, s: Both, tile: Axis, other: Axis) -> Union:
-    """``u`` for the part of the tile that meets the conditions on ``tile`` alone, such as ``q >= 100``."""
+def _no_gap_guard(s: Either, tile: Axis) -> Expr:
+    """Whether rows are covered by two limits, as by ``kv <= q or kv > q``, though no limit alone holds for a tile."""
+    guard: Expr = FALSE
+    for width in _pairs(tuple(p for p in s.parts if isinstance(p, Limit)), tile):
+        guard = binary("or", guard, binary("ge", width, const(0)))
+    return simplify(guard)
+
+
+def _narrowed(u: Union, differences: list[Expr], tile: Axis, other: Axis) -> Union:
+    """``u`` for the part of the tile where all ``differences <= 0``, such as ``q >= 100``.
+
+    Where that part is empty ``u`` means nothing: then a guard decides the tile.
+    """
     first, last = TILE_FIRST, TILE_LAST
     narrowed_first: Expr = first
     narrowed_last: Expr = last
-    for part in s.parts:
-        if isinstance(part, Side):
-            for limit in _tile_limits(part, tile, other):
-                if limit.direction == "at least":
-                    narrowed_first = simplify(binary("max", narrowed_first, limit.bound))
-                else:
-                    narrowed_last = simplify(binary("min", narrowed_last, limit.bound))
+    for difference in differences:
+        for limit in _tile_limits(difference, tile, other):
+            if limit.direction == "at least":
+                narrowed_first = simplify(binary("max", narrowed_first, limit.bound))
+            else:
+                narrowed_last = simplify(binary("min", narrowed_last, limit.bound))
     if narrowed_first == first and narrowed_last == last:
         return u
     # Simultaneous: the replaced ends mention tile_first and tile_last themselves.
@@ -141,8 +163,8 @@ def _narrowed(u: Union, s: Both, tile: Axis, other: Axis) -> Union:
     return tuple(Span(move(x.start), move(x.stop), x.guard) for x in u)
 
 
-def _tile_limits(side: Side, tile: Axis, other: Axis) -> tuple[Limit, ...]:
-    """The condition on ``tile`` solved for it, where that gives limits that all hold."""
-    solved = solve(Atom(binary("le", side.difference, const(0))), other, tile)
+def _tile_limits(difference: Expr, tile: Axis, other: Axis) -> tuple[Limit, ...]:
+    """``difference <= 0`` solved for ``tile``, where that gives limits that all hold."""
+    solved = solve(Atom(binary("le", difference, const(0))), other, tile)
     found = _limits(solved) if isinstance(solved, Both) else (solved,) if isinstance(solved, Limit) else ()
     return tuple(x for x in found if not mentions(x.bound, tile))
