@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from ..build import const
 from ..nodes import Load
 from ..symbolic import at_least
@@ -16,7 +14,6 @@ from .proofs import is_coarse, prove
 from .ranges import is_solved, tile_ranges
 
 
-@lru_cache(maxsize=256)
 def make_plan(v: Variant) -> TilePlan:
     """The tile structure of ``v``, which has been through the pipeline (statics inlined, rows aligned).
 

@@ -15,6 +15,7 @@ from ..nodes import FALSE, Binary, BinaryOp, Cast, Expr, Reduction, ReductionOp,
 from ..symbolic import NEGATED, Linear, linear, mentions, simplify, to_expr
 from ..types import BOOL, F32
 from .arithmetic import Extremes, interval
+from .formula import expands
 from .overflow import is_exact
 from .plan import Classification
 from .solve import Axis
@@ -45,14 +46,14 @@ def _must(e: Expr, negate: bool) -> Expr:
         case Binary(op=("and" | "or") as op, a=a, b=b):
             every = (op == "and") != negate
             return binary("and" if every else "or", _must(a, negate), _must(b, negate))
-        case Binary(op=("xor" | "ne" | "eq") as op, a=a, b=b) if a.type is BOOL:
+        case Binary(op=("xor" | "ne" | "eq") as op, a=a, b=b) if a.type is BOOL and expands(e):
             differ = (op != "eq") != negate
             return binary(
                 "or",
                 binary("and", _must(a, False), _must(b, differ)),
                 binary("and", _must(a, True), _must(b, not differ)),
             )
-        case Select(condition=c, a=a, b=b):
+        case Select(condition=c, a=a, b=b) if expands(e):
             first, second = _must(a, negate), _must(b, negate)
             return binary(
                 "or",

@@ -8,6 +8,7 @@ from typing import assert_never
 from ..build import binary, cast, const, unary
 from ..nodes import Binary, Cast, Const, Expr, Select, Unary
 from ..symbolic import NEGATED
+from ..traverse import children, walk
 from ..types import BOOL
 
 
@@ -32,6 +33,9 @@ class Any:
     parts: tuple[Formula, ...]
 
 
+# Expanding nested ``xor`` doubles the formula at each level: beyond this many leaves it stays one atom.
+LARGEST = 64
+
 Formula = Atom | All | Any
 
 
@@ -48,7 +52,7 @@ def to_formula(e: Expr, negate: bool = False) -> Formula:
         case Binary(op=("and" | "or") as op, a=a, b=b):
             parts = (to_formula(a, negate), to_formula(b, negate))
             return conjoin(parts) if (op == "and") != negate else disjoin(parts)
-        case Binary(op=("xor" | "ne" | "eq") as op, a=a, b=b) if a.type is BOOL:
+        case Binary(op=("xor" | "ne" | "eq") as op, a=a, b=b) if a.type is BOOL and expands(e):
             # a xor b: one holds and the other does not. Equality is its negation.
             differ = (op != "eq") != negate
             return disjoin(
@@ -57,7 +61,7 @@ def to_formula(e: Expr, negate: bool = False) -> Formula:
                     conjoin((to_formula(a, True), to_formula(b, not differ))),
                 )
             )
-        case Select(condition=c, a=a, b=b):
+        case Select(condition=c, a=a, b=b) if expands(e):
             return disjoin(
                 (
                     conjoin((to_formula(c), to_formula(a, negate))),
@@ -70,6 +74,23 @@ def to_formula(e: Expr, negate: bool = False) -> Formula:
             return Atom(Binary(NEGATED[op], a, b, BOOL, e.loc))
         case _:
             return Atom(unary("not", e, e.loc) if negate else e)
+
+
+def expands(e: Expr) -> bool:
+    """Whether ``e``, with ``xor``, equality and selects of booleans written out, has at most ``LARGEST`` leaves."""
+    sizes: dict[int, int] = {}
+    for x in walk(e):
+        of = [sizes[id(c)] for c in children(x)]
+        match x:
+            case Binary(op=("xor" | "eq" | "ne"), a=a) if a.type is BOOL:
+                sizes[id(x)] = 2 * sum(of)
+            case Select(type=type) if type is BOOL:
+                sizes[id(x)] = of[0] + sum(of)
+            case _ if x.type is BOOL and all(c.type is BOOL for c in children(x)):
+                sizes[id(x)] = max(sum(of), 1)
+            case _:
+                sizes[id(x)] = 1
+    return sizes[id(e)] <= LARGEST
 
 
 def conjoin(parts: tuple[Formula, ...]) -> Formula:

@@ -14,14 +14,17 @@ from .formula import Atom, Formula
 from .plan import Ranges
 from .residue import tighten
 from .solve import Axis, Both, Either, Free, Limit, Side, Solution, Unsolved, solve
-from .spans import EVERYTHING, LIMIT, Span, Union, at_most, finish, guarded, intersect, unite
+from .spans import EVERYTHING, Span, Union, at_most, finish, guarded, intersect, unite
+
+# More intervals than this cost a kernel more than they save; intersections may need more on the way.
+INTERVALS, WIDEST = 3, 8
 
 
 def tile_ranges(f: Formula, tile: Axis, other: Axis) -> Ranges:
     """The positions of ``other`` that a tile of ``tile`` may and must attend to under ``f``."""
     solution = solve(tighten(f), tile, other)
-    may = at_most(_may(solution, tile, other))
-    return Ranges(finish(may, other), finish(_must(solution, tile, other)[:LIMIT], other))
+    may = at_most(_may(solution, tile, other), INTERVALS)
+    return Ranges(finish(may, other), finish(_must(solution, tile, other)[:INTERVALS], other))
 
 
 def is_solved(f: Formula) -> bool:
@@ -49,7 +52,7 @@ def _may(s: Solution, tile: Axis, other: Axis) -> Union:
             sides = [p.difference for p in s.parts if isinstance(p, Side)]
             return _narrowed(_conjunction(s, tile, other), sides, tile, other)
         case Either():
-            return unite(tuple(_may(p, tile, other) for p in s.parts))
+            return at_most(unite(tuple(_may(p, tile, other) for p in s.parts)), WIDEST)
         case _:
             return _leaf(s, tile, easiest=True)
 
@@ -59,14 +62,14 @@ def _must(s: Solution, tile: Axis, other: Axis) -> Union:
         case Both():
             result = EVERYTHING
             for part in s.parts:
-                result = intersect(result, _must(part, tile, other))
+                result = intersect(result, _must(part, tile, other))[:WIDEST]
             return result
         case Either():
             whole = guarded(EVERYTHING, _no_gap_guard(s, tile))
             union = unite((whole, *(_must(p, tile, other) for p in s.parts)))
             # Positions that meet a condition on the tile's axis alone ask nothing of the other parts.
             remaining = [binary("sub", const(1), p.difference) for p in s.parts if isinstance(p, Side)]
-            return _narrowed(union, remaining, tile, other)
+            return _narrowed(union[:WIDEST], remaining, tile, other)
         case _:
             return _leaf(s, tile, easiest=False)
 
@@ -98,7 +101,7 @@ def _leaf(s: Limit | Side | Free | Unsolved, tile: Axis, easiest: bool) -> Union
 def _conjunction(s: Both, tile: Axis, other: Axis) -> Union:
     result = guarded(EVERYTHING, _band_guard(s, tile))
     for part in s.parts:
-        result = intersect(result, _may(part, tile, other))
+        result = at_most(intersect(result, _may(part, tile, other)), WIDEST)
     return result
 
 

@@ -11,9 +11,6 @@ from ..types import I32
 from .plan import Interval
 from .solve import Axis
 
-# More intervals than this cost a kernel more than they save.
-LIMIT = 3
-
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -49,16 +46,15 @@ def guarded(u: Union, condition: Expr) -> Union:
     return _tidy(tuple(Span(s.start, s.stop, _both(s.guard, condition)) for s in u))
 
 
-def at_most(u: Union) -> Union:
-    """A superset of ``u`` with at most ``LIMIT`` intervals."""
-    if len(u) <= LIMIT:
+def at_most(u: Union, limit: int) -> Union:
+    """A superset of ``u`` with at most ``limit`` intervals."""
+    if len(u) <= limit:
         return u
-    hull = u[0]
-    for s in u[1:]:
-        start = None if hull.start is None or s.start is None else _end("min", hull.start, s.start)
-        stop = None if hull.stop is None or s.stop is None else _end("max", hull.stop, s.stop)
-        hull = Span(start, stop)
-    return (hull,)
+    *kept, hull = u[:limit]
+    for s in u[limit:]:
+        start, stop = _join("min", hull.start, s.start), _join("max", hull.stop, s.stop)
+        hull = Span(start, stop, simplify(binary("or", hull.guard, s.guard)))
+    return (*kept, hull)
 
 
 def finish(u: Union, other: Axis) -> tuple[Interval, ...]:
