@@ -9,6 +9,7 @@ from ..ir import build
 from ..ir.errors import ParameterError
 from ..ir.variant import Align, Normalizer, Softmax, Variant
 from .binding import Binding
+from .callsite import caller
 from .merge import merge
 from .part import MaskFunction, MaskPart, ScoreFunction, ScorePart
 
@@ -31,11 +32,11 @@ def assemble(
     parameters that disagree, and bad options.
     """
     if align not in ("start", "end"):
-        raise ParameterError(f'align is "start" or "end", got {align!r}')
+        raise ParameterError(f'align is "start" or "end", got {align!r}', location=caller())
     if scale is not None and not (isinstance(scale, numbers.Real) and math.isfinite(scale)):
-        raise ParameterError(f"scale is a finite number or None, got {scale!r}")
+        raise ParameterError(f"scale is a finite number or None, got {scale!r}", location=caller())
     if name is not None and not name.isidentifier():
-        raise ParameterError(f"a name is an identifier, got {name!r}")
+        raise ParameterError(f"a name is an identifier, got {name!r}", location=caller())
     built = [part() if isinstance(part, MaskFunction | ScoreFunction) else part for part in parts]
     normalizers = []
     applied: list[MaskPart | ScorePart] = []
@@ -48,10 +49,11 @@ def assemble(
             case _:
                 raise ParameterError(
                     f"argument {position} of attention is no part: {getattr(part, '__name__', type(part).__name__)}",
+                    location=caller(),
                     hint="decorate functions with @rg.mask or @rg.score; call stock parts, e.g. rg.softcap(30.0)",
                 )
     if len(normalizers) > 1:
-        raise ParameterError("an attention has one normaliser", hint="drop the others")
+        raise ParameterError("an attention has one normaliser", location=caller(), hint="drop the others")
     expressions, parameters, values = merge([part.traced for part in applied])
     both = list(zip(applied, expressions, strict=True))
     variant = Variant(

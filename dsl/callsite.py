@@ -12,17 +12,27 @@ from ..ir.location import Location
 
 Span = tuple[int, int, int, int]
 _PACKAGE = __name__.split(".")[0]
+_STOCK = f"{_PACKAGE}.dsl.stock."
 
 
 def here() -> Location | None:
-    """The expression that the innermost frame of the user is evaluating right now."""
+    """The expression of a mask or score that is being evaluated, in user code or the stock library."""
     frame = _user_frame()
     return None if frame is None else _location(frame.f_code, _span(frame), frame.f_lineno)
 
 
+def caller() -> Location | None:
+    """The call of Regard that is being made, seen from outside of Regard."""
+    frame = _user_frame(stock=False)
+    return None if frame is None else _location(frame.f_code, _span(frame), frame.f_lineno)
+
+
 def definition(code: CodeType) -> Location:
-    """The line on which a function starts (its decorator, if it has one)."""
-    return _location(code, None, code.co_firstlineno)
+    """The line on which a function starts, below its decorators."""
+    line = code.co_firstlineno
+    while linecache.getline(code.co_filename, line).lstrip().startswith("@"):
+        line += 1
+    return _location(code, None, line)
 
 
 def decision() -> tuple[Location | None, str]:
@@ -53,6 +63,10 @@ _BRANCH = "write rg.where(condition, a, b); for a choice made once, bind the val
 
 def _advice(node: ast.AST) -> str:
     match node:
+        case ast.Compare(ops=[_, _, *_], comparators=operands) if any(
+            isinstance(x, ast.BinOp) and isinstance(x.op, ast.BitAnd | ast.BitOr) for x in operands
+        ):
+            return "`&` and `|` bind tighter than comparisons: write (q >= kv) & (q - kv < window)"
         case ast.Compare(ops=[_, _, *_]):
             return "comparisons do not chain here: write (a <= x) & (x < b)"
         case ast.Compare(ops=[ast.In() | ast.NotIn()]):
@@ -73,17 +87,15 @@ def _advice(node: ast.AST) -> str:
             return ""
 
 
-def _user_frame() -> FrameType | None:
+def _user_frame(stock: bool = True) -> FrameType | None:
+    """The innermost frame that is neither Regard's nor torch's; ``stock``: the stock library counts as a user."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and _is_machinery(frame.f_globals.get("__name__", "")):
+    while frame is not None:
+        module: str = frame.f_globals.get("__name__", "")
+        if module.split(".")[0] not in (_PACKAGE, "torch") or (stock and module.startswith(_STOCK)):
+            return frame
         frame = frame.f_back
-    return frame
-
-
-def _is_machinery(module: str) -> bool:
-    """Regard's and torch's own frames; the stock library counts as a user, because it is written like one."""
-    package = module.split(".")[0]
-    return package == "torch" or (package == _PACKAGE and not module.startswith(f"{_PACKAGE}.dsl.stock."))
+    return None
 
 
 def _span(frame: FrameType) -> Span | None:

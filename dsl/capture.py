@@ -7,7 +7,7 @@ from types import CellType, CodeType, FunctionType
 
 import torch
 
-from .forms import Value
+from .forms import ELEMENTS, Value
 from .static import StaticFloat, StaticInt
 
 
@@ -41,7 +41,9 @@ def with_captured(function: FunctionType, replacements: Mapping[str, object]) ->
 
 def _is_parameter(value: object) -> bool:
     """Plain numbers and tensors; True and False are constants, and subclasses of int (enums) mean something else."""
-    return type(value) in (int, float, StaticInt, StaticFloat) or isinstance(value, torch.Tensor)
+    if isinstance(value, torch.Tensor):
+        return value.dtype in ELEMENTS
+    return type(value) in (int, float, StaticInt, StaticFloat)
 
 
 def _cells(function: FunctionType) -> dict[str, CellType]:

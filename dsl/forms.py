@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +11,9 @@ from typing import Literal
 import torch
 
 from ..ir.errors import ParameterError
+from ..ir.location import Location
 from ..ir.types import BOOL, F32, I32, I64, ScalarType
+from .callsite import caller
 from .static import StaticFloat, StaticInt
 
 Value = bool | int | float | torch.Tensor | None
@@ -66,16 +69,18 @@ def form_of_value(name: str, value: object) -> Form:
         case torch.Tensor():
             raise ParameterError(
                 f"`{name}` has dtype {value.dtype}, which cannot be captured",
+                location=caller(),
                 hint="convert it to a float, integer or boolean dtype",
             )
         case _:
             raise ParameterError(
                 f"`{name}` is a {type(value).__name__}; parameters are int, float, bool or torch.Tensor",
+                location=caller(),
                 hint="torch.from_numpy(x) or torch.tensor(x) makes a tensor" if hasattr(value, "__len__") else "",
             )
 
 
-def form_of_annotation(name: str, annotation: object, kind: Kind) -> Form:
+def form_of_annotation(name: str, annotation: object, kind: Kind, place: Location) -> Form:
     """The form of an open parameter.
 
     ``int`` and ``float`` are run-time scalars; ``"i32[batch, q]"`` (the text language's own spelling), or for linters
@@ -97,10 +102,12 @@ def form_of_annotation(name: str, annotation: object, kind: Kind) -> Form:
     if text == "bool":
         raise ParameterError(
             f"`{name}` is a bool, which is always constant, but has no value",
+            location=place,
             hint=f"bind it when the part is built: ({name}=True)",
         )
     raise ParameterError(
         f"`{name}` is annotated `{text}`, which is no parameter type",
+        location=place,
         hint='use int, float, torch.Tensor, or a tensor type like "f32[head]"',
     )
 
@@ -110,7 +117,12 @@ def guessed_element(kind: Kind) -> ScalarType:
 
 
 def converted(value: object, annotation: object) -> object:
-    """``value`` as its annotation asks: an int given for a ``float`` becomes one, so that both share a kernel."""
+    """``value`` as its annotation asks: an int given for a ``float`` becomes one, so that both share a kernel.
+
+    numpy's numbers become Python's.
+    """
+    if isinstance(value, numbers.Integral) and not isinstance(value, int):
+        value = int(value)
     if annotation in (float, "float") and isinstance(value, int) and not isinstance(value, bool):
         return StaticFloat(value) if isinstance(value, StaticInt) else float(value)
     return value

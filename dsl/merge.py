@@ -9,15 +9,15 @@ from dataclasses import replace
 import torch
 
 from ..ir.errors import ParameterError
-from ..ir.nodes import INDEX_NAMES, Expr, Load, Param
+from ..ir.nodes import Expr, Load, Param
 from ..ir.traverse import rewrite
 from ..ir.types import BufferType
 from ..ir.variant import BufferParameter, Parameter, StaticParameter
+from ..ir.verify import RESERVED
 from .trace import Traced, numbered
 
 Values = dict[str, int | float | torch.Tensor]
 
-RESERVED = frozenset((*INDEX_NAMES, "s"))
 # Keywords of a call of the attention; an open parameter of such a name could never be passed.
 CALL_KEYWORDS = frozenset(("query", "key", "value", "aux", "deterministic"))
 

@@ -13,7 +13,7 @@ from typing import Literal, cast
 from ..ir import build
 from ..ir.errors import ParameterError, TraceError
 from ..ir.nodes import INDEX_NAMES, BinaryOp
-from .callsite import decision, definition
+from .callsite import caller, decision, definition
 from .capture import captured_values, with_captured
 from .forms import Form, Kind, Value, converted, form_of_annotation, form_of_value
 from .merge import merge
@@ -64,8 +64,11 @@ class _Mask:
         return MaskPart(f"not_{part.name}", negated, Combination("not", (part,)))
 
     def __bool__(self) -> bool:
-        location, hint = decision()
-        raise TraceError("a mask is neither true nor false by itself", location=location, hint=hint)
+        raise TraceError(
+            "a mask is neither true nor false by itself",
+            location=decision()[0],
+            hint="combine masks with `&`, `|` and `~`",
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,6 +130,7 @@ class _Decorated:
         if args and len(args) < len(self._seen):
             raise ParameterError(
                 f"parameters of `{self._function.__name__}` are bound by keyword",
+                location=caller(),
                 hint=self._example(),
             )
         return bool(args) or any(name in values for name in self._seen)
@@ -141,14 +145,15 @@ class _Decorated:
             if keyword not in self._parameters:
                 close = difflib.get_close_matches(keyword, self._parameters, n=1)
                 hint = f"did you mean `{close[0]}`?" if close else f"it has: {', '.join(self._parameters) or 'none'}"
-                raise ParameterError(f"`{name}` has no parameter `{keyword}`", hint=hint)
+                raise ParameterError(f"`{name}` has no parameter `{keyword}`", location=caller(), hint=hint)
+        place = definition(self._function.__code__)
         values: dict[str, Value] = {}
         forms: dict[str, Form] = {}
         for parameter in self._parameters:
             declared = self._signature.parameters[parameter]
             value = given.get(parameter, declared.default)
             if value is inspect.Parameter.empty:
-                forms[parameter] = form_of_annotation(parameter, declared.annotation, self.kind)
+                forms[parameter] = form_of_annotation(parameter, declared.annotation, self.kind, place)
             else:
                 value = converted(value, declared.annotation)
                 forms[parameter] = form_of_value(parameter, value)
@@ -160,7 +165,6 @@ class _Decorated:
             function = with_captured(self._function, {k: symbols[k] for k in captured})
             return function(**{k: symbols[k] for k in self._signature.parameters})
 
-        place = definition(self._function.__code__)
         traced = trace(self.kind, run, self._seen, forms, {**values, **captured}, place)
         open_names = tuple(k for k in self._parameters if k not in values)
         label = name.lstrip("_") if name.isidentifier() else ""  # a lambda has none
@@ -205,8 +209,8 @@ def mask(function: Callable[..., object]) -> MaskFunction:
       (``//``, ``%``) or that Python counts with (``range``) is baked in, as are ``bool`` and ``rg.static(x)``.
     - tensors are read at symbolic indices, ``slopes[head]``.
     - open parameters are ints, unless they are indexed or annotated: see :func:`forms.form_of_annotation`.
-    - ints, floats and tensors in closure cells and globals work the same way and are snapshotted
-      when the part is built; literals are constants.
+    - ints, floats and tensors in closure cells and globals work the same way and are snapshotted when the part
+      is built; literals, and numbers that belong to other functions it calls, are constants.
 
     The function runs on symbols, perhaps more than once, when the part is built. Raises
     :class:`TraceError` where it needs a value it cannot have, :class:`TypeMismatchError` if the result is no
@@ -243,6 +247,7 @@ def as_mask(part: object) -> MaskPart:
         return part
     raise ParameterError(
         f"masks combine with masks only, got {type(part).__name__}",
+        location=caller(),
         hint="decorate the function with @rg.mask; call stock masks, e.g. rg.sinks(4)",
     )
 

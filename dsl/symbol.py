@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from ..ir import build
-from ..ir.errors import TraceError
+from ..ir.errors import TraceError, TypeMismatchError
 from ..ir.nodes import BinaryOp, Const, Expr, Param, UnaryOp
 from ..ir.types import BOOL, F32, I32, I64, ScalarType
 from .callsite import decision, here
@@ -271,6 +271,8 @@ def combine(trace: Trace, op: BinaryOp, a: object, b: object) -> Symbol:
     left, right = as_expr(trace, a), as_expr(trace, b)
     if op in ("floordiv", "mod") and left.type.is_integer and right.type.is_integer:
         trace.need_static(right)
+        if isinstance(b, int) and b == 0:
+            raise TypeMismatchError("division by zero", location=loc)
     if op == "pow" and left.type is not F32 and isinstance(right, Const) and right.value in (1, 2, 3, 4):
         # Small powers of integers stay exact integers, as in Python.
         left = build.cast(left, I64, loc)
