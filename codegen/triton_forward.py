@@ -170,8 +170,6 @@ class _Forward:
     def emit_loops(self, out: Emitter) -> TileLoops:
         if uses_table(self.plan):
             out.comment("This tile's row in the table of tiles.")
-            out.line("tile_indices += batch * tile_indices_batch + head * tile_indices_head + tile * tile_indices_row")
-            out.line("tile_counts += batch * tile_counts_batch + head * tile_counts_head + tile * tile_counts_row")
             loops = emit_table(out)
         else:
             out.comment("Keys that this tile of queries may see, and those that all of it sees.")

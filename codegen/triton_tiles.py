@@ -201,9 +201,10 @@ def _numbered(out: Emitter, kind: str, segments: list[Segment]) -> tuple[str, st
 
 
 def emit_table(out: Emitter) -> TileLoops:
-    """Reads this program's row of a table of tiles (see the module's ``classify``)."""
-    out.line("full_count = tl.load(tile_counts)")
-    out.line("partial_count = tl.load(tile_counts + 1)")
-    return TileLoops(
-        "full_count", "tl.load(tile_indices + t)", "partial_count", "tl.load(tile_indices + full_count + t)"
-    )
+    """Reads this tile's row in the table of tiles (see the module's ``classify``)."""
+    for name in ("indices", "counts"):
+        place = f"batch * tile_{name}_batch + head * tile_{name}_head + tile * tile_{name}_row"
+        out.line(f"{name} = tile_{name} + {place}")
+    out.line("full_count = tl.load(counts)")
+    out.line("partial_count = tl.load(counts + 1)")
+    return TileLoops("full_count", "tl.load(indices + t)", "partial_count", "tl.load(indices + full_count + t)")

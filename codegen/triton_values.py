@@ -136,10 +136,23 @@ class Values:
                 raise AssertionError("every load is a step")
 
     def _load(self, load: Load, level: Level, guard: Guard) -> str:
-        buffer = user_name(load.buffer)
+        address, conditions = self._address(load.indices, user_name(load.buffer), user_name(load.buffer))
+        lanes = getattr(guard, level, "")
+        conditions = ([lanes] if lanes else []) + conditions
+        mask = f", mask={' & '.join(conditions)}, other=0" if conditions else ""
+        return f"tl.load({address}{mask}).to({TRITON_TYPES[load.type]})"
+
+    def address(self, names: Sequence[str], buffer: str, base: str) -> tuple[str, list[str]]:
+        """Where the results ``names``, as indices of ``buffer``, point in ``base``; and when that is inside.
+
+        ``base`` has the shape of ``buffer`` and strides of its own.
+        """
+        return self._address(tuple(self._results[x] for x in names), user_name(buffer), base)
+
+    def _address(self, indices: tuple[Expr, ...], buffer: str, base: str) -> tuple[str, list[str]]:
         terms: list[tuple[int, str]] = []
-        conditions = [x for x in (getattr(guard, level, ""),) if x]
-        for axis, x in enumerate(load.indices):
+        conditions: list[str] = []
+        for axis, x in enumerate(indices):
             text = self._print(x)
             if not is_checked(x):
                 size = f"{buffer}_size_{axis}"
@@ -149,13 +162,9 @@ class Values:
                     conditions.append(f"({position} >= 0)")
                 conditions.append(f"({position} < {size})")
                 text = position
-            elif not isinstance(x, Index):
-                text = f"({text})"
-            terms.append((_ORDER[self._level(x)], f"{text} * {buffer}_stride_{axis}"))
+            terms.append((_ORDER[self._level(x)], f"{text} * {base}_stride_{axis}"))
         # Sorted so that the parts of the address that are constant in the loop are added first.
-        address = " + ".join([buffer, *(text for _, text in sorted(terms, key=lambda t: t[0]))])
-        mask = f", mask={' & '.join(conditions)}, other=0" if conditions else ""
-        return f"tl.load({address}{mask}).to({TRITON_TYPES[load.type]})"
+        return " + ".join([base, *(text for _, text in sorted(terms, key=lambda t: t[0]))]), conditions
 
     def _level(self, x: Expr) -> Level:
         names = dependence(x, {name: _AT[level] for name, level in self._levels.items()})
