@@ -68,6 +68,8 @@ def compile_kernel(kernel: Any, target: Target, args: Sequence[Any], options: di
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     constants = {name: options[name] for name in kernel.arg_names if name in options}
@@ -86,13 +88,16 @@ def compile_kernel(kernel: Any, target: Target, args: Sequence[Any], options: di
                 attributes[(parameter.num,)] = [["tt.divisibility", 16]]
         elif isinstance(value, TensorDescriptor):
             signature[parameter.name] = f"tensordesc<{_type_name(value.base)}{value.block_shape}>"
+        elif isinstance(value, GluonDescriptor):
+            signature[parameter.name] = f"tensordesc<{_type_name(value.base)}{value.block_shape},{value.layout!r}>"
         else:
             signature[parameter.name] = parameter.annotation_type
     if target.backend == "cuda":
         gpu = GPUTarget("cuda", target.arch, 32)
     else:
         gpu = GPUTarget("hip", target.arch, 64)
-    compiled = triton.compile(ASTSource(kernel, signature, constants, attributes), target=gpu, options=rest)
+    source_type = GluonASTSource if kernel.is_gluon() else ASTSource
+    compiled = triton.compile(source_type(kernel, signature, constants, attributes), target=gpu, options=rest)
     return Binary(kernel.__name__, dict(compiled.asm), compiled.metadata.shared)
 
 

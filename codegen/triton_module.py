@@ -116,7 +116,8 @@ def kernel(out: Emitter, name: str, arguments: Sequence[Argument], constants: Se
             line = "   "
         line += text
     out.line(line)
-    out.line("    " + ", ".join(f"{c}: tl.constexpr" for c in constants) + ",")
+    if constants:
+        out.line("    " + ", ".join(f"{c}: tl.constexpr" for c in constants) + ",")
     with out.block("):"):
         yield
 
@@ -208,10 +209,14 @@ def section_size(key, value, heads):
 
 
 def finish(out: Emitter, plan: TilePlan, kernels: Sequence[str], head: Emitter) -> Source:
-    """Puts the parts together and gives the user's parameters names that nothing else has."""
+    """Puts the parts of a module together."""
     body = out.text()
     helpers = "".join("\n" + source for source in used_helpers(body))
-    text = head.text() + PRELUDE + helpers + "\n" + LAUNCH + "\n\n" + body
+    return Source(final_names(head.text() + PRELUDE + helpers + "\n" + LAUNCH + "\n\n" + body, plan), tuple(kernels))
+
+
+def final_names(text: str, plan: TilePlan) -> str:
+    """A module with the user's parameters in names that nothing else in it has."""
     code = "\n".join(line for line in text.split("\n") if not line.lstrip().startswith("#"))
     words = set(_WORD.findall(code))
     taken = {w for w in words if MARK not in w} | set(keyword.kwlist)
@@ -223,7 +228,7 @@ def finish(out: Emitter, plan: TilePlan, kernels: Sequence[str], head: Emitter) 
             name += "_"
         taken |= {w.replace(mark, name) for w in (mark, *marked)}
         text = text.replace(mark, name)
-    return Source(text, tuple(kernels))
+    return text
 
 
 def load_buffers(plan: TilePlan) -> tuple[Load, ...]:
