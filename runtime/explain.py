@@ -37,7 +37,7 @@ _METHODS = {
     "stored are two lists of tiles (4 bytes for a pair of tiles)",
 }
 # Shorter names for the ends of a tile, as the report explains them.
-_TILE_ENDS: dict[Expr, Expr] = {Index("tile_first", I32): Index("first", I32), Index("tile_last", I32): Index("last", I32)}
+_TILE_ENDS: dict[Expr, Expr] = {Index(f"tile_{end}", I32): Index(end, I32) for end in ("first", "last")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +217,8 @@ def _kernel(plan: TilePlan, what: Setting, direction: Direction) -> Kernel:
     on_cpu = what.target.backend == "cpu"
     gradients = problem.buffer_gradients or (False,) * len(plan.variant.buffers)
     differentiated = {p.name for p, wanted in zip(plan.variant.buffers, gradients, strict=True) if wanted}
-    scattered = any(
-        load.buffer in differentiated and load_class(load) == "pair" for score in plan.variant.scores for load in loads(score)
-    )
+    score_loads = [load for score in plan.variant.scores for load in loads(score)]
+    scattered = any(load.buffer in differentiated and load_class(load) == "pair" for load in score_loads)
     skeleton = "PyTorch tile program" if on_cpu else f"triton_{direction}"
     return Kernel(direction, skeleton, schedule, deterministic=on_cpu or not scattered)
 

@@ -103,7 +103,7 @@ def setting(
         name = "f32" if chosen.backend == "cpu" else "bf16"
     sizes = None
     if inputs:
-        query, key, value = (_as_tensor(x, name) for x in (inputs * 3 if len(inputs) == 1 else inputs))
+        query, key, value = (_as_tensor(x, name) for x in ([*inputs] * 3 if len(inputs) == 1 else inputs))
         checked = check_tensors(query, key, value)
         sizes = Sizes(checked.batch, checked.heads, checked.kv_heads, checked.q_len, checked.kv_len)
         head_dim, value_dim = checked.head_dim, checked.value_dim
@@ -175,7 +175,8 @@ def ir(attn: Attention, stage: str = "lowered") -> str:
         case "plan":
             return print_plan(make_plan(final))
         case _:
-            raise ParameterError(f"there is no stage {stage!r}", hint=f"stages: {', '.join([*passes, 'lowered', 'plan'])}")
+            known = ", ".join([*passes, "lowered", "plan"])
+            raise ParameterError(f"there is no stage {stage!r}", hint=f"stages: {known}")
 
 
 def plan_of(attn: Attention) -> TilePlan:
@@ -265,7 +266,7 @@ def _as_tensor(x: Tensor | Shape, dtype: DType | None) -> Tensor:
 
 
 def _dtype_name(dtype: DType | torch.dtype) -> DType:
-    found = DTYPES.get(dtype) if isinstance(dtype, torch.dtype) else dtype  # type: ignore[call-overload]
+    found = DTYPES.get(dtype) if isinstance(dtype, torch.dtype) else dtype
     if found not in _TORCH_DTYPES:
         raise UnsupportedError(f"dtype {dtype} is not supported", hint="use float16, bfloat16 or float32")
     return found

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ..ir.errors import ArgumentError, ParameterError, UnsupportedError
@@ -33,7 +32,6 @@ def plot(
     tile: int | tuple[int, int] | None = None,
     heads: Sequence[int] | None = None,
     batch: int = 0,
-    dtype: str | torch.dtype | None = None,
     **parameters: Any,
 ) -> Figure:
     """Draws which tiles are empty, partial and full; writes it to ``path`` (.png, .svg …) if given.
@@ -55,7 +53,7 @@ def plot(
 
     if not inputs:
         raise ArgumentError("plot needs query, key and value, or their shapes", hint="attn.plot((1, 8, 4096, 64))")
-    what = setting(attn, inputs, dtype=dtype, parameters=parameters)
+    what = setting(attn, inputs, parameters=parameters)
     rows, columns = _tile_size(what, tile)
     shown, maps = _maps(attn, what, (rows, columns), heads, batch)
     assert what.sizes is not None
@@ -77,7 +75,7 @@ def plot(
     figure.suptitle(title, fontsize=8, family="monospace", x=0.02, ha="left", linespacing=1.4)
     figure.legend(
         handles=[Patch(facecolor=c, edgecolor="#9aa0a6", label=name) for name, c in COLOURS.items()],
-        title=f"tiles of {rows} queries × {columns} keys",
+        title=f"tiles of {rows} queries × {columns} keys" if rows * columns > 1 else "single pairs",
         loc="outside lower center",
         ncols=3,
         frameon=False,

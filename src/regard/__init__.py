@@ -22,20 +22,26 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+# Each name "as" itself: type checkers take that for an export.
 if TYPE_CHECKING:
     from .dsl import *
     from .ir.errors import (
-        ArgumentError,
-        IndexRangeError,
-        InternalError,
-        ParameterError,
-        RegardError,
-        TextError,
-        TraceError,
-        TypeMismatchError,
-        UnsupportedError,
+        ArgumentError as ArgumentError,
+        IndexRangeError as IndexRangeError,
+        InternalError as InternalError,
+        ParameterError as ParameterError,
+        RegardError as RegardError,
+        TextError as TextError,
+        TraceError as TraceError,
+        TypeMismatchError as TypeMismatchError,
+        UnsupportedError as UnsupportedError,
     )
-    from .runtime.attention import Attention, attention, load_source, parse
+    from .runtime.attention import (
+        Attention as Attention,
+        attention as attention,
+        load_source as load_source,
+        parse as parse,
+    )
 
 __version__ = "0.1.0"
 

@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--heads", type=int, default=8)
         sub.add_argument("--kv-heads", type=int, help="default: as many as heads")
         sub.add_argument(
-            "--lengths", type=int, nargs="+", required=sub is plot, metavar="L", help="of queries and keys, or one for both"
+            "--lengths", type=int, nargs="+", required=sub is plot, metavar="L", help="queries, keys; or one for both"
         )
     for sub in (explain, source, ptx, sass):
         sub.add_argument("--target", help="cpu, sm_80, sm_90, sm_100, gfx942; default: this machine's")
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--value-dim", type=int, help="default: as --head-dim")
     for sub in (source, ptx, sass):
         sub.add_argument("--direction", default="forward", choices=("forward", "backward"))
-    explain.add_argument("--exact", action="store_true", help="count pairs exactly even where that means evaluating rows")
+    explain.add_argument("--exact", action="store_true", help="count pairs exactly even if that takes evaluating all")
     plot.add_argument("--tile", type=int, help="tile size; default: so that the picture stays readable")
     plot.add_argument("--out", default="tiles.png", help="a .png or .svg file")
     return parser

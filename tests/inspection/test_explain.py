@@ -1,0 +1,150 @@
+"""``explain``: every statement of the report, against what is true for the attention it explains."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import regard as rg
+from regard.ir.tiles.count import tile_counts
+
+
+@rg.mask
+def window_and_sinks(q: Tensor, kv: Tensor, window: int, sinks: int) -> Tensor:
+    return (q >= kv) & ((q - kv < window) | (kv < sinks))
+
+
+@rg.mask
+def same_document(q: Tensor, kv: Tensor, batch: Tensor, doc: Tensor) -> Tensor:
+    return (doc[batch, q] == doc[batch, kv]) & (q >= kv)
+
+
+SHAPE = (2, 4, 333, 64)
+
+
+def test_report_reads_well() -> None:
+    bias = torch.zeros(4, 999)
+
+    @rg.score
+    def by_distance(s, q, kv, head, bias):  # type: ignore[no-untyped-def]
+        return s + bias[head, q - kv]
+
+    attn = rg.attention(window_and_sinks(window=100, sinks=4), by_distance(bias=bias))
+    report = str(attn.explain(SHAPE, target="cpu"))
+    for line in (
+        "keep      q >= kv and (q - kv < window or kv < sinks)",
+        "closed form: the kernel computes the ranges below; nothing is stored, whatever the length",
+        "keys that some of them pair with  [first - window + 1, last + 1) or [0, min(sinks, last + 1))",
+        "q >= kv: closed form; key range [0, last + 1), full in [0, first + 1)  (test_explain.py:",
+        "rows may be empty (they give 0)",
+        "bias[head, q - kv]: guarded load; q - kv may lie outside",
+        "Kernels for cpu, f32, head size 64",
+        "forward  PyTorch tile program: tiles of",
+        "Counts for batch 2, 4 heads, 333 queries × 333 keys",
+    ):
+        assert line in report, report
+
+
+def test_counts_are_those_of_the_dense_mask() -> None:
+    counts = rg.attention(window_and_sinks(window=100, sinks=4)).explain(SHAPE, target="cpu").counts
+    i = torch.arange(333)
+    allowed = (i[:, None] >= i) & ((i[:, None] - i < 100) | (i < 4))
+    assert counts.pairs.exact
+    assert counts.pairs.pairs == 8 * int(allowed.sum())
+    assert counts.work.forward_flops == counts.pairs.pairs * 4 * 64
+
+    rows, columns = counts.tiles.block_m, counts.tiles.block_n
+    tiles = [allowed[a : a + rows, b : b + columns] for a in range(0, 333, rows) for b in range(0, 333, columns)]
+    full, empty = sum(bool(t.all()) for t in tiles), sum(not t.any() for t in tiles)
+    assert (counts.tiles.full, counts.tiles.empty) == (8 * full, 8 * empty)
+    assert counts.tiles.partial == 8 * (len(tiles) - full - empty)
+    assert counts.speedup_bound == pytest.approx(len(tiles) / (len(tiles) - empty))
+
+
+def test_data_dependent_mask_needs_its_data_to_be_counted() -> None:
+    attn = rg.attention(same_document)
+    without = attn.explain(SHAPE)
+    assert without.counts is None and without.missing == ("doc",)
+    assert "the mask reads doc: pass values by keyword to count" in str(without)
+
+    doc = torch.arange(333, dtype=torch.int32).div(50, rounding_mode="floor").expand(2, 333)
+    bound = attn.explain(SHAPE, doc=doc)
+    assert "at most" in str(bound.counts.pairs) and not bound.counts.pairs.exact
+    i = torch.arange(333)
+    allowed = (doc[0][:, None] == doc[0]) & (i[:, None] >= i)
+    exact = attn.explain(SHAPE, doc=doc, exact=True)
+    assert exact.counts.pairs.pairs == 8 * int(allowed.sum())
+    assert exact.counts.work.forward_flops == exact.counts.pairs.pairs * 4 * 64
+
+
+def test_tensors_and_shapes_explain_the_same() -> None:
+    attn = rg.attention(rg.causal)
+    query, key = torch.randn(1, 8, 70, 32), torch.randn(1, 2, 90, 32)
+    from_tensors = attn.explain(query, key, key)
+    from_shapes = attn.explain((1, 8, 70, 32), (1, 2, 90, 32), (1, 2, 90, 32), dtype=torch.float32, target="cpu")
+    assert str(from_tensors) == str(from_shapes)
+    assert "8 heads (2 of keys), 70 queries × 90 keys" in str(from_tensors)
+
+
+def test_a_million_tokens_are_counted_without_looking_at_pairs() -> None:
+    attn = rg.attention(rg.sliding_window(255))
+    counts = attn.explain((1, 1, 2**20, 64), target="sm_90").counts
+    assert counts.pairs.pairs == 2**20 * 256 - 255 * 256 // 2
+
+
+def test_without_inputs_there_are_no_counts() -> None:
+    report = rg.attention(rg.causal).explain()
+    assert report.counts is None
+    assert "give query, key and value, or their shapes" in str(report)
+
+
+def test_rows_that_cannot_be_empty_say_why() -> None:
+    assert "no row is empty: every query may attend to key 0" in str(rg.attention(rg.causal).explain())
+
+
+def test_counts_agree_with_the_schedule_that_runs() -> None:
+    report = rg.attention(rg.causal).explain(SHAPE, target="sm_90")
+    schedule = report.kernels[0].schedule
+    assert report.counts.tiles == tile_counts(
+        report.plan, report.setting.sizes, {}, schedule.block_m, schedule.block_n
+    )
+    assert f"tiles of {schedule.block_m} queries × {schedule.block_n} keys" in str(report)
+
+
+def test_atomic_gradients_are_said() -> None:
+    table = torch.zeros(7, 7, requires_grad=True)
+
+    @rg.score
+    def scattered(s, q, kv, table):  # type: ignore[no-untyped-def]
+        return s + table[(q * kv) % 7, kv % 7]
+
+    attn = rg.attention(scattered(table=table))
+    forward, backward = attn.explain(target="sm_90").kernels
+    assert forward.deterministic and not backward.deterministic
+    assert "atomic" in str(backward)
+    assert attn.explain(target="cpu").kernels[1].deterministic
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        (((1, 3, 10, 64), (1, 2, 10, 64), (1, 2, 10, 64)), {}, "3 query heads cannot share 2 key/value heads"),
+        (((1, 3, 10, 8),), {}, "head size 8"),
+        (((3, 10, 64),), {}, "four axes"),
+        (((1, 1, 9, 64), (1, 1, 9, 64)), {}, "expected query, key and value"),
+        ((), {"target": "h100"}, "unknown target 'h100'"),
+        ((), {"window": 3}, "no open parameter 'window'"),
+        ((), {"dtype": "f64"}, "dtype f64 is not supported"),
+    ],
+)
+def test_wrong_inputs(inputs: tuple[object, ...], options: dict[str, object], message: str) -> None:
+    with pytest.raises(rg.RegardError, match=message):
+        rg.attention(rg.causal).explain(*inputs, **options)
+
+
+def test_notebooks_get_escaped_html() -> None:
+    attn = rg.attention(window_and_sinks(window=100, sinks=4))
+    assert "q - kv &lt; window" in attn._repr_html_()
+    assert "<details>" in attn._repr_html_()
+    assert "q - kv &lt; window" in attn.explain()._repr_html_()

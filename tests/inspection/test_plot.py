@@ -1,0 +1,92 @@
+"""Pictures of tiles: what is drawn, at any length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import regard as rg
+
+pytest.importorskip("matplotlib")
+
+
+@rg.mask
+def per_head_window(q: Tensor, kv: Tensor, head: Tensor) -> Tensor:
+    return (q >= kv) & (q - kv < 16 * (head + 1))
+
+
+def drawn(figure: Any) -> list[np.ndarray[Any, Any]]:
+    """The classes of tiles in each panel."""
+    return [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
+
+
+@pytest.mark.parametrize("length", [1, 64, 1000, 4096, 2**20])
+def test_any_length_stays_readable(length: int) -> None:
+    figure = rg.attention(rg.causal).plot((1, 2, length, 64))
+    (classes,) = drawn(figure)
+    assert max(classes.shape) <= 128
+    assert length < 64 or min(classes.shape) >= 64
+    (axes,) = figure.axes
+    assert axes.get_xlim() == (0, length) and axes.get_ylim() == (length, 0)
+    assert len(axes.get_xticks()) <= 9
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("key position", "query position")
+
+
+def test_classes_are_those_of_the_mask() -> None:
+    shapes = (1, 1, 90, 64), (1, 1, 70, 64), (1, 1, 70, 64)
+    (classes,) = drawn(rg.attention(rg.sliding_window(20)).plot(*shapes, tile=16))
+    distance = torch.arange(90)[:, None] - torch.arange(70)
+    allowed = (distance >= 0) & (distance <= 20)
+    for (row, column), found in np.ndenumerate(classes):
+        tile = allowed[16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
+        assert found == (2 if tile.all() else 1 if tile.any() else 0)
+
+
+def test_heads_are_drawn_where_they_differ() -> None:
+    attn = rg.attention(per_head_window)
+    panels = drawn(attn.plot((1, 6, 256, 64)))
+    assert len(panels) == 4
+    assert (panels[0] != panels[3]).any()
+    chosen = attn.plot((1, 6, 256, 64), heads=[5])
+    assert drawn(chosen)[0].sum() > panels[3].sum()
+    assert len(drawn(rg.attention(rg.causal).plot((1, 6, 256, 64)))) == 1
+
+
+def test_batches_may_differ() -> None:
+    attn = rg.attention(rg.padding())
+    lengths = torch.tensor([10, 200], dtype=torch.int32)
+    first, second = (drawn(attn.plot((2, 1, 256, 64), lengths=lengths, batch=b))[0] for b in (0, 1))
+    assert first.sum() < second.sum()
+
+
+def test_files_and_title(tmp_path: Path) -> None:
+    attn = rg.attention(rg.causal, rg.softcap(30.0))
+    figure = attn.plot((1, 1, 256, 64), path=tmp_path / "tiles.png")
+    assert (tmp_path / "tiles.png").read_bytes().startswith(b"\x89PNG")
+    assert figure.get_suptitle() == str(attn)
+    attn.plot((1, 1, 256, 64), path=tmp_path / "tiles.svg")
+    assert "<svg" in (tmp_path / "tiles.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        ((), {}, "plot needs query, key and value"),
+        (((1, 1, 8, 64),), {"heads": [1]}, "there is no head 1"),
+        (((1, 1, 8, 64),), {"batch": 1}, "there is no batch 1"),
+        (((1, 1, 8, 64),), {"tile": 0}, "at least one position"),
+    ],
+)
+def test_wrong_inputs(inputs: tuple[object, ...], options: dict[str, object], message: str) -> None:
+    with pytest.raises(rg.ArgumentError, match=message):
+        rg.attention(rg.causal).plot(*inputs, **options)
+
+
+def test_missing_data_is_asked_for() -> None:
+    with pytest.raises(rg.ParameterError, match="the mask reads lengths"):
+        rg.attention(rg.padding()).plot((1, 1, 64, 64))
