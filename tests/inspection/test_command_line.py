@@ -59,7 +59,7 @@ def test_errors_have_no_traceback(tmp_path: Path) -> None:
     path = tmp_path / "wrong.txt"
     path.write_text("attention wrong() { keep q >== kv }")
     command = [sys.executable, "-m", "regard", "explain", str(path)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2] / "src")
     assert result.returncode == 2
     assert result.stderr.startswith("regard: ") and "Traceback" not in result.stderr
 
