@@ -63,7 +63,7 @@ _HULL = '''
 def hull(bound, reduce, tiles):
     """One bound for each tile over all heads and batch items, as a list."""
     bound = torch.as_tensor(bound, device="cpu")
-    bound = bound.expand(torch.broadcast_shapes(bound.shape, (1, 1, tiles, 1)))
+    bound, _ = torch.broadcast_tensors(bound, torch.empty(1, 1, tiles, 1, device="cpu"))
     return reduce(bound, dim=(0, 1, 3)).tolist()
 '''
 

@@ -113,9 +113,7 @@ def _check_sizes(query: Tensor, key: Tensor, value: Tensor) -> Sizes:
     for name, size in (("query and key", head_dim), ("value", value.shape[3])):
         if not MIN_HEAD_SIZE <= size <= MAX_HEAD_SIZE:
             raise ArgumentError(
-                f"{name} have head size {size}; supported are {MIN_HEAD_SIZE} to {MAX_HEAD_SIZE}"
-                if name != "value"
-                else f"value has head size {size}; supported are {MIN_HEAD_SIZE} to {MAX_HEAD_SIZE}",
+                f"head size {size} of {name}; supported are {MIN_HEAD_SIZE} to {MAX_HEAD_SIZE}",
                 hint="pad with zeros (and pass scale=) to reach 16" if size < MIN_HEAD_SIZE else "",
             )
     for name, x in (("query", query), ("key", key), ("value", value)):
@@ -155,10 +153,15 @@ def check_buffers(variant: Variant, buffers: Mapping[str, Tensor], sizes: Sizes,
             _check_bare_indices(load, buffers[load.buffer], variant, sizes)
 
 
-def _check_buffer(parameter: BufferParameter, tensor: object, device: torch.device) -> None:
+def check_is_tensor(parameter: BufferParameter, value: object) -> Tensor:
+    """``value`` if it is a tensor; :func:`check_buffers` checks the rest."""
+    if not isinstance(value, Tensor):
+        raise ArgumentError(f"{parameter.name} must be a tensor ({parameter.type}), got {type(value).__name__}")
+    return value
+
+
+def _check_buffer(parameter: BufferParameter, tensor: Tensor, device: torch.device) -> None:
     name, type = parameter.name, parameter.type
-    if not isinstance(tensor, Tensor):
-        raise ArgumentError(f"{name} must be a tensor ({type}), got {tensor!r}")
     allowed = _STORAGE[type.element]
     if tensor.dtype not in allowed:
         raise ArgumentError(

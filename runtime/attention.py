@@ -16,7 +16,7 @@ from ..ir.errors import ArgumentError, ParameterError, UnsupportedError
 from ..ir.printer import print_variant
 from ..ir.variant import Align, ScalarParameter, StaticParameter, Variant
 from . import ops
-from .arguments import check_scalar, check_tensors
+from .arguments import check_is_tensor, check_scalar, check_tensors
 from .engine import edited_engine, engine_of
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -82,11 +82,12 @@ class Attention:
         if aux and tuple(aux) != ("lse",):
             raise ArgumentError(f"aux is {aux!r}", hint='write aux=("lse",), or leave it out')
         if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
-            check_tensors(query, key, value)  # raises
+            check_tensors(query, key, value)  # raises; all other checks wait until a shape is new
         buffers, scalars = self._bound if self._bound and not parameters else self._with_open(parameters)
         compiling = torch.compiler.is_compiling()
-        if torch.is_autocast_enabled(query.device.type):
-            dtype = torch.get_autocast_dtype(query.device.type)
+        kind = "cuda" if query.is_cuda else "cpu"
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         differentiating = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value, *buffers))
         if differentiating:
@@ -187,7 +188,7 @@ class Attention:
 
     def _ordered(self, values: dict[str, Any]) -> tuple[tuple[Tensor, ...], tuple[int | float, ...]]:
         """Buffers and scalars in the order in which programs take them."""
-        buffers = tuple(values[p.name] for p in self.variant.buffers)
+        buffers = tuple(check_is_tensor(p, values[p.name]) for p in self.variant.buffers)
         return buffers, tuple(check_scalar(p, values[p.name]) for p in self.variant.scalars)
 
     def _unknown(self, name: str, known: list[str]) -> ParameterError:

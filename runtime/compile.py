@@ -134,14 +134,23 @@ def load(key: str, text: str, path: str, target: Target) -> Program:
 
 
 def _emitter(target: Target, direction: Direction) -> Callable[[TilePlan, Problem, Schedule], Source]:
-    if target.backend == "cpu":
-        from ..codegen import torch_program
+    # Each emitter is imported by the one case that needs it.
+    match target.backend, direction:
+        case "cpu", "forward":
+            from ..codegen import torch_program
 
-        return torch_program.emit_forward if direction == "forward" else torch_program.emit_backward
-    if direction == "forward":
-        from ..codegen.triton_forward import emit_forward
+            return torch_program.emit_forward
+        case "cpu", "backward":
+            from ..codegen import torch_backward
 
-        return functools.partial(emit_forward, target=target)
-    from ..codegen.triton_backward import emit_backward
+            return torch_backward.emit_backward
+        case _, "forward":
+            from ..codegen import triton_forward
 
-    return functools.partial(emit_backward, target=target)
+            return functools.partial(triton_forward.emit_forward, target=target)
+        case _, "backward":
+            from ..codegen import triton_backward
+
+            return functools.partial(triton_backward.emit_backward, target=target)
+        case _:
+            assert_never(direction)
