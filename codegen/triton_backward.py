@@ -176,17 +176,18 @@ class _Backward:
     ) -> None:
         """``ds``, the gradient of the scaled product, from ``p`` and ``dp``, and contributions on the way."""
         delta = "delta_rows[None, :]" if transposed else "delta_rows[:, None]"
-        shape = "BLOCK_N, BLOCK_M" if transposed else "BLOCK_M, BLOCK_N"
         out.line(f"ds = p * (dp - {delta})")
         started: set[str] = set()
         for i in reversed(range(len(self.factors))):
             for c in self.contributions:
                 if c.kind in kinds and i in c.partials:
                     sign = "+=" if c.name in started else "="
-                    out.line(f"{c.name} {sign} ds * ({values.result(c.partials[i][0], shape)})")
+                    name, derivative = c.partials[i]
+                    text = "ds" if derivative == Const(1.0, F32) else f"ds * ({values.result(name)})"
+                    out.line(f"{c.name} {sign} {text}")
                     started.add(c.name)
             if self.factors[i]:
-                out.line(f"ds *= {values.result(self.factors[i], shape)}")
+                out.line(f"ds *= {values.result(self.factors[i])}")
         if masked:
             for x in (*sorted(started), "ds"):
                 out.line(f"{x} = tl.where(allowed, {x}, 0.0)")

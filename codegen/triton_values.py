@@ -75,7 +75,7 @@ class Values:
         """The text of a result, whose steps must have been emitted; spread to ``shape`` if it is smaller."""
         e = self._results[name]
         text = self._print(e)
-        return f"tl.broadcast_to({text}, [{shape}])" if shape and self._level(e) != "pair" else text
+        return f"tl.zeros([{shape}], tl.float32) + {text}" if shape and self._level(e) != "pair" else text
 
     def emit(self, out: Emitter, level: Level, wanted: Sequence[str], guard: Guard, done: frozenset[str] = frozenset()) -> frozenset[str]:
         """Writes the steps of ``level`` that the results ``wanted`` need, except those ``done``; returns their names."""
