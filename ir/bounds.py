@@ -262,8 +262,10 @@ def _float_unary(op: UnaryOp, x: Range) -> Range:
             scale = 1.0 if op == "log" else 1 / math.log(2)
             return ANYTHING if lo < 0 else _approximated(lambda v: math.log(v) * scale if v > 0 else -math.inf, x)
         case "sqrt":
-            least, most = ANYTHING if lo < 0 else _approximated(math.sqrt, x)
-            return (max(least, 0.0), most) if lo >= 0 else ANYTHING
+            if lo < 0:
+                return ANYTHING
+            least, most = _approximated(math.sqrt, x)
+            return max(least, 0.0), most
         case "rsqrt":
             return ANYTHING if lo <= 0 else _approximated(lambda v: 1 / math.sqrt(v), (hi, lo))
         case "tanh":
@@ -328,10 +330,12 @@ def _rounded(lo: float, hi: float, a: Range, b: Range) -> Range:
 
 def _powers(a: Range, b: Range) -> Range:
     if a[0] > 0 or (a[0] == 0 and b[0] > 0):
-        return _outward(*_corners(_power, a, b), _APPROXIMATE_ULPS)
+        least, most = _outward(*_corners(_power, a, b), _APPROXIMATE_ULPS)
+        return max(least, 0.0), most
     if b[0] == b[1] and b[0] >= 0 and b[0] == math.floor(b[0]):
         even = b[0] % 2 == 0
-        lo, hi = _absolute(a) if even else a
-        power = [math.copysign(_power(abs(x), b[0]), 1.0 if even else x) for x in (lo, hi)]
-        return _outward(power[0], power[1], _APPROXIMATE_ULPS)
+        ends = _absolute(a) if even else a
+        power = [math.copysign(_power(abs(x), b[0]), 1.0 if even else x) for x in ends]
+        least, most = _outward(power[0], power[1], _APPROXIMATE_ULPS)
+        return (max(least, 0.0) if even else least), most
     return ANYTHING

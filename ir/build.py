@@ -28,7 +28,7 @@ from .nodes import (
 )
 from .types import BOOL, F32, I32, I64, BufferType, ScalarType, promote
 
-MAX_I64 = 2**63 - 1
+MAX_I32, MAX_I64 = 2**31 - 1, 2**63 - 1
 _FLOAT_UNARY = frozenset(("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "sigmoid", "sin", "cos", "floor"))
 
 
@@ -53,7 +53,7 @@ def index(name: str, loc: Location | None = None) -> Index:
 
 
 def cast(x: Expr, type: ScalarType, loc: Location | None = None) -> Expr:
-    """``x`` as ``type``; literals are converted on the spot, and nothing happens where types agree."""
+    """``x`` as ``type``; literals that fit are converted on the spot, and nothing happens where types agree."""
     if x.type is type:
         return x
     if isinstance(x, Const):
@@ -61,7 +61,7 @@ def cast(x: Expr, type: ScalarType, loc: Location | None = None) -> Expr:
             return Const(float(x.value), F32, loc or x.loc)
         if type is BOOL:
             return Const(bool(x.value), BOOL, loc or x.loc)
-        if math.isfinite(x.value):
+        if math.isfinite(x.value) and abs(int(x.value)) <= (MAX_I32 if type is I32 else MAX_I64):
             return Const(int(x.value), type, loc or x.loc)
     return Cast(x, type, loc or x.loc)
 

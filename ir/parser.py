@@ -80,7 +80,7 @@ def parse_variant(text: str) -> tuple[Variant, dict[str, int | float]]:
             case "align":
                 align = "end" if _choice(reader, content, ("start", "end"), "alignment") == "end" else "start"
             case _:
-                scale = float(_literal(reader, content))
+                scale = float(_typed_literal(reader, content, F32))
     mask = build.conjunction(masks) if masks else TRUE
     return Variant(mask, tuple(scores), declared, align=align, scale=scale, name=str(name)), values
 
@@ -157,7 +157,7 @@ def _parse(reader: Reader, start: str) -> Parsed:
 
 
 def _syntax_error(text: str, error: UnexpectedInput) -> TextError:
-    from lark import UnexpectedCharacters, UnexpectedToken
+    from lark import UnexpectedToken
 
     lines = text.split("\n")
     ended = isinstance(error, UnexpectedToken) and error.token.type == "$END"
@@ -168,17 +168,16 @@ def _syntax_error(text: str, error: UnexpectedInput) -> TextError:
         row, column = error.line - 1, error.column - 1
     found = str(error.token) if isinstance(error, UnexpectedToken) else lines[row][column : column + 1]
     place = Location("<text>", row + 1, column, column + max(len(found), 1), lines[row] + " " * ended)
-    accepted = error.accepts if isinstance(error, UnexpectedToken) else None
-    if isinstance(error, UnexpectedCharacters):
-        accepted = error.allowed
+    accepted = error.accepts if isinstance(error, UnexpectedToken) else set()
     what = "the text ends" if ended else f"unexpected `{found}`"
-    return TextError(f"{what}; expected {_expected(accepted or ())}", location=place, hint=_hint(found, accepted or ()))
+    expected = f"; expected {_expected(accepted)}" if accepted else ", which the language does not have"
+    return TextError(what + expected, location=place, hint=_hint(found, accepted))
 
 
 def _expected(terminals: Iterable[str]) -> str:
     """What may stand here, in words: operators are one."""
     words = sorted({_WORDS.get(t, "an operator") for t in terminals})
-    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words) or "nothing more"
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _hint(found: str, accepted: Iterable[str]) -> str:
