@@ -90,7 +90,7 @@ def form_of_annotation(name: str, annotation: object, kind: Kind, place: Locatio
     """
     # Read as text: under `from __future__ import annotations` it is nothing else.
     text = inspect.formatannotation(annotation).strip("\"'")
-    if annotation is inspect.Parameter.empty:
+    if annotation is inspect.Parameter.empty or text.split(".")[-1] == "Any":
         return ScalarForm(I32, guessed=True)
     if text in _SCALARS:
         return ScalarForm(_SCALARS[text])
