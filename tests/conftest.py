@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -25,6 +27,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         skip = pytest.mark.skip(reason="needs a CUDA device")
         for item in marked:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiled programs go to a folder of this run, never to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REGARD_CACHE_DIR", str(tmp_path_factory.mktemp("cache", numbered=True)))
+        yield
 
 
 @pytest.fixture
