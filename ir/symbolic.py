@@ -141,21 +141,21 @@ def _remainder(form: Linear, w: int) -> Linear:
     return Linear(0, (((Binary("mod", _as_i64(to_expr(inside)), const(w), I64),), 1),))
 
 
-def _extremum(op: Literal["min", "max"], x: Expr) -> Linear:
+def _extremum(op: Literal["min", "max"], x: Binary) -> Linear:
     """``min`` or ``max``, flattened, without operands that another one dominates."""
 
     def flatten(y: Expr) -> Iterator[Expr]:
-        match y:
-            case Binary(op=o, a=a, b=b) if o == op:
-                yield from flatten(a)
-                yield from flatten(b)
-            case Cast(x=inner) if inner.type.is_integer:
-                yield from flatten(inner)
+        form = linear(y)
+        match form.terms:
+            case (((Binary(op=o, a=a, b=b),), 1), *others) if o == op:  # min(a, b) + c is min(a + c, b + c)
+                rest = to_expr(Linear(form.constant, tuple(others)))
+                yield from flatten(Binary("add", _as_i64(a), _as_i64(rest), I64))
+                yield from flatten(Binary("add", _as_i64(b), _as_i64(rest), I64))
             case _:
-                yield simplify(y)
+                yield to_expr(form)
 
     kept: list[Expr] = []
-    for y in flatten(x):
+    for y in (*flatten(x.a), *flatten(x.b)):
         if not any(_dominates(op, z, y) for z in kept):
             kept = [z for z in kept if not _dominates(op, y, z)] + [y]
     if len(kept) == 1:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ..build import const
-from ..nodes import Load
+from ..build import binary, const
+from ..nodes import Expr, Index, Load
 from ..symbolic import at_least
-from ..traverse import walk
+from ..traverse import substitute, walk
+from ..types import I32
 from ..variant import Variant
 from .classify import classify, positions
 from .formula import Atom, Formula, atoms, to_formula
@@ -47,7 +48,11 @@ def _method(formula: Formula) -> Method:
 
 def _rows_never_empty(keys: Ranges) -> tuple[bool, str]:
     """Whether key 0 is allowed for every query: then no row is empty, unless there are no keys at all."""
+    length = Index("kv_len", I32)
+    table: dict[Expr, Expr] = {length: binary("add", length, const(1))}  # at least one key
     for interval in keys.must:
-        if at_least(const(0), interval.start) and at_least(interval.stop, const(1)):
+        if at_least(const(0), substitute(interval.start, table)) and at_least(
+            substitute(interval.stop, table), const(1)
+        ):
             return True, "every query may attend to key 0 (there is one if kv_len > 0)"
     return False, "no key is proved to be allowed for every query"
