@@ -9,6 +9,7 @@ from ..nodes import COMPARISONS, FALSE, TRUE, Binary, Cast, Const, Expr, Select,
 from ..traverse import children, rewrite
 from ..types import BOOL, F32, I32, I64
 from ..variant import Variant
+from .push_negations import negation
 
 # Float operations that every target rounds correctly, so that folding them changes no result.
 _FOLDED_FLOATS = frozenset(("add", "sub", "mul", "min", "max", "neg", "abs", "floor"))
@@ -53,7 +54,7 @@ def _rule(e: Expr) -> Expr:
         case Select(condition, Const(True), Const(False)) if e.type is BOOL:
             return condition
         case Select(condition, Const(False), Const(True)) if e.type is BOOL:
-            return Unary("not", condition, BOOL, e.loc)
+            return negation(condition)
         case Binary(op) if op in COMPARISONS:
             return _comparison(e)
         case Binary() if e.type is BOOL:
@@ -90,7 +91,7 @@ def _comparison(e: Binary) -> Expr:
     if e.op in ("eq", "ne") and e.a.type is BOOL:
         for x, y in ((e.a, e.b), (e.b, e.a)):
             if isinstance(y, Const):
-                return x if bool(y.value) == (e.op == "eq") else _rule(Unary("not", x, BOOL, e.loc))
+                return x if bool(y.value) == (e.op == "eq") else negation(x)
     return e
 
 
@@ -106,7 +107,7 @@ def _logic(e: Binary) -> Expr:
                 case "or":
                     return TRUE if y.value else x
                 case _:
-                    return _rule(Unary("not", x, BOOL, e.loc)) if y.value else x
+                    return negation(x) if y.value else x
     return e
 
 
