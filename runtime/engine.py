@@ -95,8 +95,9 @@ class Engine:
         reuse_tables: bool,
     ) -> list[Tensor]:
         """Gradients of query, key and value, then of each buffer that ``buffer_gradients`` marks."""
-        # Autograd hands over gradients with any strides, `out.sum()` for one with only zeros.
-        if grad_out.stride(3) != 1:
+        # Autograd hands over gradients with any strides, `out.sum()` for one with only zeros. One that is not
+        # aligned would need a program of its own.
+        if grad_out.stride(3) != 1 or not _aligned((grad_out,)):
             grad_out = grad_out.contiguous()
         if grad_lse is not None:
             grad_lse = grad_lse.contiguous()

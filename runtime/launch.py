@@ -45,7 +45,7 @@ class Launcher:
         self._ready: dict[tuple[object, ...], _Ready] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, kernel: Any, grid: tuple[int, ...], *args: object, **options: object) -> None:
+    def __call__(self, kernel: Any, grid: tuple[int, ...], *args: Any, **options: object) -> None:
         """Launches ``kernel`` on the current device and stream."""
         active = driver.active
         device = active.get_current_device()
@@ -56,8 +56,10 @@ class Launcher:
                 signature.append(-(2**31) <= a < 2**31)
             elif isinstance(a, Tensor):
                 signature.append(a.dtype if a.data_ptr() % 16 == 0 else (a.dtype,))
-            else:
-                signature.append(float if type(a) is float else a)
+            elif type(a) is float:
+                signature.append(float)
+            else:  # a constant, or a tensor descriptor, whose base is aligned by construction
+                signature.append((a.base.dtype, *a.block_shape) if hasattr(a, "block_shape") else a)
         signature += options.values()
         key = tuple(signature)
         ready = self._ready.get(key)

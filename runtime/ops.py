@@ -135,8 +135,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any]
 
 def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
     query, key, value, out, lse, *buffers = ctx.saved_tensors
+    # PyTorch wants the structure of the inputs back; to it an empty list is a structure, others here are not.
+    of_scalars = [None if x else [] for x in ctx.scalars]
     if grad_out is None and grad_lse is None:
-        return None, None, None, [None] * len(buffers), None, None
+        return None, None, None, [None] * len(buffers), *of_scalars
     if grad_out is None:
         grad_out = torch.zeros_like(out)
     gradients = torch.ops.regard.attention_backward(
@@ -145,7 +147,7 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -
     )  # fmt: skip
     of_buffers = iter(gradients[3:])
     spread = [next(of_buffers) if wanted else None for wanted in ctx.buffer_gradients]
-    return *gradients[:3], spread, None, None
+    return *gradients[:3], spread, *of_scalars
 
 
 def _refuse_second_derivative(ctx: Any, *gradients: object) -> None:

@@ -1,0 +1,190 @@
+"""The stock library on a GPU against the float64 oracle, forward and backward, by the oracle's rule for errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import regard as rg
+import torch
+from oracle import assert_close_to_oracle, eager, gradients, oracle
+from torch import Tensor
+
+pytestmark = pytest.mark.gpu
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+Parts = Callable[[int, int, int], tuple[Any, ...]]  # from batch, heads and length
+
+
+def cuda(*values: float) -> Tensor:
+    return torch.tensor(values, device="cuda")
+
+
+def documents(batch: int, length: int) -> Tensor:
+    return (torch.arange(length, device="cuda") // 37).int().expand(batch, -1) + torch.arange(
+        batch, device="cuda", dtype=torch.int32
+    ).unsqueeze(1)
+
+
+VARIANTS: dict[str, Parts] = {
+    "full": lambda b, h, n: (rg.full(),),
+    "causal": lambda b, h, n: (rg.causal(),),
+    "window": lambda b, h, n: (rg.sliding_window(33, 5),),
+    "prefix": lambda b, h, n: (rg.prefix_lm(n // 3),),
+    "documents": lambda b, h, n: (rg.causal(), rg.document(documents(b, n))),
+    "padding": lambda b, h, n: (rg.padding(torch.arange(1, b + 1, device="cuda", dtype=torch.int32) * (n // (b + 1))),),
+    "longformer": lambda b, h, n: (rg.global_tokens(3) | rg.sliding_window(17, 17),),
+    "streaming": lambda b, h, n: (rg.causal(), rg.sinks(4) | rg.sliding_window(64)),
+    "dilated": lambda b, h, n: (rg.causal(), rg.dilated(3)),
+    "strided": lambda b, h, n: (rg.causal(), rg.strided(16)),
+    "blocks": lambda b, h, n: (rg.block_diagonal(48),),
+    "chunks": lambda b, h, n: (rg.chunked_causal(50),),
+    "checkerboard": lambda b, h, n: (rg.checkerboard(32),),
+    "alibi": lambda b, h, n: (rg.causal(), rg.alibi(heads=h)),
+    "softcap": lambda b, h, n: (rg.causal(), rg.softcap(2.0)),
+    "log_n": lambda b, h, n: (rg.log_n(64),),
+    "decay": lambda b, h, n: (rg.causal(), rg.decay(torch.rand(h, device="cuda"))),
+    "distance decay": lambda b, h, n: (rg.causal(), rg.distance_decay(0.5, 3.0)),
+}
+
+
+def tensors(
+    dtype: torch.dtype, batch: int, heads: int, kv_heads: int, q_len: int, kv_len: int, dim: int, value_dim: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    query = torch.randn(batch, heads, q_len, dim, device="cuda", dtype=dtype)
+    key = torch.randn(batch, kv_heads, kv_len, dim, device="cuda", dtype=dtype)
+    value = torch.randn(batch, kv_heads, kv_len, value_dim or dim, device="cuda", dtype=dtype)
+    return query.requires_grad_(), key.requires_grad_(), value.requires_grad_()
+
+
+def check(parts: tuple[Any, ...], x: tuple[Tensor, Tensor, Tensor], captured: tuple[Tensor, ...] = (), **options: Any) -> None:
+    out, aux = rg.attention(*parts, **options)(*x, aux=("lse",))
+    exact, usual = (f(parts, *x, **options) for f in (oracle, eager))
+    for name, a, b, c in zip(("output", "lse"), (out, aux.lse), exact, usual, strict=True):
+        assert_close_to_oracle(a, b, c, name)
+    grad_out, grad_lse = torch.randn_like(out), torch.randn_like(aux.lse)
+    grad_lse = grad_lse.masked_fill(aux.lse.isneginf(), 0.0)
+    actual = torch.autograd.grad((out, aux.lse), (*x, *captured), (grad_out, grad_lse))
+    exact_grads, usual_grads = (
+        gradients(f, parts, x, grad_out, grad_lse, captured, **options) for f in (oracle, eager)
+    )
+    names = ("grad_query", "grad_key", "grad_value", *(f"captured {i}" for i in range(len(captured))))
+    for name, a, b, c in zip(names, actual, exact_grads, usual_grads, strict=True):
+        assert_close_to_oracle(a, b, c.to(a.dtype), name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_stock_library(name: str, dtype: torch.dtype) -> None:
+    check(VARIANTS[name](2, 4, 301), tensors(dtype, 2, 4, 2, 301, 301, 64))
+
+
+@pytest.mark.parametrize("dim", [16, 40, 64, 80, 96, 128, 192, 240, 256])
+def test_head_sizes(dim: int) -> None:
+    check((rg.sliding_window(70),), tensors(torch.bfloat16, 1, 2, 1, 257, 257, dim))
+
+
+@pytest.mark.parametrize(("dim", "value_dim"), [(64, 128), (128, 64), (192, 128), (17, 33)])
+def test_value_sizes(dim: int, value_dim: int) -> None:
+    check((rg.causal(),), tensors(torch.float16, 1, 2, 2, 130, 130, dim, value_dim))
+
+
+@pytest.mark.parametrize(("q_len", "kv_len"), [(1, 1), (1, 129), (65, 64), (127, 300), (300, 127), (513, 511)])
+@pytest.mark.parametrize("align", ["start", "end"])
+def test_odd_lengths(q_len: int, kv_len: int, align: str) -> None:
+    check((rg.causal(),), tensors(torch.bfloat16, 2, 3, 3, q_len, kv_len, 64), align=align)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 8])
+def test_shared_heads(kv_heads: int) -> None:
+    check((rg.causal(), rg.alibi(heads=8)), tensors(torch.bfloat16, 2, 8, kv_heads, 200, 200, 64))
+
+
+@pytest.mark.parametrize("kv_len", [4099, 33333])
+@pytest.mark.parametrize("q_len", [1, 7])
+def test_decoding_splits_keys(q_len: int, kv_len: int) -> None:
+    query, key, value = (x.detach() for x in tensors(torch.bfloat16, 1, 8, 2, q_len, kv_len, 128))
+    for parts in ((rg.causal(),), (rg.sliding_window(1000),), (rg.causal(), rg.softcap(10.0))):
+        out, aux = rg.attention(*parts, align="end")(query, key, value, aux=("lse",))
+        exact, usual = (f(parts, query, key, value, align="end") for f in (oracle, eager))
+        assert_close_to_oracle(out, exact[0], usual[0])
+        assert_close_to_oracle(aux.lse, exact[1], usual[1], "lse")
+
+
+def test_strides_and_alignment() -> None:
+    torch.manual_seed(0)
+    base = torch.randn(2, 150, 3, 4, 72, device="cuda", dtype=torch.bfloat16)
+    for first in (0, 1, 8):  # columns 1 to 64 start 2 bytes into a 16-byte unit
+        query, key, value = (
+            base[:, :, i, :, first : first + 64].transpose(1, 2).detach().requires_grad_() for i in range(3)
+        )
+        check((rg.causal(),), (query, key, value))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_captured_gradients(dtype: torch.dtype) -> None:
+    heads, length = 4, 205
+    x = tensors(dtype, 2, heads, 2, length, length, 64)
+    torch.manual_seed(1)
+    slopes = torch.rand(heads, device="cuda", requires_grad=True)
+    check((rg.causal(), rg.alibi(slopes)), x, (slopes,))
+    table = torch.randn(heads, 2 * length - 1, device="cuda", requires_grad=True)
+    check((rg.relative_bias(table),), x, (table,))
+    per_key = torch.randn(2, length, device="cuda", requires_grad=True)
+    check((rg.causal(), rg.key_bias(per_key)), x, (per_key,))
+
+
+def test_gradient_of_a_tensor_for_every_pair() -> None:
+    @rg.score
+    def biased(s: Any, q: Any, kv: Any, head: Any, bias: "f32[head, q, kv]") -> Any:  # noqa: F821
+        return s + bias[head, q, kv]
+
+    bias = torch.randn(4, 70, 90, device="cuda", requires_grad=True)
+    check((biased(bias=bias),), tensors(torch.float16, 2, 4, 4, 70, 90, 32), (bias,))
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_what_nobody_sees_does_not_matter(poison: float) -> None:
+    x = tensors(torch.bfloat16, 2, 4, 2, 100, 190, 64)
+    parts = (rg.padding(torch.tensor([150, 97], device="cuda", dtype=torch.int32)),)
+    clean = rg.attention(*parts)(*x)
+    clean_grads = torch.autograd.grad(clean.sum(), x)
+    query, key, value = (t.detach().clone() for t in x)
+    for t in (key, value):
+        t[0, :, 150:] = poison
+        t[1, :, 97:] = poison
+    y = tuple(t.requires_grad_() for t in (query, key, value))
+    out = rg.attention(*parts)(*y)
+    assert torch.equal(out, clean)
+    for a, b in zip(torch.autograd.grad(out.sum(), y), clean_grads, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_rows_that_see_nothing() -> None:
+    @rg.mask
+    def later_half(q: Any, kv: Any, kv_len: Any) -> Any:
+        return (kv >= kv_len // 2) & (q >= kv)
+
+    x = tensors(torch.bfloat16, 1, 2, 2, 200, 200, 64)
+    out, aux = rg.attention(later_half)(*x, aux=("lse",))
+    assert not out[:, :, :100].any() and aux.lse[:, :, :100].isneginf().all()
+    check((later_half,), x)
+
+
+def test_gradients_repeat_bit_for_bit() -> None:
+    x = tensors(torch.bfloat16, 2, 8, 2, 700, 700, 128)
+    slopes = torch.rand(8, device="cuda", requires_grad=True)
+    attn = rg.attention(rg.causal(), rg.alibi(slopes))
+    runs = [torch.autograd.grad(attn(*x, deterministic=True).sum(), (*x, slopes)) for _ in range(3)]
+    for again in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], again, strict=True))
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("length", [1024, 1337])
+def test_gradients_at_training_size(dim: int, length: int) -> None:
+    """Guards against miscompiled pipelines, which small shapes do not reach."""
+    for parts in ((rg.causal(),), (rg.sliding_window(255),), (rg.causal(), rg.softcap(20.0))):
+        check(parts, tensors(torch.bfloat16, 1, 4, 2, length, length, dim))

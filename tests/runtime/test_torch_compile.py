@@ -1,0 +1,98 @@
+"""No graph breaks, no surprises: attention inside ``torch.compile`` and ``torch.export``."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import regard as rg
+import torch
+from torch import Tensor, nn
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class Block(nn.Module):
+    """Projection, attention with a captured tensor and an open one, and the lse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.project = nn.Linear(16, 3 * 16)
+        self.slopes = nn.Parameter(torch.rand(2))
+        self.attn = rg.attention(rg.sliding_window(9), rg.alibi(self.slopes), rg.document())
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        query, key, value = self.project(x).chunk(3, dim=-1)
+        out, aux = self.attn(query, key, value, aux=("lse",), ids=ids)
+        return (out * 2 + aux.lse.unsqueeze(-1)).sum(-1)
+
+
+def inputs(length: int, batch: int = 2) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(length)
+    return torch.randn(batch, 2, length, 16), (torch.arange(length) // 7).int().expand(batch, -1)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_one_graph_with_gradients(backend: str) -> None:
+    block = Block()
+    compiled = torch.compile(block, fullgraph=True, backend=backend)
+    for length in (33, 40, 29):
+        x, ids = inputs(length)
+        expected = torch.autograd.grad(block(x, ids).square().sum(), [*block.parameters()])
+        actual = torch.autograd.grad(compiled(x, ids).square().sum(), [*block.parameters()])
+        for a, b in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_lengths_do_not_recompile_the_graph() -> None:
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(Block(), fullgraph=True, backend=counter, dynamic=True)
+    with torch.no_grad():
+        for length in (33, 40, 29, 57):
+            compiled(*inputs(length))
+    assert counter.frame_count == 1
+
+
+def test_inference_mode() -> None:
+    block = Block()
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    x, ids = inputs(21)
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(x, ids), block(x, ids))
+
+
+def test_export_and_load(tmp_path: Any) -> None:
+    block = Block()
+    x, ids = inputs(33)
+    exported = torch.export.export(block, (x, ids))
+    stored = io.BytesIO()
+    torch.export.save(exported, stored)
+    stored.seek(0)
+    loaded = torch.export.load(stored).module()
+    torch.testing.assert_close(loaded(x, ids), block(x, ids))
+
+
+# What an exported graph needs in a process that never saw the Python function: the text that it carries.
+ELSEWHERE = """
+import sys, torch
+import regard.runtime.ops
+program, x, ids, expected = torch.load(sys.argv[1], weights_only=False)
+torch.testing.assert_close(torch.export.load(program).module()(x, ids), expected)
+"""
+
+
+def test_an_exported_graph_in_another_process(tmp_path: Any, run_python: Any) -> None:
+    block = Block()
+    x, ids = inputs(33)
+    path = tmp_path / "block.pt2"
+    torch.export.save(torch.export.export(block, (x, ids)), path)
+    torch.save((str(path), x, ids, block(x, ids).detach()), tmp_path / "all.pt")
+    run_python(ELSEWHERE, str(tmp_path / "all.pt"))
