@@ -33,6 +33,13 @@ class Emitter:
         for line in text.strip("\n").split("\n"):
             self.line(line)
 
+    def section(self, text: str = "") -> None:
+        """Two empty lines, as before a function, and then the lines of ``text`` if there are any."""
+        self.line()
+        self.line()
+        if text:
+            self.lines(text)
+
     def comment(self, text: str) -> None:
         """``text`` as comment lines."""
         for line in text.split("\n"):

@@ -1,4 +1,4 @@
-"""Gradients of captured tensors: which loads contribute, and where their sums go."""
+"""Derivatives inside the backward kernels: of scores, and of captured tensors and where their sums go."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 from ..ir.dependence import LoadClass, diagonal_form, load_class
 from ..ir.differentiate import partials
-from ..ir.nodes import DIAGONAL, Expr, Index, Load, Param, Score
+from ..ir.nodes import DIAGONAL, TRUE, Const, Expr, Index, Load, Param, Score
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import substitute
 from ..ir.types import F32, I32
 from .emitter import Emitter
 from .print_torch import Printed, Scope, helper_functions, print_torch
 from .schedule import Problem
-from .triton_values import user_name
+from .triton_skeleton import Skeleton
+from .triton_values import Guard, Values, user_name
+
+_ONE = Const(1.0, F32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +110,77 @@ def emit_scatter(out: Emitter, plan: TilePlan, found: Sequence[Contribution]) ->
             case _:
                 values = f"{c.name}_sums[..., None, :]"
         out.line(f"scatter({c.grad}, ({texts},), {values})")
+
+
+class Gradients(Skeleton):
+    """Base of the backward kernels: from raw products to probabilities, and from their gradients to scores'."""
+
+    def __init__(self, plan: TilePlan, problem: Problem, descriptors: bool) -> None:
+        self.contributions = contributions(plan, problem)
+        self.factors: list[str] = []
+        results: dict[str, Expr] = {}
+        if plan.variant.mask != TRUE:
+            results["mask"] = plan.variant.mask
+        before: Expr = Score()
+        for i, score in enumerate(plan.variant.scores):
+            factor = substitute(partials(score).score, {Score(): before})
+            self.factors.append("" if factor == _ONE else f"factor_{i}")
+            results[f"factor_{i}"] = factor
+            results["score"] = before = substitute(score, {Score(): before})
+        for c in self.contributions:
+            results |= {name: e for name, e in c.partials.values()}
+            if c.kind == "pair":
+                results |= dict(zip(c.index_names, c.load.indices, strict=True))
+        super().__init__(plan, problem, descriptors, results)
+
+    def of_kinds(self, *kinds: LoadClass) -> list[Contribution]:
+        """The contributions whose loads are of these classes."""
+        return [c for c in self.contributions if c.kind in kinds]
+
+    def wanted(self, here: Sequence[Contribution], *, masked: bool) -> list[str]:
+        """The results that a kernel needs which adds up the contributions ``here``."""
+        names = ["mask"] if masked and self.has_mask else []
+        names += [name for c in here for name, _ in c.partials.values()]
+        names += [x for c in here if c.kind == "pair" for x in c.index_names]
+        names += [x for x in self.factors if x]
+        return names + (["score"] if self.has_scores else [])
+
+    def emit_unit(self, out: Emitter) -> None:
+        """What turns a score into an exponent of two, where no scores come between."""
+        if not self.has_scores:
+            out.line("unit = scale * LOG2E")
+
+    def emit_probabilities(
+        self, out: Emitter, values: Values, done: frozenset[str], wanted: Sequence[str], *, shape: str, row: str, lanes: str
+    ) -> None:
+        """``p`` of ``shape`` from the raw product ``s``; leaves all that the derivatives need computed.
+
+        ``row`` is the log-sum-exp of each query times log2(e); ``lanes`` the pairs whose loads may be read.
+        """
+        unit, final = "unit", "s"
+        if self.has_scores:
+            out.line("s *= scale")
+            values.emit(out, "pair", [x for x in wanted if x != "mask"], Guard(pair=lanes), done)
+            unit, final = "LOG2E", "final"
+            out.line(f"final = {values.result('score', shape)}")
+        text = f"tl.exp2({final} * {unit} - {row})"
+        out.line(f"p = {f'tl.where(allowed, {text}, 0.0)' if lanes == 'allowed' else text}")
+
+    def emit_score_gradient(
+        self, out: Emitter, values: Values, here: Sequence[Contribution], *, delta: str, masked: bool
+    ) -> None:
+        """``ds``, the gradient of the scaled product, from ``p`` and ``dp``, and contributions on the way."""
+        out.line(f"ds = p * (dp - {delta})")
+        started: set[str] = set()
+        for i in reversed(range(len(self.factors))):
+            for c in here:
+                if i in c.partials:
+                    name, derivative = c.partials[i]
+                    text = "ds" if derivative == _ONE else f"ds * ({values.result(name)})"
+                    out.line(f"{c.name} {'+=' if c.name in started else '='} {text}")
+                    started.add(c.name)
+            if self.factors[i]:
+                out.line(f"ds *= {values.result(self.factors[i])}")
+        if masked:
+            for x in (*sorted(started), "ds"):
+                out.line(f"{x} = tl.where(allowed, {x}, 0.0)")

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ..ir.nodes import Load
 from ..ir.printer import print_expr, print_variant
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import loads
@@ -159,6 +158,13 @@ def emit_header(out: Emitter, title: str, plan: TilePlan, problem: Problem, sche
         out.comment(note)
 
 
+def emit_options(out: Emitter, name: str, schedule: Schedule) -> None:
+    """A schedule as the options of launches: the numbers to change when trying others."""
+    s = schedule
+    options = f"BLOCK_M={s.block_m}, BLOCK_N={s.block_n}, num_warps={s.num_warps}, num_stages={s.num_stages}"
+    out.line(f"{name} = dict({options})")
+
+
 def describe(schedule: Schedule) -> str:
     """A schedule in words."""
     text = f"{schedule.block_m} queries by {schedule.block_n} keys, {schedule.num_warps} warps, {schedule.num_stages} stages"
@@ -230,7 +236,3 @@ def final_names(text: str, plan: TilePlan) -> str:
         text = text.replace(mark, name)
     return text
 
-
-def load_buffers(plan: TilePlan) -> tuple[Load, ...]:
-    """All distinct loads of the variant, mask first."""
-    return tuple(dict.fromkeys(x for e in (plan.variant.mask, *plan.variant.scores) for x in loads(e)))

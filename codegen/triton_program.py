@@ -170,6 +170,24 @@ def uses_table(plan: TilePlan) -> bool:
     return plan.method != "closed"
 
 
+def emit_sizes(out: Emitter, plan: TilePlan, problem: Problem) -> None:
+    """The first lines of ``run``: sizes, checks of what would otherwise read out of bounds, the scale."""
+    scale = plan.variant.scale if plan.variant.scale is not None else problem.head_dim**-0.5
+    out.line("batches, heads, q_len, _ = query.shape")
+    out.line("kv_heads, kv_len = key.shape[1], key.shape[2]")
+    out.line(f"assert query.shape[3] == key.shape[3] == {problem.head_dim} and value.shape[3] == {problem.value_dim}")
+    out.line("assert value.shape[:3] == key.shape[:3] and heads % kv_heads == 0 and key.shape[0] == batches")
+    out.line("assert query.stride(3) == key.stride(3) == value.stride(3) == 1")
+    out.line(f"scale = {scale!r} if scale is None else scale")
+
+
+def emit_classify_call(out: Emitter, parameters: Sequence[str]) -> None:
+    """Fills ``tiles`` where the caller has not."""
+    with out.block("if tiles is None:"):
+        arguments = "".join(f"{x}, " for x in parameters)
+        out.line(f"tiles = classify({arguments}batches, heads, kv_heads, q_len, kv_len, query.device)")
+
+
 DESCRIPTOR = """
 def descriptor(x, rows, columns):
     \"\"\"Tiles of (rows, columns) of a (B, H, L, D) tensor, loaded by the tensor memory accelerator.\"\"\"

@@ -1,0 +1,164 @@
+"""The kernel for dK and dV: a program owns a tile of keys and walks the queries that see it.
+
+It computes the transposed product K Q^T directly: Triton 3.4 to 3.7.0 miscompile the transpose of an
+accumulator as an operand on sm_90.
+"""
+
+from __future__ import annotations
+
+from .emitter import Emitter
+from .schedule import Schedule
+from .triton_gradients import Gradients
+from .triton_module import Argument, emit_launch, kernel
+from .triton_program import INDICES, emit_accumulate, emit_place, emit_product, table_arguments, uses_table
+from .triton_tiles import emit_ranges, emit_table
+from .triton_values import Guard, Values
+
+KERNEL = "attention_grad_key_value"
+
+
+class GradKey(Gradients):
+    """Emits the kernel and its launch; sums of captured gradients per key are ``NAME_sums`` in ``run``."""
+
+    def emit(self, out: Emitter, schedule: Schedule) -> None:
+        """The kernel."""
+        values = self.values()
+        with kernel(out, KERNEL, self.arguments(), ("BLOCK_M", "BLOCK_N")):
+            out.line('"""dK and dV of one tile of keys, summed over ``group`` heads of queries."""')
+            out.line("program = tl.program_id(0)")
+            emit_place(out, length="kv_len", block="BLOCK_N", reverse=schedule.reverse)
+            out.line("chunks = heads // group")
+            out.line("batch, chunk = entry // chunks, entry % chunks")
+            out.line("kv_head = chunk * group // (heads // kv_heads)")
+            out.line()
+            out.line("tile_first = tile * BLOCK_N")
+            out.line("tile_last = tl.minimum(tile_first + BLOCK_N, kv_len) - 1")
+            out.line("rows = tl.arange(0, BLOCK_N)")
+            out.line("queries = tl.arange(0, BLOCK_M)")
+            out.line("kv_index = tile_first + rows[:, None]")
+            self.emit_columns(out)
+            inside = "(kv_index < kv_len)"
+            for name, tensor, parts in (("k", "key", self.head), ("v", "value", self.value)):
+                columns = self.columns(parts)
+                self.tiles.open_input(out, tensor, "kv_head", "rows", columns, parts)
+                self.tiles.load(out, name, tensor, "kv_head", "tile_first", "BLOCK_N", columns, parts, inside)
+            for name, parts in (("dk", self.head), ("dv", self.value)):
+                for p in parts:
+                    out.line(f"{name}{p.suffix} = tl.zeros([BLOCK_N, {p.width}], tl.float32)")
+            self.emit_unit(out)
+            with out.block("for member in range(0, group):"):
+                self._emit_head(out, values)
+            out.line()
+            for name, tensor, parts, text in (
+                ("dk", "grad_key", self.head, "({} * scale)"),
+                ("dv", "grad_value", self.value, "{}"),
+            ):
+                columns = self.columns(parts)
+                self.tiles.open(out, tensor, "chunk", "rows", columns, parts)
+                self.tiles.store(out, name, tensor, "tile_first", columns, parts, inside, text)
+
+    def arguments(self) -> list[Argument]:
+        """In the order of the kernel's signature."""
+        table = table_arguments("tiles[1]") if uses_table(self.plan) else []
+        return [
+            *self.tiles.pointers("grad_key", "to_key"),
+            *self.tiles.pointers("grad_value", "to_value"),
+            *(Argument(f"{c.name}_sums", "", f"{c.name}_sums") for c in self.of_kinds("key")),
+            *self.tiles.inputs("query", self.head, "BLOCK_M"),
+            *self.tiles.inputs("key", self.head, "BLOCK_N"),
+            *self.tiles.inputs("value", self.value, "BLOCK_N"),
+            *self.tiles.inputs("grad_out", self.value, "BLOCK_M"),
+            Argument("lse", "", "lse"),
+            Argument("delta", "", "delta"),
+            *table,
+            *self.arguments_after_tensors("batches * heads // group", "section"),
+            Argument("group", "i32", "group"),
+        ]
+
+    def _emit_head(self, out: Emitter, values: Values) -> None:
+        """The loops over the queries of one head."""
+        here = self.of_kinds("key")
+        out.line("head = chunk * group + member")
+        self.tiles.open_input(out, "query", "head", "queries", "columns", self.head)
+        self.tiles.open_input(out, "grad_out", "head", "queries", self.value_columns, self.value)
+        out.line("entry = batch * heads + head")
+        out.line("row = entry.to(tl.int64) * q_len")
+        if uses_table(self.plan):
+            out.comment("This tile's row in the table of tiles.")
+            loops = emit_table(out)
+        else:
+            out.comment("Queries that may see this tile of keys, and those that see all of it.")
+            loops = emit_ranges(out, self.plan.queries, INDICES, "BLOCK_M", "q_len")
+        for c in here:
+            out.line(f"{c.name}_total = tl.zeros([BLOCK_N], tl.float32)")
+        needed = self.wanted(here, masked=True)
+        done = values.emit(out, "program", needed, Guard())
+        done = values.emit(out, "key", needed, Guard(key="(kv_index < kv_len)"), done)
+        if loops.full_count:
+            out.comment("Tiles in which every pair is allowed.")
+            with out.block(f"for t in range(0, {loops.full_count}):"):
+                self._emit_step(out, values, loops.full_tile, done, masked=False)
+        if loops.partial_count:
+            out.comment("Tiles in which the mask decides.")
+            with out.block(f"for t in range(0, {loops.partial_count}):"):
+                self._emit_step(out, values, loops.partial_tile, done, masked=True)
+        for c in here:
+            place = f"{c.name}_sums + entry.to(tl.int64) * kv_len + tile_first + rows"
+            out.line(f"tl.store({place}, {c.name}_total, mask=tile_first + rows < kv_len)")
+
+    def _emit_step(self, out: Emitter, values: Values, tile: str, done: frozenset[str], *, masked: bool) -> None:
+        """One tile of queries."""
+        here = self.of_kinds("key")
+        wanted = self.wanted(here, masked=masked)
+        inside = "(start + queries[:, None] < q_len)" if masked else ""
+        mask = ", mask=start + queries < q_len, other=0.0" if masked else ""
+        out.line(f"start = ({tile}) * BLOCK_M")
+        self.tiles.load(out, "q", "query", "head", "start", "BLOCK_M", "columns", self.head, inside)
+        out.line(f"lse_rows = tl.load(lse + row + start + queries{mask}) * LOG2E")
+        emit_product(out, "s", "k", "q", self.head, self.precision)
+        if wanted or masked:
+            out.line("q_index = start + queries[None, :]")
+        done = values.emit(out, "query", wanted, Guard(query="(q_index < q_len)" if masked else ""), done)
+        if masked:
+            done = self.emit_allowed(out, values, done)
+        self.emit_probabilities(
+            out, values, done, wanted, shape="BLOCK_N, BLOCK_M", row="lse_rows[None, :]",
+            lanes="allowed" if masked else "(kv_index < kv_len)",
+        )  # fmt: skip
+        self.tiles.load(out, "do", "grad_out", "head", "start", "BLOCK_M", self.value_columns, self.value, inside)
+        emit_accumulate(out, "dv", "p", "do", self.value, self.precision)
+        out.line(f"delta_rows = tl.load(delta + row + start + queries{mask})")
+        emit_product(out, "dp", "v", "do", self.value, self.precision)
+        self.emit_score_gradient(out, values, here, delta="delta_rows[None, :]", masked=masked)
+        for c in here:
+            out.line(f"{c.name}_total += tl.sum({c.name}, 1)")
+        emit_accumulate(out, "dk", "ds", "q", self.head, self.precision)
+
+    def emit_launch(self, out: Emitter) -> None:
+        """The part of ``run`` that fills ``grad_key`` and ``grad_value``."""
+        for c in self.of_kinds("key"):
+            out.line(f"{c.name}_sums = lse.new_empty((batches, heads, kv_len))")
+        out.lines(_BEFORE)
+        emit_launch(out, KERNEL, "(tiles_of_keys * batches * (heads // group),)", self.arguments(), "**options")
+        out.lines(_AFTER)
+
+
+_BEFORE = """
+options = GRAD_KEY
+tiles_of_keys = triton.cdiv(kv_len, options["BLOCK_N"])
+multiprocessors, cache = device_limits(query.device)
+group, to_key, to_value = heads // kv_heads, grad_key, grad_value
+spread = group > 1 and tiles_of_keys * batches * kv_heads < 2 * multiprocessors
+if spread:
+    # Too few programs: one for each head of queries, added up afterwards.
+    group = 1
+    to_key = torch.empty((batches, heads, *key.shape[2:]), dtype=torch.float32, device=query.device)
+    to_value = torch.empty((batches, heads, *value.shape[2:]), dtype=torch.float32, device=query.device)
+row_bytes = (query.shape[3] + value.shape[3]) * query.element_size()
+section = max(cache // 3 // (q_len * row_bytes * group), 1)
+"""
+_AFTER = """
+if spread:
+    grad_key = to_key.unflatten(1, (kv_heads, -1)).sum(2).to(query.dtype)
+    grad_value = to_value.unflatten(1, (kv_heads, -1)).sum(2).to(query.dtype)
+"""

@@ -1,0 +1,105 @@
+"""What all kernels of one variant share: its problem, tiles of its tensors, and the keys to keep out."""
+
+from __future__ import annotations
+
+from ..ir.nodes import TRUE, Expr
+from ..ir.tiles.plan import TilePlan
+from .emitter import Emitter
+from .schedule import Problem
+from .triton_module import Argument, Part, buffer_arguments, head_parts, scalar_arguments
+from .triton_program import INDICES, Tiles, emit_columns, precision, uses_table
+from .triton_seen import hull_is_exact
+from .triton_tiles import TileLoops, emit_ranges, emit_table
+from .triton_values import Guard, Values
+
+
+class Skeleton:
+    """Base of the kernels; ``results`` are the expressions that they evaluate, by name."""
+
+    def __init__(self, plan: TilePlan, problem: Problem, descriptors: bool, results: dict[str, Expr]) -> None:
+        self.plan, self.problem, self.descriptors, self.results = plan, problem, descriptors, results
+        self.head, self.value = head_parts(problem.head_dim), head_parts(problem.value_dim)
+        self.value_columns = "columns" if self.head == self.value else "value_columns"
+        self.tiles = Tiles(problem, descriptors)
+        self.precision = precision(problem)
+        self.exact_hull = plan.method == "closed" and hull_is_exact(plan.variant.mask)
+
+    @property
+    def has_mask(self) -> bool:
+        return self.plan.variant.mask != TRUE
+
+    @property
+    def has_scores(self) -> bool:
+        return bool(self.plan.variant.scores)
+
+    def values(self) -> Values:
+        """The expressions for one kernel."""
+        return Values(self.results, INDICES, debug=self.problem.debug)
+
+    def columns(self, parts: tuple[Part, ...]) -> str:
+        return "columns" if parts == self.head else self.value_columns
+
+    def emit_columns(self, out: Emitter) -> None:
+        """The column numbers of heads."""
+        emit_columns(out, "columns", self.head)
+        if self.value_columns != "columns":
+            emit_columns(out, "value_columns", self.value)
+
+    def emit_query_place(self, out: Emitter) -> None:
+        """The identities and positions of a program that owns a tile of queries, from ``entry`` and ``tile``."""
+        out.line("batch, head = entry // heads, entry % heads")
+        out.line("kv_head = head // (heads // kv_heads)")
+        out.line()
+        out.line("tile_first = tile * BLOCK_M")
+        out.line("tile_last = tl.minimum(tile_first + BLOCK_M, q_len) - 1")
+        out.line("rows = tl.arange(0, BLOCK_M)")
+        out.line("keys = tl.arange(0, BLOCK_N)")
+        out.line("q_index = tile_first + rows[:, None]")
+        self.emit_columns(out)
+
+    def emit_key_tiles(self, out: Emitter) -> TileLoops:
+        """Which tiles of keys a tile of queries visits."""
+        if uses_table(self.plan):
+            out.comment("This tile's row in the table of tiles.")
+            return emit_table(out)
+        out.comment("Keys that this tile of queries may see, and those that all of it sees.")
+        return emit_ranges(out, self.plan.keys, INDICES, "BLOCK_N", "kv_len")
+
+    def arguments_after_tensors(self, entries: str, section: str) -> list[Argument]:
+        """Captured tensors, scalars and sizes."""
+        return [
+            *buffer_arguments(self.plan),
+            Argument("scale", "fp32", "scale"),
+            *scalar_arguments(self.plan),
+            Argument("heads", "i32", "heads"),
+            Argument("kv_heads", "i32", "kv_heads"),
+            Argument("q_len", "i32", "q_len"),
+            Argument("kv_len", "i32", "kv_len"),
+            Argument("all_heads", "i32", entries),
+            Argument("section", "i32", section),
+        ]
+
+    def emit_allowed(self, out: Emitter, values: Values, done: frozenset[str]) -> frozenset[str]:
+        """``allowed``: pairs that exist and that the mask keeps."""
+        out.line("allowed = (q_index < q_len) & (kv_index < kv_len)")
+        if self.has_mask:
+            done = values.emit(out, "pair", ("mask",), Guard(pair="allowed"), done)
+            out.line(f"allowed &= {values.result('mask')}")
+        return done
+
+    def rows_in_hull(self, loops: TileLoops) -> str:
+        """Which rows of a partial tile of keys to read: those that some query sees, where that is an interval."""
+        if not self.exact_hull or loops.hull is None:
+            return "(start + keys[:, None] < kv_len)"
+        start, stop = loops.hull
+        below = f"(start + keys[:, None] < {stop})"
+        return below if start == "0" else f"(start + keys[:, None] >= {start}) & {below}"
+
+    def emit_unseen(self, out: Emitter, name: str, parts: tuple[Part, ...], rows: str) -> None:
+        """Zeroes rows of a partial tile of keys that no query sees, unless loads by ``rows`` did: 0 * NaN is NaN."""
+        if self.exact_hull and not self.descriptors:
+            return
+        out.comment("Rows that no query of the tile sees may hold anything, even NaN.")
+        out.line(f"seen = {rows if self.exact_hull else 'tl.max(allowed.to(tl.int32), 0)[:, None] != 0'}")
+        for p in parts:
+            out.line(f"{name}{p.suffix} = tl.where(seen, {name}{p.suffix}, 0.0)")
