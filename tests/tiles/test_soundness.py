@@ -47,6 +47,7 @@ PARAMETERS = (
     *(BufferParameter(name, type) for name, type in BUFFERS.items()),
 )
 LONGEST = 45
+lengths = st.sampled_from((16, 23, 31, 32, 37, 40, 45, 9, 1))
 
 
 def binary(op: BinaryOp, a: Expr | int, b: Expr | int) -> Expr:
@@ -60,7 +61,7 @@ def read(buffer: str, *indices: Expr) -> Load:
 # --- masks ---------------------------------------------------------------------------------------------------
 
 small = st.integers(-3, 12)
-divisors = st.sampled_from((1, 2, 3, 5, 16, 20))
+divisors = st.sampled_from((2, 3, 5, 7, 16, 20))
 comparisons: st.SearchStrategy[BinaryOp] = st.sampled_from(("lt", "le", "gt", "ge", "eq", "ne"))
 orders: st.SearchStrategy[BinaryOp] = st.sampled_from(("lt", "le", "gt", "ge"))
 free = st.one_of(
@@ -80,6 +81,7 @@ def positions(draw: st.DrawFn, of: tuple[Expr, ...] = (q, kv)) -> Expr:
         "shifted": lambda: binary("add", draw(positions(of)), draw(free)),
         "abs": lambda: build.unary("abs", draw(positions(of))),
         "floordiv": lambda: binary("floordiv", draw(positions(of)), draw(divisors)),
+        "remainder": lambda: binary("mod", draw(st.sampled_from(of)), draw(divisors)),
         "mod": lambda: binary("mod", draw(positions(of)), draw(divisors)),
         "minimum": lambda: binary(draw(st.sampled_from(("min", "max"))), draw(positions(of)), draw(free)),
         "choice": lambda: build.select(binary("gt", draw(free), 3), draw(positions(of)), draw(free)),
@@ -104,7 +106,7 @@ def atoms(draw: st.DrawFn) -> Expr:
         "weight": lambda: binary(draw(orders), read("weights", q), read("weights", kv)),
         "pair": lambda: read("pairs", q, kv),
     }
-    return shapes[draw(st.sampled_from(("order", "distance", "near", "key", *shapes)))]()
+    return shapes[draw(st.sampled_from(("order", "distance", "near", "residue", "block", *shapes)))]()
 
 
 def compound(inner: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
@@ -158,7 +160,7 @@ class Call:
 @st.composite
 def calls(draw: st.DrawFn) -> Call:
     seed, sorted_ids = draw(st.integers(0, 1000)), draw(st.booleans())
-    scalars = {name: draw(st.integers(-5, 30)) for name in ("n", "m")}
+    scalars = {name: draw(st.sampled_from((3, 8, 12, 21, 30, 0, -4))) for name in ("n", "m")}
     random = np.random.default_rng(seed)
     ids = random.integers(0, random.choice((1, 3, 6)), (2, LONGEST))
     values = {
@@ -172,8 +174,8 @@ def calls(draw: st.DrawFn) -> Call:
         "pairs": random.random((LONGEST, LONGEST)) < 0.5,
     }
     blocks: dict[Axis, int] = {"q": draw(st.sampled_from((1, 4, 7, 16))), "kv": draw(st.sampled_from((1, 4, 9, 16)))}
-    lengths = draw(st.integers(1, LONGEST)), draw(st.integers(1, LONGEST))
-    return Call(*lengths, blocks, scalars, sorted_ids, seed, values)
+    q_len, kv_len = draw(lengths), draw(lengths)
+    return Call(q_len, kv_len, blocks, scalars, sorted_ids, seed, values)
 
 
 def holds(union: tuple[Interval, ...], tile: slice, length: int, env: dict[str, Any]) -> Array:
