@@ -1,0 +1,62 @@
+"""What generated Gluon modules share: imports, constants and the way from Triton's names to Gluon's.
+
+The parts of a kernel that are scalar or elementwise are printed by the same functions as for Triton; Gluon
+has the same functions under another prefix, so one rewriting of the text does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ..ir.tiles.plan import TilePlan
+from .emitter import Emitter
+from .print_triton import used_helpers
+from .schedule import Source
+from .triton_module import LAUNCH, final_names
+
+PRELUDE = '''
+import functools
+
+import torch
+import triton
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+LOG2E = gl.constexpr(1.4426950408889634)
+LN2 = gl.constexpr(0.6931471805599453)
+'''
+
+# Triton has it, Gluon does not.
+SIGMOID = '''
+@gluon.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + gl.exp2(-LOG2E * x))
+'''
+
+
+def in_gluon(text: str) -> str:
+    """Triton source in Gluon's names.
+
+    >>> in_gluon("@triton.jit: tl.where(x, tl.sigmoid(y), 0), triton.cdiv(a, b)")
+    '@gluon.jit: gl.where(x, sigmoid(y), 0), triton.cdiv(a, b)'
+    """
+    return re.sub(r"\btl\.", "gl.", text.replace("@triton.jit", "@gluon.jit").replace("tl.sigmoid(", "sigmoid("))
+
+
+def finish(out: Emitter, plan: TilePlan, kernels: Sequence[str], head: Emitter) -> Source:
+    """Puts the parts together and gives the user's parameters names that nothing else has."""
+    body = out.text()
+    helpers = "".join("\n" + source for source in used_helpers(body))
+    if "tl.sigmoid(" in body:
+        helpers += "\n" + SIGMOID
+    code = in_gluon(helpers + "\n" + LAUNCH + "\n\n" + body)
+    return Source(final_names(head.text() + PRELUDE + code, plan), tuple(kernels))
