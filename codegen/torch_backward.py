@@ -31,12 +31,12 @@ def times(grad, partial):
 
 _ACCUMULATE = '''
 def accumulate(total, grad, *indices):
-    """Adds to total[indices] the sum of grad over the axes along which the indices do not vary."""
+    """Adds to total[indices] the sum of grad over the axes along which the indices do not vary, one by one."""
     place = 0
     for index, size in zip(indices, total.shape):
         place = place * size + within(index, size) % size
     place = torch.as_tensor(place, device="cpu")
-    total.view(-1).index_add_(0, place.reshape(-1), grad.sum_to_size(place.shape).reshape(-1))
+    total.view(-1).index_add_(0, place.reshape(-1), grad.sum_to_size(place.shape).reshape(-1).double())
 '''
 
 _TILE_START = """
@@ -72,7 +72,8 @@ grad_key[here, :, start:end] += part.mT @ rows
 def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule) -> Source:
     """A module whose ``run`` computes the gradients; see docs/internals.md, "Generated modules".
 
-    ``problem`` says which captured tensors need one; their gradients are summed in float32.
+    ``problem`` says which captured tensors need one; their gradients are summed
+    in float64, because so many pairs may share an element.
     """
     out = Emitter(PROGRAM_NAMES)
     program = emit_program(out, plan, schedule)
@@ -97,7 +98,7 @@ def _emit_run(out: Emitter, program: Program, gradients: dict[str, str], chain: 
     out.line("grad_query = torch.zeros_like(query)")
     out.line('grad_key, grad_value = (torch.zeros(x.shape, dtype=torch.float32, device="cpu") for x in (key, value))')
     for buffer, name in gradients.items():
-        out.line(f"{name} = torch.zeros({program.scope.buffers[buffer]}.shape, dtype=torch.float32, device=\"cpu\")")
+        out.line(f"{name} = torch.zeros({program.scope.buffers[buffer]}.shape, dtype=torch.float64, device=\"cpu\")")
     results = ["grad_query", "grad_key.to(key.dtype)", "grad_value.to(value.dtype)"]
     results += [f"{name}.to({program.scope.buffers[buffer]}.dtype)" for buffer, name in gradients.items()]
     with out.block("if lse.numel() == 0 or kv_len == 0:"):
