@@ -8,6 +8,7 @@ import torch
 
 from ...ir.errors import ParameterError
 from .. import functions as rg
+from ..callsite import caller
 from ..part import ScorePart, score
 from .checks import tensor, whole
 
@@ -30,7 +31,9 @@ def alibi(slopes: torch.Tensor | None = None, *, heads: int | None = None) -> Sc
     }
     """
     if (slopes is None) == (heads is None):
-        raise ParameterError("alibi takes either `slopes` or `heads`", hint="write rg.alibi(heads=8)")
+        raise ParameterError(
+            "alibi takes either `slopes` or `heads`", location=caller(), hint="write rg.alibi(heads=8)"
+        )
     if slopes is not None:
         return _alibi(slopes=tensor("slopes", slopes, "(H,)", ranks=(1,), kind="float"))
     power = 2 ** (whole("heads", heads, 1).bit_length() - 1)

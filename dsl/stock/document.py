@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from ...ir.errors import ParameterError
+from ..callsite import caller
 from ..part import MaskPart, mask
 from .checks import tensor
 
@@ -27,12 +29,14 @@ def document(ids: torch.Tensor | None = None, kv_ids: torch.Tensor | None = None
     }
     """
     if ids is None:
+        if kv_ids is not None:
+            raise ParameterError("`kv_ids` needs `ids` beside it", location=caller())
         return _document()
     q_ids = tensor("ids", ids, "(B, S) or (S,)", ranks=(1, 2), kind="integer")
     if kv_ids is None:
         return _document(ids=q_ids) if q_ids.dim() == 2 else _document_shared(ids=q_ids)
     shape = "(B, Lkv)" if q_ids.dim() == 2 else "(Lkv,)"
-    kv_ids = tensor("kv_ids", kv_ids, f"{shape}, the rank of `ids`,", ranks=(q_ids.dim(),), kind="integer")
+    kv_ids = tensor("kv_ids", kv_ids, f"{shape}, the rank of `ids`", ranks=(q_ids.dim(),), kind="integer")
     return (_document_cross if q_ids.dim() == 2 else _document_cross_shared)(ids=q_ids, kv_ids=kv_ids)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from ...ir.errors import ParameterError
 from .. import functions as rg
+from ..callsite import caller
 from ..part import ScorePart, score
 from .checks import tensor, whole
 
@@ -30,7 +31,9 @@ def relative_bias(table: torch.Tensor) -> ScorePart:
     """
     tensor("table", table, "(H, 2 R + 1)", ranks=(2,), kind="float")
     if table.shape[1] % 2 == 0:
-        raise ParameterError(f"`table` must have an odd number of columns, got shape {tuple(table.shape)}")
+        raise ParameterError(
+            f"`table` must have an odd number of columns, got shape {tuple(table.shape)}", location=caller()
+        )
     return _relative_bias(table=table, reach=table.shape[1] // 2)
 
 
@@ -60,13 +63,13 @@ def t5_bias(table: torch.Tensor, *, bidirectional: bool = True, max_distance: in
     """
     tensor("table", table, "(buckets, H)", ranks=(2,), kind="float")
     count = table.shape[0]
+    if count < 4 or (bidirectional and count % 2):
+        raise ParameterError(
+            f"`table` must have at least 4 buckets, an even number if bidirectional, got {count}", location=caller()
+        )
     per_side = count // 2 if bidirectional else count
     exact = per_side // 2
     reach = whole("max_distance", max_distance, exact + 1)
-    if exact < 1 or (bidirectional and count % 2):
-        raise ParameterError(
-            f"{count} buckets are too few or odd", hint="T5 has 32; bidirectional ones need an even number"
-        )
     relative = torch.arange(-reach, reach + 1)
     distance = relative.abs() if bidirectional else (-relative).clamp(min=0)
     # In float32 and in this order of operations, as T5's own code: borders of buckets depend on the rounding.
