@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,12 +51,14 @@ class Kernel:
     deterministic: bool
 
     def __str__(self) -> str:
-        s = self.schedule
-        tiles = f"tiles of {s.block_m} queries × {s.block_n} keys"
-        launch = f", {s.num_warps} warps, {s.num_stages} stages" if self.skeleton.startswith("triton") else ""
-        extra = ", keys split where there are few queries" if s.split_keys else ""
-        order = "repeatable" if self.deterministic else "last bits vary (atomic additions)"
-        return f"{self.direction:<8} {self.skeleton}: {tiles}{launch}{extra}; {order}"
+        repeats = "repeatable bit by bit" if self.deterministic else "last bits vary (atomic additions)"
+        head = f"{self.direction}: {self.skeleton}, {repeats}"
+        if self.schedule.grad_query is None:
+            return f"{head}\n  {_describe(self.schedule, self.skeleton)}"
+        return (
+            f"{head}\n  for keys and values: {_describe(self.schedule, self.skeleton)}"
+            f"\n  for queries: {_describe(self.schedule.grad_query, self.skeleton)}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +253,20 @@ def _place(loc: Location) -> str:
     return f"{os.path.basename(loc.file)}:{loc.line}"
 
 
-def _block(title: str, lines: Iterator[str] | Mapping[str, str] | Any) -> str:
-    body = "\n".join(f"  {line}" for line in lines)
+def _describe(schedule: Schedule, skeleton: str) -> str:
+    tiles = f"tiles of {schedule.block_m} queries × {schedule.block_n} keys"
+    if not skeleton.startswith("triton"):
+        return tiles
+    facts = {
+        f"{schedule.num_warps} warps": True,
+        f"{schedule.num_stages} stages": True,
+        "tensor descriptors": schedule.descriptors,
+        "heaviest first": schedule.reverse,
+        "keys split where there are few queries": schedule.split_keys,
+    }
+    return ", ".join([tiles, *(fact for fact, holds in facts.items() if holds)])
+
+
+def _block(title: str, lines: Iterable[str]) -> str:
+    body = indent("\n".join(lines), "  ")
     return f"{title}\n{body}" if body else ""

@@ -40,7 +40,7 @@ def test_report_reads_well() -> None:
         "rows may be empty (they give 0)",
         "bias[head, q - kv]: guarded load; q - kv may lie outside",
         "Kernels for cpu, f32, head size 64",
-        "forward  PyTorch tile program: tiles of",
+        "forward: PyTorch tile program, repeatable bit by bit\n    tiles of",
         "Counts for batch 2, 4 heads, 333 queries × 333 keys",
     ):
         assert line in report, report
