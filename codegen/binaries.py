@@ -47,18 +47,19 @@ def compile_launches(module: ModuleType, target: Target, arguments: Sequence[Any
     ``arguments`` may be tensors on the "meta" device: nothing runs. ``module.launch`` is replaced meanwhile.
     """
     found: list[Binary] = []
-    original = module.launch
+    variables = module.__dict__
+    original = variables["launch"]
 
     def record(kernel: Any, grid: Any, *args: Any, **options: Any) -> None:
         binary = compile_kernel(kernel, target, args, options)
         if all(x.kernel != binary.kernel or x.shared != binary.shared for x in found):
             found.append(binary)
 
-    module.launch = record
+    variables["launch"] = record
     try:
         module.run(*arguments)
     finally:
-        module.launch = original
+        variables["launch"] = original
     return tuple(found)
 
 
@@ -92,10 +93,7 @@ def compile_kernel(kernel: Any, target: Target, args: Sequence[Any], options: di
             signature[parameter.name] = f"tensordesc<{_type_name(value.base)}{value.block_shape},{value.layout!r}>"
         else:
             signature[parameter.name] = parameter.annotation_type
-    if target.backend == "cuda":
-        gpu = GPUTarget("cuda", target.arch, 32)
-    else:
-        gpu = GPUTarget("hip", target.arch, 64)
+    gpu = GPUTarget(target.backend, target.arch, 32 if target.backend == "cuda" else 64)
     source_type = GluonASTSource if kernel.is_gluon() else ASTSource
     compiled = triton.compile(source_type(kernel, signature, constants, attributes), target=gpu, options=rest)
     return Binary(kernel.__name__, dict(compiled.asm), compiled.metadata.shared)
@@ -116,5 +114,6 @@ def sample_arguments(problem: Problem, q_len: int = 1024, kv_len: int = 1024) ->
     import torch
 
     dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[problem.dtype]
-    shape = lambda length, width: torch.empty((4, 16, length, width), dtype=dtype, device="meta")  # noqa: E731
-    return shape(q_len, problem.head_dim), shape(kv_len, problem.head_dim), shape(kv_len, problem.value_dim)
+    sizes = (q_len, problem.head_dim), (kv_len, problem.head_dim), (kv_len, problem.value_dim)
+    query, key, value = (torch.empty((4, 16, *size), dtype=dtype, device="meta") for size in sizes)
+    return query, key, value

@@ -20,7 +20,7 @@ from .triton_grad_key import GradKey
 from .triton_grad_query import KERNEL as QUERY_KERNEL
 from .triton_grad_query import GradQuery
 from .triton_gradients import SCATTER, emit_scatter
-from .triton_module import emit_header, emit_options, finish
+from .triton_module import emit_header, emit_options, finish, user_names
 from .triton_program import BROADCAST_STRIDE, DESCRIPTOR, emit_classify_call, emit_sizes, uses_table
 from .triton_values import user_name
 
@@ -116,7 +116,7 @@ def _emit_run(
     grad_diagonal: GradDiagonal | None,
 ) -> None:  # fmt: skip
     v = plan.variant
-    names = [user_name(p.name) for p in (*v.buffers, *v.scalars)]
+    names = user_names(v)
     wanted = [user_name(p.name) for p, w in zip(v.buffers, problem.buffer_gradients, strict=False) if w]
     answer = ", ".join(["grad_query", "grad_key", "grad_value", *(f"grad_{x}.to({x}.dtype)" for x in wanted)])
     inputs = ["query", "key", "value", "out", "lse", "grad_out", "grad_lse", *names, "scale=None", "tiles=None"]

@@ -112,7 +112,7 @@ class GradKey(Gradients):
         wanted = self.wanted(here, masked=masked)
         inside = "(start + queries[:, None] < q_len)" if masked else ""
         mask = ", mask=start + queries < q_len, other=0.0" if masked else ""
-        out.line(f"start = ({tile}) * BLOCK_M")
+        out.line(f"start = {tile} * BLOCK_M")
         self.tiles.load(out, "q", "query", "head", "start", "BLOCK_M", "columns", self.head, inside)
         out.line(f"lse_rows = tl.load(lse + row + start + queries{mask}) * LOG2E")
         emit_product(out, "s", "k", "q", self.head, self.precision)

@@ -102,7 +102,7 @@ class GradQuery(Gradients):
         wanted = self.wanted(self.here, masked=masked)
         lanes = "allowed" if masked else "(q_index < q_len)"
         rows = self.rows_in_hull(loops) if masked else ""
-        out.line(f"start = ({tile}) * BLOCK_N")
+        out.line(f"start = {tile} * BLOCK_N")
         self.tiles.load(out, "k", "key", "kv_head", "start", "BLOCK_N", "columns", self.head, rows)
         emit_product(out, "s", "q", "k", self.head, self.precision)
         self.tiles.load(out, "v", "value", "kv_head", "start", "BLOCK_N", self.value_columns, self.value, rows)

@@ -12,7 +12,7 @@ from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import substitute
 from ..ir.types import F32, I32
 from .emitter import Emitter
-from .print_torch import Printed, Scope, helper_functions, print_torch
+from .print_torch import Printed, Scope, print_torch
 from .schedule import Problem
 from .triton_skeleton import Skeleton
 from .triton_values import Guard, Values, user_name
@@ -151,8 +151,9 @@ class Gradients(Skeleton):
             out.line("unit = scale * LOG2E")
 
     def emit_probabilities(
-        self, out: Emitter, values: Values, done: frozenset[str], wanted: Sequence[str], *, shape: str, row: str, lanes: str
-    ) -> None:
+        self, out: Emitter, values: Values, done: frozenset[str], wanted: Sequence[str], *, shape: str, row: str,
+        lanes: str,
+    ) -> None:  # fmt: skip
         """``p`` of ``shape`` from the raw product ``s``; leaves all that the derivatives need computed.
 
         ``row`` is the log-sum-exp of each query times log2(e); ``lanes`` the pairs whose loads may be read.

@@ -79,15 +79,12 @@ class Tiles:
             self.open(out, name, head, rows, columns, parts)
 
     def open(self, out: Emitter, name: str, head: str, rows: str, columns: str, parts: Sequence[Part]) -> None:
-        """``name_base``, the tensor at this batch and head, and ``name_offsets`` of a tile relative to its first row."""
+        """``name_base``: the tensor at this batch and head; ``name_offsets``: of a tile, relative to its first row."""
         unit = f" * {self._group}" if self._group > 1 else ""
         out.line(f"{name}_base = {name} + (batch * {name}_batch + {head} * {name}_head){unit}")
         for p in parts:
             out.line(f"{name}_offsets{p.suffix} = {rows}[:, None] * ({name}_row{unit}) + {columns}{p.suffix}")
-        if unit:
-            out.line(f"{name}_stride = {name}_row.to(tl.int64){unit}")
-        else:
-            out.line(f"{name}_stride = {name}_row.to(tl.int64)")
+        out.line(f"{name}_stride = {name}_row.to(tl.int64){unit}")
 
     def load(
         self, out: Emitter, name: str, tensor: str, head: str, start: str, block: str, columns: str,
@@ -108,9 +105,8 @@ class Tiles:
             if p.padded:
                 conditions.append(f"({columns}{p.suffix} < {p.first + p.valid})")
             mask = f", mask={' & '.join(conditions)}, other=0.0" if conditions else ""
-            out.line(
-                f"{name}{p.suffix} = tl.load({tensor}_base + {start} * {tensor}_stride + {tensor}_offsets{p.suffix}{mask})"
-            )
+            where = f"{tensor}_base + {start} * {tensor}_stride + {tensor}_offsets{p.suffix}"
+            out.line(f"{name}{p.suffix} = tl.load({where}{mask})")
 
     def store(
         self, out: Emitter, name: str, tensor: str, start: str, columns: str, parts: Sequence[Part], inside: str,
@@ -141,7 +137,8 @@ def emit_product(out: Emitter, name: str, left: str, right: str, parts: Sequence
 def emit_accumulate(out: Emitter, name: str, left: str, right: str, parts: Sequence[Part], precision: str) -> None:
     """``name += left @ right`` for each part of the columns of ``right``."""
     for p in parts:
-        out.line(f"{name}{p.suffix} = tl.dot({left}.to({right}{p.suffix}.dtype), {right}{p.suffix}, {name}{p.suffix}{precision})")
+        operand, total = f"{right}{p.suffix}", f"{name}{p.suffix}"
+        out.line(f"{total} = tl.dot({left}.to({operand}.dtype), {operand}, {total}{precision})")
 
 
 def table_arguments(kind: str) -> list[Argument]:
@@ -175,10 +172,15 @@ def emit_sizes(out: Emitter, plan: TilePlan, problem: Problem) -> None:
     scale = plan.variant.scale if plan.variant.scale is not None else problem.head_dim**-0.5
     out.line("batches, heads, q_len, _ = query.shape")
     out.line("kv_heads, kv_len = key.shape[1], key.shape[2]")
+    emit_shape_check(out, problem)
+    out.line(f"scale = {scale!r} if scale is None else scale")
+
+
+def emit_shape_check(out: Emitter, problem: Problem) -> None:
+    """What would otherwise read out of bounds."""
     out.line(f"assert query.shape[3] == key.shape[3] == {problem.head_dim} and value.shape[3] == {problem.value_dim}")
     out.line("assert value.shape[:3] == key.shape[:3] and heads % kv_heads == 0 and key.shape[0] == batches")
     out.line("assert query.stride(3) == key.stride(3) == value.stride(3) == 1")
-    out.line(f"scale = {scale!r} if scale is None else scale")
 
 
 def emit_classify_call(out: Emitter, parameters: Sequence[str]) -> None:

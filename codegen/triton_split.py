@@ -8,7 +8,7 @@ from .triton_tiles import TileLoops
 
 def emit_shares(out: Emitter, loops: TileLoops) -> tuple[str, str, str, str]:
     """This share of the tiles: first and last number in the loop over full, then over partial tiles."""
-    full, partial = loops.full_count or "0", loops.partial_count or "0"
+    full = loops.full_count or "0"
     out.line(f"work = {' + '.join(x for x in (loops.full_count, loops.partial_count) if x)}")
     out.line("begin = work * share // shares")
     out.line("end = work * (share + 1) // shares")

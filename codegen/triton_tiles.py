@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ..ir.nodes import Const, Expr, Index
 from ..ir.tiles.plan import Interval, Ranges
@@ -30,7 +31,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class TileLoops:
-    """Text of the number of tiles, and of the ``t``-th tile; a count of "" says that there are none."""
+    """Text of the number of tiles, and of the ``t``-th tile (an atom); a count of "" says that there are none.
+
+    ``hull``: the positions that a partial tile may see, from start to stop, where they are one interval.
+    """
 
     full_count: str
     full_tile: str
@@ -49,7 +53,9 @@ def ranges_results(ranges: Ranges) -> dict[str, Expr]:
     return named
 
 
-def emit_ranges(out: Emitter, ranges: Ranges, indices: Mapping[str, str], block: str, length: str) -> TileLoops:
+def emit_ranges(
+    out: Emitter, ranges: Ranges, indices: Mapping[str, str], block: str, length: str
+) -> TileLoops:
     """Writes the scalar arithmetic from intervals of positions to segments of tiles."""
     if not ranges.may:
         return TileLoops("", "", "", "")
@@ -78,7 +84,8 @@ def _clipped(out: Emitter, values: Values, name: str, interval: Interval, length
         text = values.result(f"{name}_{end}")
         if isinstance(e, Index) and text == length:
             return length
-        text = f"tl.minimum({text}, {length})" if values.never_negative(e) else f"tl.minimum(tl.maximum({text}, 0), {length})"
+        text = text if values.never_negative(e) else f"tl.maximum({text}, 0)"
+        text = f"tl.minimum({text}, {length})"
         out.line(f"{name}_{end} = {text}{'.to(tl.int32)' if e.type is I64 else ''}")
         return f"{name}_{end}"
 
@@ -104,7 +111,7 @@ def _sorted(out: Emitter, kind: str, intervals: list[tuple[str, str]]) -> list[t
             out.line(f"swap = {a} > {c}")
             out.line(f"{a}, {c} = tl.where(swap, {c}, {a}), tl.where(swap, {a}, {c})")
             out.line(f"{b}, {d} = tl.where(swap, {d}, {b}), tl.where(swap, {b}, {d})")
-    for (a, b), (c, d) in zip(names, names[1:], strict=False):
+    for (a, b), (c, d) in pairwise(names):
         out.line(f"joined = {c} <= {b}")
         out.line(f"{c}, {d} = tl.where(joined, {a}, {c}), tl.where(joined, tl.maximum({b}, {d}), {d})")
         out.line(f"{b} = tl.where(joined, {a}, {b})")
@@ -137,7 +144,7 @@ def _inward(out: Emitter, name: str, interval: tuple[str, str], block: str) -> S
 
 def _disjoint(out: Emitter, segments: list[Segment]) -> list[Segment]:
     """Neighbours may share the tile that both end in: the later one starts after it."""
-    for before, after in zip(segments, segments[1:], strict=False):
+    for before, after in pairwise(segments):
         out.line(f"{after.first} = tl.maximum({after.first}, {before.stop})")
         out.line(f"{after.stop} = tl.maximum({after.stop}, {after.first})")
     return segments
@@ -185,7 +192,7 @@ def _numbered(out: Emitter, kind: str, segments: list[Segment]) -> tuple[str, st
     if len(segments) == 1:
         (only,) = segments
         out.line(f"{kind}_count = {only.count}")
-        return f"{kind}_count", "t" if only.first == "0" else f"{only.first} + t"
+        return f"{kind}_count", "t" if only.first == "0" else f"({only.first} + t)"
     total = ""
     shifts: list[tuple[str, str]] = []
     for i, x in enumerate(segments[:-1]):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from ..ir.dependence import dependence
 from ..ir.lowered import Lowered, Step, lower
 from ..ir.nodes import Binary, Cast, Const, Expr, Index, Load, Param, Score, Select, Value
 from ..ir.traverse import walk
-from ..ir.types import F32, I64
 from .emitter import Emitter
 from .print_triton import TRITON_TYPES, print_triton
 
@@ -77,8 +76,10 @@ class Values:
         text = self._print(e)
         return f"tl.zeros([{shape}], tl.float32) + {text}" if shape and self._level(e) != "pair" else text
 
-    def emit(self, out: Emitter, level: Level, wanted: Sequence[str], guard: Guard, done: frozenset[str] = frozenset()) -> frozenset[str]:
-        """Writes the steps of ``level`` that the results ``wanted`` need, except those ``done``; returns their names."""
+    def emit(
+        self, out: Emitter, level: Level, wanted: Sequence[str], guard: Guard, done: frozenset[str] = frozenset()
+    ) -> frozenset[str]:
+        """Writes the steps of ``level`` that the results ``wanted`` need, but for those ``done``; returns all done."""
         needed = self._needed(wanted)
         written: set[str] = set()
         for step in self._lowered.steps:
