@@ -11,7 +11,7 @@ from typing import Literal
 
 from ..build import binary, const, unary
 from ..nodes import Binary, Cast, Const, Expr, Index, Select, Unary
-from ..symbolic import Linear, linear, mentions, to_expr
+from ..symbolic import Linear, Monomial, linear, mentions, to_expr
 from .formula import All, Any, Atom, Formula, to_formula
 from .overflow import is_exact
 
@@ -118,16 +118,26 @@ def _collected(form: Linear, tile: Axis, other: Axis) -> Solution | None:
         if form.depends_on(tile):
             return Side(to_expr(form))
         return Free(binary("le", to_expr(form), const(0)))
-    if len(unknown) > 1 or len(unknown[0][0]) > 1:
+    chosen = unknown[0] if len(unknown) == 1 else next((t for t in unknown if _is_wrapped(t)), None)
+    if chosen is None or len(chosen[0]) > 1:
         return None
-    (((term,), coefficient),) = unknown
-    rest = Linear(form.constant, tuple(t for t in form.terms if t is not unknown[0]))
+    (term,), coefficient = chosen
+    rest = Linear(form.constant, tuple(t for t in form.terms if t is not chosen))
     size = const(abs(coefficient))
     if coefficient > 0:  # term <= -rest / size, rounded down
         bound = binary("floordiv", unary("neg", to_expr(rest)), size)
         return _term(term, "at most", bound, tile, other)
-    bound = unary("neg", binary("floordiv", unary("neg", to_expr(rest)), size))  # rounded up
+    bound = binary("floordiv", binary("add", to_expr(rest), const(-coefficient - 1)), size)  # rounded up
     return _term(term, "at least", bound, tile, other)
+
+
+def _is_wrapped(t: tuple[Monomial, int]) -> bool:
+    """Whether the term can be peeled with ``other`` on both sides: ``abs(q - kv) + kv <= q``."""
+    match t:
+        case ((Unary(op="abs") | Binary(op=("min" | "max" | "floordiv")) | Select(),), (1 | -1)):
+            return True
+        case _:
+            return False
 
 
 def _term(term: Expr, direction: Direction, bound: Expr, tile: Axis, other: Axis) -> Solution | None:
