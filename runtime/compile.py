@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..codegen.schedule import Problem, Schedule, Source, Target
 from ..ir.errors import UnsupportedError
-from ..ir.printer import print_variant
+from ..ir.printer import print_plan, print_variant
 from ..ir.tiles.plan import TilePlan
 from ..ir.variant import Variant
 from . import cache, config, modules, toolchain
@@ -27,7 +27,7 @@ Direction = Literal["forward", "backward"]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What one program is made for. Variants that differ in name and scale only share it."""
+    """What one program is made for. Variants that differ in name only share it."""
 
     variant: Variant
     problem: Problem
@@ -38,7 +38,7 @@ class Request:
     @property
     def key(self) -> str:
         """The name of the program in memory and on disk."""
-        text = print_variant(replace(self.variant, name="attention", scale=None))
+        text = print_variant(replace(self.variant, name="attention"))
         facts = (text, repr(self.problem), str(self.target), self.direction, repr(self.schedule))
         return cache.key_of("program", *facts, toolchain.versions())
 
@@ -73,15 +73,20 @@ def generate(request: Request) -> tuple[Source, Schedule]:
     """The source of a program and the schedule it follows, without touching the cache."""
     # The analysis is imported here: a warm cache must not pay for it.
     from ..codegen.defaults import default_schedule
-    from ..ir.passes import run_pipeline
+    from ..ir.passes import stages
     from ..ir.tiles.analysis import make_plan
     from ..ir.verify import verify
 
     verify(request.variant)
-    lowered = run_pipeline(request.variant, check=bool(config.debug_topics()))
+    by_pass = stages(request.variant, check=bool(config.debug_topics()))
+    *_, lowered = by_pass.values()
     plan = make_plan(lowered)
     schedule = request.schedule or default_schedule(plan, request.problem, request.target, request.direction)
     source = _emitter(request.target, request.direction)(plan, request.problem, schedule)
+    config.debug("ir", request.variant.name, print_variant(request.variant))
+    for name, variant in by_pass.items():
+        config.debug("passes", name, print_variant(variant))
+    config.debug("plan", request.variant.name, print_plan(plan))
     return source, schedule
 
 

@@ -6,6 +6,7 @@ import functools
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from inspect import signature
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -187,7 +188,8 @@ class Engine:
         )
         wanted = (direction, problem, target)
         if wanted not in self._programs:
-            request = Request(self.variant, problem, target, direction)
+            # The scale is an argument of each run, so that it changes no program.
+            request = Request(replace(self.variant, scale=None), problem, target, direction)
             self._programs[wanted] = self.edited.get(direction) or program(request)
         return _Prepared(self._programs[wanted], sizes)
 

@@ -39,7 +39,7 @@ def test_gradients_of_inputs_and_captured_tensors(with_lse: bool) -> None:
     actual = torch.autograd.grad(results[0], (*x, slopes), results[1])
     expected = gradients(oracle, parts(slopes), x, grad_out, grad_lse if with_lse else None, [slopes])
     for a, b in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, b.float(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(a, b.float(), rtol=1e-4, atol=1e-4)
 
 
 def test_gradient_of_lse_alone() -> None:

@@ -1,0 +1,140 @@
+"""The launcher without a GPU: a driver that compiles for sm_90, loads nothing and notes what it is told to launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import regard as rg
+import torch
+from regard.codegen.schedule import Problem, Target
+from regard.runtime import cache
+from regard.runtime.compile import Program, Request, generate, load
+
+triton = pytest.importorskip("triton")
+
+
+class Driver:
+    """As much of a Triton driver as compiling and launching needs."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[Any, ...]] = []
+        self.loads = 0
+        self.utils = SimpleNamespace(
+            get_device_properties=lambda device: {"max_shared_mem": 232448}, load_binary=self.load_binary
+        )
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 17
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
+        assert binary.startswith(b"\x7fELF")
+        self.loads += 1
+        return 1, 2, 168, 0, 1024
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        return lambda *arguments: self.launches.append((metadata.name, *arguments))
+
+
+@pytest.fixture
+def driver() -> Iterator[Driver]:
+    from triton.runtime import driver as active
+
+    fake = Driver()
+    before = active._active
+    active.set_active(fake)
+    yield fake
+    active._active = before
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the kernels compiled by Triton."""
+    names: list[str] = []
+
+    def listen(*, src: Any, cache_hit: bool, **_: Any) -> None:
+        assert not cache_hit
+        names.append(src.name)
+
+    monkeypatch.setattr(triton.knobs.compilation, "listener", listen)
+    return names
+
+
+def program() -> Program:
+    """A fresh copy of the causal forward program for head size 16 in float16, as a new process would load it."""
+    request = Request(rg.attention(rg.causal()).variant, Problem("f16", 16, 16), Target("cuda", 90), "forward")
+    return load(request.key, generate(request)[0].text, f"<{request.key}>", request.target)
+
+
+def inputs(length: int = 64, batch: int = 1) -> list[torch.Tensor]:
+    return [torch.zeros(batch, 2, length, 16, dtype=torch.float16) for _ in range(3)]
+
+
+def test_lengths_and_heads_share_a_binary(driver: Driver, compiled: list[str]) -> None:
+    run = program().run
+    # Few queries, few tiles (their keys are split over programs), many tiles: each has its way to be launched.
+    for length, batch in ((1, 1), (257, 3), (2000, 64)):
+        run(*inputs(length, batch))
+    count, launched = len(compiled), len(driver.launches)
+    assert count == driver.loads <= 4
+    for length, batch in ((3, 2), (16, 1), (64, 1), (300, 2), (3000, 64), (2047, 63)):
+        run(*inputs(length, batch))
+    assert len(compiled) == driver.loads == count
+    assert len(driver.launches) >= launched + 6
+
+
+def test_a_new_process_takes_binaries_from_the_cache(
+    driver: Driver, compiled: list[str], cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program().run(*inputs())
+    first, count = driver.launches[:], len(compiled)
+    monkeypatch.setattr("triton.compiler.compiler.get_cache_key", None)  # hashes all of Triton, so must not be called
+    program().run(*inputs())
+    assert len(compiled) == count
+    assert [launch[0] for launch in driver.launches[len(first) :]] == [launch[0] for launch in first]
+    entries = [cache.load(path.name) for path in cache_dir.iterdir()]
+    assert all(entry is not None for entry in entries)
+    assert any(name.endswith(".cubin") for entry in entries if entry for name in entry.files)
+
+
+def test_a_damaged_binary_is_compiled_again(driver: Driver, compiled: list[str], cache_dir: Path) -> None:
+    program().run(*inputs())
+    count = len(compiled)
+    for binary in cache_dir.rglob("*.cubin"):
+        binary.write_bytes(binary.read_bytes()[:-1])
+    program().run(*inputs())
+    assert len(compiled) == 2 * count
+
+
+def test_other_threads_keep_their_cache(driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    from regard.runtime.launch import _files_in
+    from triton.runtime.cache import FileCacheManager, get_cache_manager
+
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path / "triton"))
+    seen: list[object] = []
+    with _files_in(tmp_path):
+        thread = threading.Thread(target=lambda: seen.append(get_cache_manager("00")))
+        thread.start()
+        thread.join()
+        seen.append(get_cache_manager("00"))
+    assert isinstance(seen[0], FileCacheManager) and not isinstance(seen[1], FileCacheManager)
+    assert isinstance(get_cache_manager("00"), FileCacheManager)
+
+
+def test_launches_go_to_the_current_stream(driver: Driver, compiled: list[str]) -> None:
+    program().run(*inputs())
+    for _, x, y, z, stream, function, *_ in driver.launches:
+        assert x > 0 and (y, z, stream, function) == (1, 1, 17, 2)
