@@ -8,7 +8,7 @@ from typing import Literal
 
 from . import build
 from .nodes import DIAGONAL, Binary, Cast, Const, Expr, Index, Load, Reduction, Score, Unary, Value
-from .traverse import children, walk
+from .traverse import children
 
 LoadClass = Literal["batch_head", "query", "key", "diagonal", "pair"]
 

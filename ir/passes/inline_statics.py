@@ -13,7 +13,8 @@ from ..variant import StaticParameter, Variant
 def inline_statics(v: Variant) -> Variant:
     """Replaces static parameters by their values, and drops them from the parameters.
 
-    Precondition: integer arithmetic is still i64 (before ``narrow_integers``). Raises :class:`TypeMismatchError` for a division by a static zero.
+    Precondition: integer arithmetic is still i64 (before ``narrow_integers``). Raises
+    :class:`TypeMismatchError` for a division by a static zero.
 
     >>> from ..parser import parse_variant
     >>> from ..printer import print_variant

@@ -54,7 +54,7 @@ def _fits(e: Expr, exact: Range, operands: list[Range]) -> bool:
         case Binary("shl" | "shr") if operands[1][1] > 31:
             return False
         case _:
-            return _LEAST <= exact[0] and exact[1] <= _MOST
+            return exact[0] >= _LEAST and exact[1] <= _MOST
 
 
 def _narrowed(e: Expr, operands: tuple[Expr, ...], fits: bool) -> Expr:

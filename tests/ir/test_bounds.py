@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from regard.ir.bounds import ANYTHING, Range, interval
 from regard.ir.interpret import evaluate
 from regard.ir.nodes import Expr, Index, Load, Param
@@ -16,8 +17,7 @@ from regard.ir.parser import parse_expr
 from regard.ir.traverse import walk
 from regard.ir.types import BOOL, F32, BufferType, ScalarType
 from regard.ir.variant import BufferParameter, ScalarParameter
-
-from .strategies import expressions, masks, scores
+from strategies import expressions, masks, scores
 
 BIAS = BufferParameter("bias", BufferType(F32, ("head",)))
 GAIN = ScalarParameter("gain", F32)
@@ -58,7 +58,7 @@ def _sample(e: Expr, box: dict[str, Range], rng: np.random.Generator) -> dict[st
             case ScalarType.F32:
                 point: Any = np.float32(rng.choice([low, high, rng.uniform(low, high)]))
             case ScalarType.BOOL:
-                point = bool(rng.integers(low, high + 1))
+                point = bool(rng.integers(int(low), int(high) + 1))
             case _:
                 point = int(rng.integers(int(low), int(high) + 1))
         env[name] = np.full((1,) * rank, point)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from regard.ir import build
 from regard.ir.dependence import LoadClass, dependence, diagonal_form, load_class
 from regard.ir.interpret import evaluate
@@ -101,7 +102,7 @@ def test_the_diagonal_form_has_the_same_value(e: Expr, q: int, kv: int, window: 
     load = build.load("row", BufferType(F32, ("_",)), (e,))
     (form,) = diagonal_form(load)
     assert dependence(form) <= {DIAGONAL}
-    env = {"q": np.int64(q), "kv": np.int64(kv), "diagonal": np.int64(kv - q), "window": window}
+    env: dict[str, Any] = {"q": np.int64(q), "kv": np.int64(kv), "diagonal": np.int64(kv - q), "window": window}
     assert evaluate(form, env) == evaluate(e, env)
 
 

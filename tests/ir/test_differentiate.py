@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+
 from regard.ir.differentiate import partials
 from regard.ir.interpret import evaluate
 from regard.ir.nodes import Expr, Index, Load, Param, Unary
@@ -16,8 +17,7 @@ from regard.ir.printer import print_expr
 from regard.ir.traverse import walk
 from regard.ir.types import F32, BufferType, ScalarType
 from regard.ir.variant import BufferParameter, ScalarParameter
-
-from .strategies import scores
+from strategies import scores
 
 BIAS = BufferParameter("bias", BufferType(F32, ("_",)))
 PARAMETERS = (BIAS, ScalarParameter("gain", F32))
@@ -59,8 +59,8 @@ def test_derivatives_agree_with_finite_differences(e: Expr, seed: int) -> None:
     env = _environment(e, seed)
     found = partials(e)
     by_name = {"s": _value(found.score, env)}
-    for load, derivative in found.loads:  # several loads of one buffer are one element here
-        by_name[load.buffer] = by_name.get(load.buffer, 0.0) + _value(derivative, env)
+    for load, partial in found.loads:  # several loads of one buffer are one element here
+        by_name[load.buffer] = by_name.get(load.buffer, 0.0) + _value(partial, env)
     for name, derivative in by_name.items():
         slope = _slope(e, env, name)
         assume(slope is not None)

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 from regard.ir.errors import IndexRangeError, ParameterError
 from regard.ir.interpret import attention, evaluate
 from regard.ir.parser import parse_expr, parse_variant

@@ -7,6 +7,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from regard.ir import build
 from regard.ir.errors import RegardError, TextError, TypeMismatchError
 from regard.ir.lowered import inlined, lower
@@ -16,8 +17,7 @@ from regard.ir.passes import stages
 from regard.ir.printer import print_expr, print_lowered, print_variant
 from regard.ir.types import F32
 from regard.ir.variant import Variant
-
-from .strategies import PARAMETERS, expressions, sample_values, variants
+from strategies import PARAMETERS, expressions, sample_values, variants
 
 
 @given(expressions())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given
+
 from regard.ir import build
 from regard.ir.errors import InternalError
 from regard.ir.nodes import (
@@ -25,8 +26,7 @@ from regard.ir.parser import parse_expr
 from regard.ir.types import BOOL, F32, I32, I64, BufferType
 from regard.ir.variant import BufferParameter, Parameter, ScalarParameter, StaticParameter, Variant
 from regard.ir.verify import verify
-
-from .strategies import variants
+from strategies import variants
 
 q, kv, one = build.index("q"), build.index("kv"), build.const(1)
 BIAS = BufferParameter("bias", BufferType(F32, ("head",)))

@@ -6,11 +6,13 @@ A fixture is a text file of cases: ``== title``, the input, ``--``, the expected
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from regard.ir.errors import TypeMismatchError
 from regard.ir.interpret import evaluate
 from regard.ir.lowered import lower
@@ -22,8 +24,7 @@ from regard.ir.traverse import walk
 from regard.ir.types import F32
 from regard.ir.variant import Variant
 from regard.ir.verify import verify
-
-from ..ir.strategies import expressions, grid, sample_values, variants
+from strategies import expressions, grid, sample_values, variants
 
 HERE = Path(__file__).parent
 
@@ -64,15 +65,15 @@ def test_no_stage_changes_a_result(v: Variant, seed: int, q_len: int, kv_len: in
     for name, stage in stages(v, check=True).items():
         place = aligned if stage.align == "end" else env
         for e, before in zip((stage.mask, *stage.scores), expected, strict=True):
-            after = evaluate(e, {**place, "s": scores})
-            np.testing.assert_array_equal(*np.broadcast_arrays(after, before), err_msg=name)
+            after, same = np.broadcast_arrays(evaluate(e, {**place, "s": scores}), before)
+            np.testing.assert_array_equal(after, same, err_msg=name)
 
 
 @given(expressions(), st.integers(-9, 9), st.integers(-9, 9), st.floats(width=32))
 def test_simplified_keeps_type_and_value(e: Expr, q: int, kv: int, s: float) -> None:
     env = {name: 2 for name in ("head", "kv_head", "batch", "q_len", "kv_len", "window", "offset", "step")}
     floats = {"gain": -0.5, "sharp": 0.75, "s": s, "slopes": np.full(1, 3.0), "single": np.array(-0.0)}
-    values = {**env, **floats, "q": q, "kv": kv, "flag": True, "table": np.full((1, 1), 0.5)}
+    values: dict[str, Any] = {**env, **floats, "q": q, "kv": kv, "flag": True, "table": np.full((1, 1), 0.5)}
     after = simplified(e)
     assert after.type is e.type
     before, now = (evaluate(x, values, clamp=True) for x in (e, after))

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
+
 from regard.ir import build
 from regard.ir.nodes import BITWISE, INDEX_NAMES, LOGIC, TRUE, Const, Expr, Param, Score
 from regard.ir.traverse import parameter_names
@@ -54,18 +55,18 @@ class Knobs:
     heads: bool = True
 
 
-def masks(depth: int = 3, knobs: Knobs = Knobs()) -> SearchStrategy[Expr]:  # noqa: B008 - frozen
+def masks(depth: int = 3, knobs: Knobs = Knobs()) -> SearchStrategy[Expr]:
     """Boolean expressions over positions; ``depth`` bounds how connectives nest."""
     return _masks(depth, knobs)
 
 
-def scores(depth: int = 3, knobs: Knobs = Knobs()) -> SearchStrategy[Expr]:  # noqa: B008 - frozen
+def scores(depth: int = 3, knobs: Knobs = Knobs()) -> SearchStrategy[Expr]:
     """Float expressions over the score, smooth in it almost everywhere, and finite."""
     return _scores(depth, knobs)
 
 
 @st.composite
-def variants(draw: DrawFn, depth: int = 3, max_scores: int = 2, knobs: Knobs = Knobs()) -> Variant:  # noqa: B008
+def variants(draw: DrawFn, depth: int = 3, max_scores: int = 2, knobs: Knobs = Knobs()) -> Variant:
     """Whole variants; they declare exactly the parameters that they read, in a random order."""
     mask = draw(st.one_of(st.just(TRUE), masks(depth, knobs), masks(depth, knobs)))
     modifiers = tuple(draw(st.lists(scores(depth - 1, knobs), max_size=max_scores)))
@@ -177,7 +178,7 @@ def _integers(draw: DrawFn, depth: int, knobs: Knobs) -> Expr:
             leaves += [_load("ids", _index("batch"), _index("kv")), _load("wide", _index("q"))]
         return draw(st.one_of(st.sampled_from(leaves), _bounds(knobs)))
     ops = ["add", "sub", "mul", "min", "max", "abs", "neg", "where", "bitand", "bitxor", "shl", "shr", "trunc"]
-    op = draw(st.sampled_from(ops + ["floordiv", "mod"] * 3 * knobs.division))
+    op: Any = draw(st.sampled_from(ops + ["floordiv", "mod"] * 3 * knobs.division))
     x = draw(_integers(depth - 1, knobs))
     match op:
         case "add" | "sub" | "min" | "max" | "bitand" | "bitxor":
@@ -201,7 +202,7 @@ def _integers(draw: DrawFn, depth: int, knobs: Knobs) -> Expr:
 def _atoms(draw: DrawFn, depth: int, knobs: Knobs) -> Expr:
     kinds = ["band", "order", "compare", "float"] + ["class", "block"] * knobs.division
     kinds += ["same", "prefix", "flag"] * knobs.loads
-    compare = draw(st.sampled_from(("lt", "le", "gt", "ge", "eq", "ne")))
+    compare: Any = draw(st.sampled_from(("lt", "le", "gt", "ge", "eq", "ne")))
     match draw(st.sampled_from(kinds)):
         case "band":
             return build.binary(compare, _distance(), draw(_bounds(knobs)))
@@ -216,7 +217,8 @@ def _atoms(draw: DrawFn, depth: int, knobs: Knobs) -> Expr:
             blocks = [build.binary("floordiv", _index(x), size) for x in ("q", "kv")]
             return build.binary(compare, blocks[0], blocks[1])
         case "same":
-            return build.binary("eq", *(_load("ids", _index("batch"), _index(x)) for x in ("q", "kv")))
+            left, right = (_load("ids", _index("batch"), _index(x)) for x in ("q", "kv"))
+            return build.binary("eq", left, right)
         case "prefix":
             return build.binary("lt", _index("kv"), _load("lengths", _index("batch")))
         case "flag":
@@ -232,7 +234,7 @@ def _atoms(draw: DrawFn, depth: int, knobs: Knobs) -> Expr:
 def _masks(draw: DrawFn, depth: int, knobs: Knobs) -> Expr:
     if depth <= 0 or draw(st.integers(0, 2)) == 0:
         return draw(_atoms(depth, knobs))
-    op = draw(st.sampled_from(("and", "and", "or", "or", "not", "xor", "eq", "where")))
+    op: Any = draw(st.sampled_from(("and", "and", "or", "or", "not", "xor", "eq", "where")))
     x = draw(_masks(depth - 1, knobs))
     match op:
         case "not":
@@ -273,17 +275,18 @@ def _scores(draw: DrawFn, depth: int, knobs: Knobs) -> Expr:
              "power", "exp2", "mod", "where", "floor")  # fmt: skip
     bounded = build.unary("tanh", x)
     shifted = build.binary("add", build.binary("mul", x, x), build.const(0.5))
-    match draw(st.sampled_from(kinds)):
-        case "add" | "sub" | "min" | "max" as op:
-            return build.binary(op, x, draw(_offsets(depth - 1, knobs)))
+    kind: Any = draw(st.sampled_from(kinds))
+    match kind:
+        case "add" | "sub" | "min" | "max":
+            return build.binary(kind, x, draw(_offsets(depth - 1, knobs)))
         case "mul":
             return build.binary("mul", draw(_offsets(0, knobs)), bounded)
         case "div":
             return build.binary("div", x, shifted)
-        case "tanh" | "sigmoid" | "sin" | "cos" | "abs" as op:
-            return build.unary(op, x)
-        case "exp" | "exp2" as op:
-            return build.unary(op, bounded)
+        case "tanh" | "sigmoid" | "sin" | "cos" | "abs":
+            return build.unary(kind, x)
+        case "exp" | "exp2":
+            return build.unary(kind, bounded)
         case "log":
             return build.unary(draw(st.sampled_from(("log", "log2"))), shifted)
         case "root":
@@ -320,6 +323,7 @@ def expressions(draw: DrawFn, depth: int = 4) -> Expr:
         leaves += [Param(p.name, p.type) for p in PARAMETERS if not isinstance(p, BufferParameter)]
         return draw(st.one_of(st.sampled_from(leaves), st.builds(build.const, _LITERALS)))
     x, y = draw(expressions(depth - 1)), draw(expressions(depth - draw(st.integers(1, depth))))
+    op: Any
     kind = draw(st.sampled_from(("unary", "function", "binary", "binary", "binary", "where", "cast", "load")))
     match kind:
         case "unary":
