@@ -50,12 +50,19 @@ def decision() -> tuple[Location | None, str]:
 
 
 def name_of(value: object) -> str | None:
-    """The variable of the innermost frame of the user, or of its module, that holds ``value``."""
+    """What the innermost frame of the user calls ``value``: a variable, or the attribute that it indexes."""
     frame = _user_frame()
     if frame is None:
         return None
     variables = {**frame.f_globals, **frame.f_locals}
-    return next((name for name, x in variables.items() if x is value), None)
+    for name, x in variables.items():
+        if x is value:
+            return name
+    match _enclosing(frame.f_code.co_filename, _span(frame)):
+        case [ast.Subscript(value=ast.Attribute(attr=name)), *_]:
+            return name
+        case _:
+            return None
 
 
 _BRANCH = "write rg.where(condition, a, b); for a choice made once, bind the value with rg.static(...)"
