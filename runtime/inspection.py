@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .attention import Attention
 
 Shape = Sequence[int]
-_TORCH_DTYPES: dict[DType, torch.dtype] = {name: dtype for dtype, name in DTYPES.items()}  # type: ignore[misc]
+_TORCH_DTYPES: dict[DType, torch.dtype] = {name: dtype for dtype, name in DTYPES.items()}
 # The storage dtype that code is printed for where a captured tensor is still open.
 _STORAGE: dict[ScalarType, str] = {BOOL: "bool", I32: "int32", I64: "int64", F32: "float32"}
 

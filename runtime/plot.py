@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Empty recedes, full stands out, partial is told apart by hue and by lightness, in print and by colour-blind readers.
 COLOURS = {"empty": "#f1f3f4", "partial": "#f2a33a", "full": "#1f4e79"}
+# So many pairs are evaluated in well under a second.
+_FEW_PAIRS = 2**22
 # Along the longer side, unless the caller chooses the tile size: more than this cannot be told apart.
 _MOST_TILES = 128
 
@@ -32,6 +34,7 @@ def plot(
     tile: int | tuple[int, int] | None = None,
     heads: Sequence[int] | None = None,
     batch: int = 0,
+    exact: bool | None = None,
     **parameters: Any,
 ) -> Figure:
     """Draws which tiles are empty, partial and full; writes it to ``path`` (.png, .svg …) if given.
@@ -40,6 +43,10 @@ def plot(
     three. ``tile``: queries by keys of a tile, or one number for both; by default the power of two that gives at
     most 128 tiles a side, so that any length stays readable. ``heads``: those to draw, by default the
     first, or the first four if the mask depends on the head. ``parameters``: values of open parameters.
+
+    ``exact``: decide tiles by evaluating the mask on all pairs, not by the analysis that the kernels follow
+    (which may call an empty or a full tile partial); by default for at most 2**22 pairs, and where the kernels do so.
+    The legend says which it was.
 
     Returns the matplotlib figure. Raises :class:`UnsupportedError` if matplotlib is not installed, and the errors
     of a call with such inputs.
@@ -55,18 +62,21 @@ def plot(
         raise ArgumentError("plot needs query, key and value, or their shapes", hint="attn.plot((1, 8, 4096, 64))")
     what = setting(attn, inputs, parameters=parameters)
     rows, columns = _tile_size(what, tile)
-    shown, maps = _maps(attn, what, (rows, columns), heads, batch)
-    assert what.sizes is not None
+    assert what.sizes is not None  # there are inputs
     q_len, kv_len = what.sizes.q_len, what.sizes.kv_len
+    if exact is None:
+        exact = q_len * kv_len <= _FEW_PAIRS or plan_of(attn).method == "exact"
+    shown, maps = _maps(attn, what, (rows, columns), heads, batch, exact)
 
+    size = f"tiles of {rows} queries × {columns} keys" if rows * columns > 1 else "single pairs"
     title = _title(attn, columns=74 * len(shown))
     figure = Figure(figsize=(4.6 * len(shown) + 0.6, 5.4 + 0.17 * title.count("\n")), layout="constrained")
     colours, norm = ListedColormap(list(COLOURS.values())), BoundaryNorm([0, 1, 2, 3], 3)
     for axes, head, classes in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, maps, strict=True):
-        extent = (0, classes.shape[1] * columns, classes.shape[0] * rows, 0)
+        extent = (0, max(classes.shape[1], 1) * columns, max(classes.shape[0], 1) * rows, 0)
         axes.imshow(classes, cmap=colours, norm=norm, extent=extent, interpolation="nearest", aspect="equal")
         # The last tile may be cut short by the length.
-        axes.set(xlim=(0, kv_len), ylim=(q_len, 0), xlabel="key position", ylabel="query position")
+        axes.set(xlim=(0, max(kv_len, 1)), ylim=(max(q_len, 1), 0), xlabel="key position", ylabel="query position")
         for axis, length in ((axes.xaxis, kv_len), (axes.yaxis, q_len)):
             ticks = _ticks(length)
             axis.set_ticks(ticks, [_position(x) for x in ticks])
@@ -75,7 +85,7 @@ def plot(
     figure.suptitle(title, fontsize=8, family="monospace", x=0.02, ha="left", linespacing=1.4)
     figure.legend(
         handles=[Patch(facecolor=c, edgecolor="#9aa0a6", label=name) for name, c in COLOURS.items()],
-        title=f"tiles of {rows} queries × {columns} keys" if rows * columns > 1 else "single pairs",
+        title=f"{size}, {'evaluated pair by pair' if exact else 'as the analysis decides them'}",
         loc="outside lower center",
         ncols=3,
         frameon=False,
@@ -88,7 +98,7 @@ def plot(
 
 
 def _maps(
-    attn: Attention, what: Setting, tile: tuple[int, int], heads: Sequence[int] | None, batch: int
+    attn: Attention, what: Setting, tile: tuple[int, int], heads: Sequence[int] | None, batch: int, exact: bool
 ) -> tuple[list[int], list[Any]]:
     """The heads to draw, and for each the class of every tile: 0 empty, 1 partial, 2 full."""
     plan = plan_of(attn)
@@ -98,15 +108,13 @@ def _maps(
         raise ParameterError(
             f"the mask reads {', '.join(sorted(missing))}", hint=f"pass values by keyword: {sorted(missing)[0]}=…"
         )
-    if not 0 <= batch < max(sizes.batch, 1):
+    if not 0 <= batch < sizes.batch:
         raise ArgumentError(f"there is no batch {batch}; there are {sizes.batch}")
     if heads is None:
         per_head = index_names(plan.variant.mask) & {"head", "kv_head"}
         heads = range(min(sizes.heads, 4 if per_head else 1))
     if wrong := [head for head in heads if not 0 <= head < sizes.heads]:
         raise ArgumentError(f"there is no head {wrong[0]}; there are {sizes.heads}")
-    # Exactly decided tiles: a picture of what is true, not of what a faster method can tell.
-    exact = plan.method == "exact"
     classes = tile_map(plan, sizes, what.numbers(), *tile, exact=exact)
     picked = classes[batch if classes.shape[0] > 1 else 0]
     return list(heads), [picked[head if picked.shape[0] > 1 else 0] for head in heads]

@@ -90,3 +90,15 @@ def test_wrong_inputs(inputs: tuple[object, ...], options: dict[str, object], me
 def test_missing_data_is_asked_for() -> None:
     with pytest.raises(rg.ParameterError, match="the mask reads lengths"):
         rg.attention(rg.padding()).plot((1, 1, 64, 64))
+
+
+def test_legend_says_how_tiles_were_decided() -> None:
+    attn = rg.attention(rg.causal, rg.dilated(4))
+    evaluated, analysed = (attn.plot((1, 1, 64, 64), exact=exact) for exact in (True, False))
+    assert [figure.legends[0].get_title().get_text() for figure in (evaluated, analysed)] == [
+        "single pairs, evaluated pair by pair",
+        "single pairs, as the analysis decides them",
+    ]
+    assert (drawn(evaluated)[0] == 2).sum() == sum(q // 4 + 1 for q in range(64))
+    # Sound: what the analysis calls empty holds nothing.
+    assert not drawn(evaluated)[0][drawn(analysed)[0] == 0].any()
