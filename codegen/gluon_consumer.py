@@ -1,0 +1,205 @@
+"""The consumer: softmax and products of 64 queries, on four warps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..ir.dependence import dependence
+from ..ir.nodes import TRUE, Expr
+from ..ir.tiles.plan import TilePlan
+from ..ir.traverse import loads
+from .emitter import Emitter
+from .gluon_names import Names
+from .gluon_seen import UnseenKeys
+from .gluon_tiles import emit_unpack, jit_function
+from .schedule import Problem
+from .triton_forward import composed_scores
+from .triton_module import Argument
+from .triton_program import INDICES, SIZES
+from .triton_tiles import TileLoops
+from .triton_values import Guard, Values, level_of
+
+PRODUCTS = """
+@gluon.jit
+def ring(number):
+    \"\"\"Buffer of the tile of keys with this number, counted over all tiles of queries, and its turn's parity.\"\"\"
+    return number % STAGES, number // STAGES & 1
+
+
+@gluon.jit
+def start_scores(q_tile, k_tile):
+    \"\"\"Starts Q K^T; the result may be read after a wait.\"\"\"
+    zero = gl.zeros([ROWS, BLOCK_N], gl.float32, SCORES)
+    return warpgroup_mma(q_tile, k_tile.reshape([BLOCK_N, HEAD]).permute((1, 0)), zero, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def start_outputs(weights, v_tile, acc):
+    \"\"\"Starts acc + weights V; the result may be read after a wait.\"\"\"
+    return warpgroup_mma(weights, v_tile.reshape([BLOCK_N, VALUE]), acc, is_async=True)
+"""
+
+
+class Consumer:
+    """Prints ``attend``: for each tile of queries a first tile of keys, a masked loop, a loop without mask."""
+
+    def __init__(
+        self, plan: TilePlan, problem: Problem, parameters: Sequence[Argument], unseen: UnseenKeys, names: Names
+    ) -> None:
+        self.parameters, self.unseen, self.names = parameters, unseen, names
+        results: dict[str, Expr] = {}
+        if plan.variant.mask != TRUE:
+            results["mask"] = plan.variant.mask
+        self.score: Expr | None = None
+        if plan.variant.scores:
+            self.score = results["score"] = composed_scores(plan.variant.scores)[-1]
+        self.results = tuple(results)
+        self.loads_pairs = any({"q", "kv"} <= dependence(x) for e in results.values() for x in loads(e))
+        # What exponents are multiplied by: without score functions the scale is part of it.
+        self.unit = "unit" if self.score is None else "LOG2E"
+        self.values = Values(results, INDICES, debug=problem.debug)
+
+    def emit(self, out: Emitter, loops: TileLoops) -> None:
+        self.unseen.emit_function(out, self.names.barrier)
+        out.definition(PRODUCTS)
+        with jit_function(
+            out,
+            "attend(GROUP: tl.constexpr, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, queue, "
+            "sizes, parameters)",
+        ):
+            out.line('"""A consumer: four warps own ROWS queries of each tile."""')
+            self._emit_prologue(out)
+            with out.block("while program < programs:"):
+                done = self._emit_query_prologue(out)
+                self._emit_first(out, done)
+                if loops.partial_count:
+                    out.comment("Tiles in which the mask decides.")
+                    with out.block("for t in range(1, partial_count):"):
+                        self._emit_step(out, done, masked=True)
+                if loops.full_count:
+                    out.comment("Tiles in which every pair is allowed.")
+                    with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
+                        self._emit_step(out, done, masked=False)
+                self._emit_epilogue(out)
+            out.line("tma.store_wait(0)")
+
+    def _emit_prologue(self, out: Emitter) -> None:
+        out.line("q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = barriers")
+        out.line("counter, following, following_ready, following_empty = queue")
+        emit_unpack(out, "sizes", SIZES)
+        emit_unpack(out, "parameters", self.parameters)
+        out.line("FOUR: tl.constexpr = tl.BlockedLayout([1], [32], [4], [0])")
+        out.line("q_tile = q_tiles.index(GROUP).reshape([ROWS, HEAD])")
+        out.line("out_tile = out_tiles.index(GROUP)")
+        out.line("rows = tl.arange(0, ROWS, tl.SliceLayout(1, SCORES))")
+        out.line("keys = tl.arange(0, BLOCK_N, tl.SliceLayout(0, SCORES))")
+        if self.score is None:
+            out.line("unit = scale * LOG2E")
+        out.line("programs = tl.cdiv(q_len, BLOCK_M) * all_heads")
+        out.line("program = tl.program_id(0)")
+        out.line("used = 0  # tiles of keys")
+        out.line("turn = 0  # tiles of queries")
+
+    def _emit_query_prologue(self, out: Emitter) -> frozenset[str]:
+        out.line("entry, batch, head, kv_head, tile_first, visits = query_tile(program, sizes, parameters)")
+        out.line("partial_count = visits[0]")
+        out.line("count = tl.maximum(partial_count + visits[1], 1)")
+        out.line("q_row = tile_first + GROUP * ROWS + rows")
+        out.line("q_index = q_row[:, None]")
+        self.unseen.emit_bounds(out)
+        done = self.values.emit(out, "program", self.results, Guard())
+        done = self.values.emit(out, "query", self.results, Guard(query="(q_index < q_len)"), done)
+        out.line("acc = tl.zeros([ROWS, VALUE], tl.float32, OUTPUTS)")
+        return done
+
+    def _emit_first(self, out: Emitter, done: frozenset[str]) -> None:
+        out.comment("The first tile, masked even if it is full: nothing to overlap with yet.")
+        out.line("mbarrier.wait(q_ready, turn & 1)")
+        out.line("stage, phase = ring(used)")
+        out.line("mbarrier.wait(k_ready.index(stage), phase)")
+        out.line("s = start_scores(q_tile, k_tiles.index(stage))")
+        out.line("s = warpgroup_mma_wait(0, deps=(s,))")
+        out.line("mbarrier.arrive(k_empty.index(stage))")
+        self._emit_scores(out, "0", done, masked=True)
+        out.comment("Finite, so never inf - inf: a row may see none of its first tile.")
+        out.line(f"m = tl.maximum(tl.max(s, 1) * {self.unit}, -3.0e38)  # running maximum times log2(e)")
+        out.line(f"p = tl.exp2(s * {self.unit} - m[:, None])")
+        out.line("l = tl.sum(p, 1)  # running sum of exponentials")
+        out.line("weights = tl.convert_layout(p.to(ELEMENT), WEIGHTS)")
+        self.unseen.emit_clear(out)
+
+    def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
+        """Scores and weights of one tile of keys, overlapped with the values of the tile before."""
+        out.line("last, last_phase = ring(used + t - 1)")
+        out.line("stage, phase = ring(used + t)")
+        out.line("mbarrier.wait(k_ready.index(stage), phase)")
+        out.line("next_s = start_scores(q_tile, k_tiles.index(stage))")
+        out.line("mbarrier.wait(v_ready.index(last), last_phase)")
+        out.line("next_acc = start_outputs(weights, v_tiles.index(last), acc)")
+        out.line("s = warpgroup_mma_wait(1, deps=(next_s,))")
+        out.line("mbarrier.arrive(k_empty.index(stage))")
+        self._emit_scores(out, "t", done, masked=masked)
+        out.line(f"m_new = tl.maximum(m, tl.max(s, 1) * {self.unit})")
+        out.line(f"p = tl.exp2(s * {self.unit} - m_new[:, None])")
+        out.line("alpha = tl.exp2(m - m_new)")
+        out.line("l = l * alpha + tl.sum(p, 1)")
+        out.line("m = m_new")
+        out.line("acc = warpgroup_mma_wait(0, deps=(next_acc,))")
+        out.line("mbarrier.arrive(v_empty.index(last))")
+        out.line("acc = acc * tl.convert_layout(alpha, tl.SliceLayout(1, OUTPUTS))[:, None]")
+        out.line("weights = tl.convert_layout(p.to(ELEMENT), WEIGHTS)")
+        if masked:
+            self.unseen.emit_clear(out)
+
+    def _emit_scores(self, out: Emitter, tile: str, done: frozenset[str], *, masked: bool) -> None:
+        """From products ``s`` to modified and masked scores."""
+        wanted = self.results if masked else tuple(x for x in self.results if x != "mask")
+        if masked or (self.score is not None and "kv" in dependence(self.score)):
+            out.line(f"start = key_start({tile}, visits)")
+            out.line("kv_index = start + keys[None, :]")
+        done = self.values.emit(out, "key", wanted, Guard(key="(kv_index < kv_len)" if masked else ""), done)
+        lanes = "(q_index < q_len)"
+        if masked:
+            # Rows past the end go nowhere, so they may attend to anything; but they must not load.
+            allowed = "(q_index < q_len) & (kv_index < kv_len)" if self.loads_pairs else "kv_index < kv_len"
+            out.line(f"allowed = {allowed}")
+            lanes = "allowed"
+            if "mask" in wanted:
+                done = self.values.emit(out, "pair", ("mask",), Guard(pair="allowed"), done)
+                out.line(f"allowed = allowed & ({self.values.result('mask')})")
+        if self.score is not None:
+            out.line("s *= scale")
+            self.values.emit(out, "pair", ("score",), Guard(pair=lanes), done)
+            text = self.values.result("score")
+            spread = level_of(dependence(self.score)) != "pair"
+            out.line(f"s = tl.zeros([ROWS, BLOCK_N], tl.float32, SCORES) + ({text})" if spread else f"s = {text}")
+        if masked:
+            out.line('s = tl.where(allowed, s, float("-inf"))')
+
+    def _emit_epilogue(self, out: Emitter) -> None:
+        out.line("mbarrier.arrive(q_empty)")
+        out.line("used += count")
+        out.line("last, last_phase = ring(used - 1)")
+        out.line("mbarrier.wait(v_ready.index(last), last_phase)")
+        out.line("acc = start_outputs(weights, v_tiles.index(last), acc)")
+        out.line("acc = warpgroup_mma_wait(0, deps=(acc,))")
+        out.line("mbarrier.arrive(v_empty.index(last))")
+        out.line()
+        out.comment("A row that may attend to nothing gives 0, and -inf for the logarithm of its sum.")
+        out.line('total = tl.where(l == 0.0, float("-inf"), (m + tl.log2(l)) * LN2)')
+        out.line("tl.store(lse + entry.to(tl.int64) * q_len + q_row, total, mask=q_row < q_len)")
+        out.line("l = tl.convert_layout(l, tl.SliceLayout(1, OUTPUTS))")
+        out.line("acc = tl.where((l == 0.0)[:, None], 0.0, acc * (1.0 / l)[:, None])")
+        out.comment("The copy of the tile before must have left the buffer.")
+        out.line("tma.store_wait(0)")
+        out.line(f"{self.names.barrier}()")
+        out.line("out_tile.reshape([ROWS, VALUE]).store(acc.to(ELEMENT))")
+        out.line("fence_async_shared()")
+        out.line(f"{self.names.barrier}()")
+        out.line(f"{self.names.store}(out, [batch, head, tile_first + GROUP * ROWS, 0], out_tile)")
+        out.line()
+        out.line("slot = turn & 1")
+        out.line("mbarrier.wait(following_ready.index(slot), turn >> 1 & 1)")
+        out.line("program = tl.max(following.index(slot).load(FOUR), 0)")
+        out.line("mbarrier.arrive(following_empty.index(slot))")
+        out.line("turn += 1")
