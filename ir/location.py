@@ -6,6 +6,9 @@ import linecache
 from dataclasses import dataclass
 
 
+_WIDEST = 160  # characters of a source line that are shown
+
+
 @dataclass(frozen=True, slots=True)
 class Location:
     """A span on one source line. Lines count from 1, columns from 0, ``end`` is exclusive.
@@ -34,4 +37,8 @@ class Location:
         indent = len(line) - len(stripped)
         start = max(self.column - indent, 0)
         width = max(min(self.end - indent, len(stripped)) - start, 1)
+        if len(stripped) > _WIDEST:  # show the part around the span
+            first = max(min(start - _WIDEST // 4, len(stripped) - _WIDEST), 0)
+            stripped, start = stripped[first : first + _WIDEST], start - first
+            width = min(width, _WIDEST - start)
         return f"{head}\n    {stripped}\n    {' ' * start}{'^' * width}"

@@ -152,6 +152,14 @@ def test_a_missing_brace_is_shown_after_the_last_word() -> None:
     assert caught.value.location is not None and caught.value.location.line == 2
 
 
+def test_of_a_long_line_the_part_with_the_fault_is_shown() -> None:
+    with pytest.raises(TextError) as caught:
+        parse_variant("attention a() { keep " + "q < 1 and " * 90 + "qq < kv" + " and q < 2" * 40 + " }")
+    _, _, shown, carets, hint = str(caught.value).split("\n")
+    assert len(shown) < 200 and "hint" in hint
+    assert shown[carets.index("^") : carets.rindex("^") + 1] == "qq"
+
+
 @pytest.mark.parametrize(
     ("parameters", "expected"),
     [
