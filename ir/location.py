@@ -5,7 +5,6 @@ from __future__ import annotations
 import linecache
 from dataclasses import dataclass
 
-
 _WIDEST = 160  # characters of a source line that are shown
 
 
