@@ -1,4 +1,4 @@
-"""Dilated attention: every fourth token of a window (LongNet, Ding et al. 2023, section 3.1).
+"""Dilated attention: every fourth token of a window (Longformer, Beltagy et al. 2020, section 3.1).
 
 `rg.static` bakes the dilation into the kernel, because the proof of what it skips needs it.
 """

@@ -1,4 +1,4 @@
-"""Prefix language model: the prompt sees all of itself, the rest is causal (T5, Raffel et al. 2020, fig. 4).
+"""Prefix language model: the prompt sees all of itself, the rest is causal (T5, Raffel et al. 2020, section 3.2.1).
 
 The prefix differs from sequence to sequence: it is read from a tensor, with one length a batch entry.
 """
