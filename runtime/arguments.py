@@ -11,13 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..codegen.schedule import DType
 from ..ir.errors import ArgumentError, UnsupportedError
 from ..ir.nodes import Index, Load
 from ..ir.traverse import loads
 from ..ir.types import BOOL, F32, I32, I64, ScalarType
 from ..ir.variant import BufferParameter, ScalarParameter, Variant
 
-DTYPES = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32"}
+DTYPES: dict[torch.dtype, DType] = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32"}
 MIN_HEAD_SIZE, MAX_HEAD_SIZE = 16, 256
 LENGTH_LIMIT = 2**28
 SCALAR_LIMIT = 2**30
@@ -175,7 +176,8 @@ def _check_buffer(parameter: BufferParameter, tensor: Tensor, device: torch.devi
         )
     if tensor.device != device:
         raise ArgumentError(
-            f"query is on {device}, {name} is on {tensor.device}: they must agree", hint=f"write {name}.to(query.device)"
+            f"query is on {device}, {name} is on {tensor.device}: they must agree",
+            hint=f"write {name}.to(query.device)",
         )
 
 

@@ -14,7 +14,7 @@ from ..dsl.assemble import Part, assemble
 from ..dsl.binding import Binding
 from ..ir.errors import ArgumentError, ParameterError, UnsupportedError
 from ..ir.printer import print_variant
-from ..ir.variant import Align, ScalarParameter, StaticParameter, Variant
+from ..ir.variant import Align, StaticParameter, Variant
 from . import ops
 from .arguments import check_is_tensor, check_scalar, check_tensors
 from .engine import edited_engine, engine_of

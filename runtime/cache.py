@@ -19,6 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,10 +57,8 @@ def load(key: str) -> Entry | None:
         config.debug("cache", "damaged entry removed", path)
         _remove(path)
         return None
-    try:
+    with suppress(OSError):  # a read-only cache is still a cache
         os.utime(path)  # the time of last use, for `_evict`
-    except OSError:
-        pass  # a read-only cache is still a cache
     config.debug("cache", "hit", path)
     return Entry(path, files)
 
@@ -134,12 +133,12 @@ def _warn(reason: str) -> None:
 
 def _remove(path: Path) -> None:
     """Takes an entry away in one step (others see it whole or not at all), then deletes its files."""
-    doomed = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=path.parent))
-    try:
-        os.rename(path, doomed / path.name)
-    except OSError:
-        pass  # another process was faster
-    shutil.rmtree(doomed, ignore_errors=True)
+    with suppress(OSError):  # another process may be faster, or the cache read-only
+        doomed = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=path.parent))
+        try:
+            os.rename(path, doomed / path.name)
+        finally:
+            shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _evict(root: Path, keep: str) -> None:

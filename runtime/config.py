@@ -38,7 +38,8 @@ def cache_size() -> int:
     digits = text[:-1] if unit > 1 else text
     if not digits.isdecimal():
         raise ParameterError(
-            f"REGARD_CACHE_SIZE is {text!r}", hint="write a number of bytes, or one with K, M or G: REGARD_CACHE_SIZE=2G"
+            f"REGARD_CACHE_SIZE is {text!r}",
+            hint="write a number of bytes, or one with K, M or G: REGARD_CACHE_SIZE=2G",
         )
     return int(digits) * unit
 

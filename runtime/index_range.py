@@ -43,9 +43,9 @@ def check_index_ranges(
         outside = (values < -size) | (values >= size)
         if not outside.any():
             continue
-        if values.size > 1:  # it depends on the pair: is one of these pairs allowed?
-            if loads(variant.mask) or not (outside & evaluate(variant.mask, env)).any():
-                continue
+        # Where it depends on the pair: is one of these pairs surely allowed?
+        if values.size > 1 and (loads(variant.mask) or not (outside & evaluate(variant.mask, env)).any()):
+            continue
         raise IndexRangeError(
             f"axis {axis} of {load.buffer} has size {size}, but for pairs that the mask allows "
             f"`{print_expr(index)}` takes values from {values.min()} to {values.max()}",

@@ -123,7 +123,9 @@ def _backward_fake(
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value, *marked)]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: tuple[Tensor, Tensor]) -> None:
+def _save(
+    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: tuple[Tensor, Tensor]
+) -> None:
     query, key, value, buffers, integers, floats = inputs
     out, lse = output
     ctx.save_for_backward(query, key, value, out, lse, *buffers)
@@ -136,7 +138,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any]
 def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
     query, key, value, out, lse, *buffers = ctx.saved_tensors
     # PyTorch wants the structure of the inputs back; to it an empty list is a structure, others here are not.
-    of_scalars = [None if x else [] for x in ctx.scalars]
+    of_scalars: list[Any] = [None if x else [] for x in ctx.scalars]
     if grad_out is None and grad_lse is None:
         return None, None, None, [None] * len(buffers), *of_scalars
     if grad_out is None:

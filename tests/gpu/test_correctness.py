@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import regard as rg
 import torch
-from oracle import assert_close_to_oracle, eager, gradients, oracle
 from torch import Tensor
+
+import regard as rg
+from oracle import assert_close_to_oracle, eager, gradients, oracle
 
 pytestmark = pytest.mark.gpu
 
@@ -59,7 +60,10 @@ def tensors(
     return query.requires_grad_(), key.requires_grad_(), value.requires_grad_()
 
 
-def check(parts: tuple[Any, ...], x: tuple[Tensor, Tensor, Tensor], captured: tuple[Tensor, ...] = (), **options: Any) -> None:
+def check(
+    parts: tuple[Any, ...], x: tuple[Tensor, Tensor, Tensor], captured: tuple[Tensor, ...] = (), **options: Any
+) -> None:
+    """Output, lse and all gradients; ``x`` are leaves that require one, as are the captured tensors."""
     out, aux = rg.attention(*parts, **options)(*x, aux=("lse",))
     exact, usual = (f(parts, *x, **options) for f in (oracle, eager))
     for name, a, b, c in zip(("output", "lse"), (out, aux.lse), exact, usual, strict=True):
@@ -138,7 +142,7 @@ def test_captured_gradients(dtype: torch.dtype) -> None:
 
 def test_gradient_of_a_tensor_for_every_pair() -> None:
     @rg.score
-    def biased(s: Any, q: Any, kv: Any, head: Any, bias: "f32[head, q, kv]") -> Any:  # noqa: F821
+    def biased(s: Any, q: Any, kv: Any, head: Any, bias: Any) -> Any:  # noqa: F821
         return s + bias[head, q, kv]
 
     bias = torch.randn(4, 70, 90, device="cuda", requires_grad=True)

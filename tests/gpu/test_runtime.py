@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import regard as rg
 import torch
-from regard import UnsupportedError
 from torch import Tensor
+
+import regard as rg
+from regard import UnsupportedError
 
 pytestmark = pytest.mark.gpu
 
@@ -41,9 +42,15 @@ def compilations() -> Iterator[list[str]]:
         yield names
 
 
-def tensors(batch: int = 2, heads: int = 4, length: int = 200, dim: int = 64, **options: Any) -> list[Tensor]:
-    options = {"device": "cuda", "dtype": torch.bfloat16} | options
-    return [torch.randn(batch, heads, length, dim, **options) for _ in range(3)]
+def tensors(
+    batch: int = 2,
+    heads: int = 4,
+    length: int = 200,
+    dim: int = 64,
+    device: str = "cuda",
+    dtype: torch.dtype = torch.bfloat16,
+) -> list[Tensor]:
+    return [torch.randn(batch, heads, length, dim, device=device, dtype=dtype) for _ in range(3)]
 
 
 def reference(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -91,7 +98,7 @@ print(len(names), out.isfinite().all().item(), q.grad.isfinite().all().item())
 def test_a_warm_disk_cache_compiles_nothing(tmp_path: Path) -> None:
     paths = os.pathsep.join([str(Path(__file__).parents[2] / "src"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "REGARD_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": paths}
-    outputs = []
+    outputs: list[list[str]] = []
     for _ in range(2):
         # Triton's own cache must not be what helps the second process.
         environment["TRITON_CACHE_DIR"] = str(tmp_path / f"triton{len(outputs)}")
@@ -199,7 +206,8 @@ def test_torch_compile_with_inductor(dynamic: bool) -> None:
     torch._dynamo.reset()
 
     def model(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return rg.attention(rg.causal())(query * 2, key, value).relu()
+        out: Tensor = rg.attention(rg.causal())(query * 2, key, value)
+        return out.relu()
 
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic)
     for length in (200, 333):
@@ -221,7 +229,7 @@ def test_reduce_overhead_mode() -> None:
 
 def test_deterministic_mode_names_what_it_cannot_do() -> None:
     @rg.score
-    def biased(s: Any, q: Any, kv: Any, bias: "f32[_]") -> Any:  # noqa: F821
+    def biased(s: Any, q: Any, kv: Any, bias: Any) -> Any:  # noqa: F821
         return s + bias[(q * kv) % 64]
 
     bias = torch.zeros(64, device="cuda", requires_grad=True)
@@ -240,7 +248,8 @@ def test_deterministic_mode_names_what_it_cannot_do() -> None:
 def test_float32_follows_the_precision_that_torch_allows() -> None:
     x = tensors(dtype=torch.float32, dim=128)
     attn = rg.attention()
-    exact = torch.nn.functional.scaled_dot_product_attention(*(t.double() for t in x))
+    query, key, value = (t.double() for t in x)
+    exact = torch.nn.functional.scaled_dot_product_attention(query, key, value)
     errors = {}
     before = torch.get_float32_matmul_precision()
     for precision in ("highest", "high"):

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import regard as rg
 import torch
-from regard import ArgumentError, IndexRangeError, ParameterError, RegardError, UnsupportedError
 from torch import Tensor
+
+import regard as rg
+from regard import ArgumentError, IndexRangeError, ParameterError, RegardError, UnsupportedError
 
 GOLDEN = Path(__file__).with_name("argument_errors.txt")
 
@@ -25,17 +26,17 @@ def window(q: Any, kv: Any, size: int) -> Any:
 
 
 @rg.score
-def slope(s: Any, q: Any, kv: Any, head: Any, slopes: "f32[head]") -> Any:  # noqa: F821
+def slope(s: Any, q: Any, kv: Any, head: Any, slopes: Any) -> Any:  # noqa: F821
     return s + slopes[head] * (kv - q)
 
 
 @rg.score
-def table(s: Any, q: Any, kv: Any, bias: "f32[_]") -> Any:  # noqa: F821
+def table(s: Any, q: Any, kv: Any, bias: Any) -> Any:  # noqa: F821
     return s + bias[q - kv]
 
 
 @rg.score
-def third(s: Any, bias: "f32[_]") -> Any:  # noqa: F821
+def third(s: Any, bias: Any) -> Any:  # noqa: F821
     return s + bias[2]
 
 
@@ -44,7 +45,7 @@ opened = rg.attention(window, slope)
 biased = rg.attention(rg.causal(), table)
 
 CASES: dict[str, tuple[type[RegardError], Callable[[], object]]] = {
-    "not a tensor": (ArgumentError, lambda: full([1.0], x(), x())),
+    "not a tensor": (ArgumentError, lambda: full([1.0], x(), x())),  # type: ignore[arg-type]
     "three axes": (ArgumentError, lambda: full(x(4, 7, 16), x(), x())),
     "five axes": (ArgumentError, lambda: full(x(), x(1, 2, 4, 7, 16), x())),
     "float64": (ArgumentError, lambda: full(x(dtype=torch.float64), x(), x())),
@@ -65,7 +66,7 @@ CASES: dict[str, tuple[type[RegardError], Callable[[], object]]] = {
     "float for an int": (ArgumentError, lambda: opened(x(), x(), x(), size=3.5, slopes=torch.zeros(4))),
     "tensor for an int": (ArgumentError, lambda: opened(x(), x(), x(), size=torch.tensor(3), slopes=torch.zeros(4))),
     "huge int": (ArgumentError, lambda: opened(x(), x(), x(), size=2**31, slopes=torch.zeros(4))),
-    "list for a tensor": (ArgumentError, lambda: opened(x(), x(), x(), size=3, slopes=[1.0])),
+    "list for a tensor": (ArgumentError, lambda: opened(x(), x(), x(), size=3, slopes=[1.0])),  # type: ignore[arg-type]
     "integer tensor": (ArgumentError, lambda: opened(x(), x(), x(), size=3, slopes=torch.zeros(4).int())),
     "rank": (ArgumentError, lambda: opened(x(), x(), x(), size=3, slopes=torch.zeros(4, 1))),
     "tensor's device": (ArgumentError, lambda: opened(x(), x(), x(), size=3, slopes=torch.zeros(4, device="meta"))),
@@ -102,7 +103,7 @@ def test_pairs_that_the_mask_excludes_may_index_anything() -> None:
 
 def test_a_scalar_that_moves_an_index_out_of_range() -> None:
     @rg.score
-    def shifted(s: Any, q: Any, kv: Any, by: int, bias: "f32[_]") -> Any:  # noqa: F821
+    def shifted(s: Any, q: Any, kv: Any, by: int, bias: Any) -> Any:  # noqa: F821
         return s + bias[q - kv + by]
 
     attn = rg.attention(rg.causal(), shifted)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import regard as rg
 import torch
+from torch import Tensor
+
+import regard as rg
 from regard import ArgumentError, ParameterError
 from regard.runtime import compile, engine
 from regard.runtime.compile import Request
-from torch import Tensor
 
 
 @rg.mask
@@ -22,7 +23,7 @@ def within(q: Any, kv: Any, size: int) -> Any:
 
 
 @rg.score
-def slanted(s: Any, q: Any, kv: Any, head: Any, slopes: "f32[head]") -> Any:  # noqa: F821
+def slanted(s: Any, q: Any, kv: Any, head: Any, slopes: Any) -> Any:  # noqa: F821
     return s + slopes[head] * (kv - q)
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import regard as rg
 import torch
-from oracle import gradients, oracle
-from regard import UnsupportedError
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+import regard as rg
+from oracle import gradients, oracle
+from regard import UnsupportedError
+
 
 @rg.score
-def slanted(s: Any, q: Any, kv: Any, head: Any, slopes: "f32[head]") -> Any:  # noqa: F821
+def slanted(s: Any, q: Any, kv: Any, head: Any, slopes: Any) -> Any:  # noqa: F821
     return s + slopes[head] * (kv - q)
 
 

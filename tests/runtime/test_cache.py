@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import regard as rg
 import torch
+
+import regard as rg
 from regard.runtime import cache
 
 RunPython = Callable[..., subprocess.CompletedProcess[str]]

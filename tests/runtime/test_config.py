@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import regard as rg
 import torch
+
+import regard as rg
 from regard import ParameterError
 from regard.runtime import config
 

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import regard as rg
 import torch
+
+import regard as rg
 from regard.codegen.schedule import Problem, Target
 from regard.runtime import cache
 from regard.runtime.compile import Program, Request, generate, load
@@ -120,8 +121,9 @@ def test_a_damaged_binary_is_compiled_again(driver: Driver, compiled: list[str],
 def test_other_threads_keep_their_cache(driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
-    from regard.runtime.launch import _files_in
     from triton.runtime.cache import FileCacheManager, get_cache_manager
+
+    from regard.runtime.launch import _files_in
 
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path / "triton"))
     seen: list[object] = []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-import regard as rg
 import torch
-from regard.runtime import tables
 from torch import Tensor
+
+import regard as rg
+from regard.runtime import tables
 
 CPU = torch.device("cpu")
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import regard as rg
 import torch
 from torch import Tensor, nn
+
+import regard as rg
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, ids: Tensor) -> Tensor:
         query, key, value = self.project(x).chunk(3, dim=-1)
         out, aux = self.attn(query, key, value, aux=("lse",), ids=ids)
-        return (out * 2 + aux.lse.unsqueeze(-1)).sum(-1)
+        total: Tensor = out * 2 + aux.lse.unsqueeze(-1)
+        return total.sum(-1)
 
 
 def inputs(length: int, batch: int = 2) -> tuple[Tensor, Tensor]:
