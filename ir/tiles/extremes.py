@@ -17,7 +17,7 @@ def extremes(e: Expr, axis: Axis) -> Extremes | None:
     Attained where ``e`` is monotone in the position, else merely sound. None where nothing is known
     (a buffer read by position, a float).
 
-    >>> from regard.ir.build import index
+    >>> from regard.ir.build import binary, const, index
     >>> low, high = extremes(binary("floordiv", index("q"), const(64)), "q")
     >>> low == simplify(binary("floordiv", TILE_FIRST, const(64)))
     True

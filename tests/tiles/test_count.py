@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from regard.ir.parser import parse_variant
 from regard.ir.passes import run_pipeline
 from regard.ir.tiles import TilePlan, make_plan

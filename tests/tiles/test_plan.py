@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from regard.ir import build
-from regard.ir.interpret import evaluate
+from regard.ir.interpret import Array, evaluate
 from regard.ir.nodes import Expr, Param
 from regard.ir.parser import parse_variant
 from regard.ir.passes import run_pipeline
 from regard.ir.printer import print_expr
 from regard.ir.tiles import Interval, TilePlan, make_plan
 from regard.ir.traverse import walk
-from regard.ir.types import I32, BufferType
+from regard.ir.types import F32, I32, BufferType
 from regard.ir.variant import BufferParameter, Variant
 
 # mask | keys that a tile of queries may attend to, and must | queries that a tile of keys may, and must, be seen by
@@ -34,7 +35,7 @@ q >= kv and q - kv < 128
     [tile_first, tile_last + 128) | [tile_last, tile_first + 128)
 q >= kv or kv < n
     [0, max(n, tile_last + 1)) | [0, max(n, tile_first + 1))
-    [tile_first, q_len) and [0, where(tile_first < n, q_len, 0)) | [tile_last, q_len) and [0, where(tile_last < n, q_len, 0))
+    [tile_first, q_len), [0, where(tile_first < n, q_len, 0)) | [tile_last, q_len), [0, where(tile_last < n, q_len, 0))
 q + kv_len - q_len >= kv
     [0, tile_last + kv_len - q_len + 1) | [0, tile_first + kv_len - q_len + 1)
     [tile_first + q_len - kv_len, q_len) | [tile_last + q_len - kv_len, q_len)
@@ -73,7 +74,7 @@ def plan_of(keep: str, parameters: str = "n: int") -> TilePlan:
 
 
 def text(union: tuple[Interval, ...]) -> str:
-    return " and ".join(f"[{print_expr(i.start)}, {print_expr(i.stop)})" for i in union) or "nothing"
+    return ", ".join(f"[{print_expr(i.start)}, {print_expr(i.stop)})" for i in union) or "nothing"
 
 
 @pytest.mark.parametrize(("keep", "keys", "queries"), cases())
@@ -173,11 +174,15 @@ def test_nested_exclusive_or_stays_small() -> None:
 
 def test_comparisons_with_nan_are_not_turned_around() -> None:
     """`not (w[q] < w[kv])` holds for NaN; `w[q] >= w[kv]` does not."""
-    kind = BufferType(build.F32, ("_",))
+    kind = BufferType(F32, ("_",))
     w = [build.load("w", kind, (build.index(name),)) for name in ("q", "kv")]
-    mask = build.unary("not", build.binary("lt", *w))
+    mask = build.unary("not", build.binary("lt", w[0], w[1]))
     plan = make_plan(run_pipeline(Variant(mask=mask, parameters=(BufferParameter("w", kind),))))
     assert plan.classification is not None
-    env = {"w": np.array([np.nan, 1.0, 2.0], np.float32), "q": np.arange(3)[:, None], "kv": np.arange(3)}
+    env: dict[str, Array] = {
+        "w": np.array([np.nan, 1.0, 2.0], np.float32),
+        "q": np.arange(3)[:, None],
+        "kv": np.arange(3),
+    }
     assert evaluate(plan.classification.may, env).all()
     assert not evaluate(plan.classification.must, env).any()
