@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from oracle import Part
 from torch import Tensor
 
+from oracle import Part
 from regard.codegen.schedule import DType, Problem, Schedule
 from regard.codegen.torch_backward import emit_backward
 from regard.codegen.torch_program import emit_forward
@@ -60,7 +60,8 @@ def printed(
     variant, binding = assemble(*parts, align=align)
     values = {**binding, **parameters}
     plan = make_plan(run_pipeline(variant))
-    ordered = tuple(values[p.name] for p in (*plan.variant.buffers, *plan.variant.scalars))
+    names = [p.name for p in plan.variant.buffers] + [p.name for p in plan.variant.scalars]
+    ordered = tuple(values[name] for name in names)
     wanted = tuple(values[p.name].requires_grad for p in plan.variant.buffers)
     buffers = tuple(str(values[p.name].dtype).removeprefix("torch.") for p in plan.variant.buffers)
     problem = Problem(_DTYPES[dtype], *sizes, buffers=buffers, buffer_gradients=wanted)

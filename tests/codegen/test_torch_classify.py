@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import allowed_pairs
-from printed_torch import load
 from torch import Tensor
 
 import regard.dsl as rg
+from oracle import allowed_pairs
+from printed_torch import load
 from regard.codegen import torch_classify
 from regard.codegen.emitter import Emitter
 from regard.codegen.torch_classify import CLASSIFY_NAMES, emit_classify
@@ -44,7 +44,8 @@ CASES: dict[str, Callable[[int, int], MaskPart]] = {
 def plan_of(part: MaskPart) -> tuple[TilePlan, list[Any]]:
     variant, binding = rg.assemble(part)
     plan = make_plan(run_pipeline(variant))
-    return plan, [binding[p.name] for p in (*plan.variant.buffers, *plan.variant.scalars)]
+    names = [p.name for p in plan.variant.buffers] + [p.name for p in plan.variant.scalars]
+    return plan, [binding[name] for name in names]
 
 
 def classifier(plan: TilePlan, *pairs: tuple[int, int]) -> Callable[..., Any]:

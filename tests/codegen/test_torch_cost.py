@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from printed_torch import Printed, printed
 from torch.utils.flop_counter import FlopCounterMode
 
 import regard.dsl as rg
+from oracle import Part
+from printed_torch import Printed, printed
 
 WIDTH = 256
-CASES = {
+CASES: dict[str, Callable[[int], Sequence[Part]]] = {
     "closed": lambda length: [rg.sliding_window(WIDTH - 1, 0)],
     "classified": lambda length: [rg.document(torch.arange(length, dtype=torch.int32)[None, :] // WIDTH)],
 }
@@ -56,6 +58,10 @@ def test_memory_has_no_square_of_the_length(length: int, tmp_path: Path) -> None
         assert growth < length * length * 4 // 1024 // 4
 
 
+def program_of(parts: Sequence[Part], block: int) -> Printed:
+    return printed(parts, blocks=(block, block), scores_at_a_time=1 << 20, sizes=(32, 32))
+
+
 def flops(program: Printed, length: int) -> tuple[int, int]:
     q, k, v = (torch.ones(1, 2, length, 32) for _ in range(3))
     counts = []
@@ -70,7 +76,7 @@ def flops(program: Printed, length: int) -> tuple[int, int]:
 @pytest.mark.parametrize("case", CASES)
 def test_work_grows_with_the_tiles_that_are_not_empty(case: str) -> None:
     lengths = (512, 1024, 2048)
-    work = [flops(printed(CASES[case](n), blocks=(128, 128), scores_at_a_time=1 << 20, sizes=(32, 32)), n) for n in lengths]
+    work = [flops(program_of(CASES[case](n), 128), n) for n in lengths]
     for (forward, backward), length in zip(work, lengths, strict=True):
         pairs = 2 * length * (WIDTH + 128)  # heads, rows, keys that a tile of 128 rows can see
         assert forward <= pairs * 4 * 32
@@ -79,6 +85,9 @@ def test_work_grows_with_the_tiles_that_are_not_empty(case: str) -> None:
         assert abs((third - second) / (second - first) - 2) < 0.02  # linear, but for the first rows
 
 
+MASKS: tuple[Sequence[Part], ...] = ([rg.causal], [])
+
+
 def test_work_of_a_causal_mask_is_half() -> None:
-    causal, full = (flops(printed(parts, blocks=(64, 64), scores_at_a_time=1 << 20), 1024)[0] for parts in ([rg.causal], []))
+    causal, full = (flops(program_of(parts, 64), 1024)[0] for parts in MASKS)
     assert 0.5 < causal / full < 0.56

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import Part, assert_close_to_oracle, eager, gradients, oracle
-from printed_torch import printed
 from torch import Tensor
 
 import regard.dsl as rg
+from oracle import Part, assert_close_to_oracle, eager, gradients, oracle
+from printed_torch import printed
 
 B, H, HKV, LQ, LKV = 2, 4, 2, 101, 117
 
@@ -236,7 +236,7 @@ def test_unseen_rows_have_no_influence() -> None:
     q, k, v = (x.clone() for x in clean)
     k[:, :, unseen] = torch.inf
     v[:, :, unseen] = torch.nan
-    parts = [skipping, rg.softcap(4.0)]
+    parts: list[Part] = [skipping, rg.softcap(4.0)]
     program = printed(parts)
     expected, found = program(*clean), program(q, k, v)
     assert all(torch.equal(x, y) for x, y in zip(expected, found, strict=True))
