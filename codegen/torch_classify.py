@@ -41,7 +41,7 @@ def list_tiles(may, must, length, block):
     """
     whole = torch.arange(1, may.shape[-1] + 1, device=may.device) * block <= length
     code = 2 - may.to(torch.int8) - (may & must & whole).to(torch.int8)
-    order = code.sort(dim=-1, stable=True).indices.to(torch.int32)
+    order = code.sort(dim=-1, stable=True).indices.to(torch.int32).contiguous()
     return order, torch.stack(((code == 0).sum(-1), (code == 1).sum(-1)), -1).to(torch.int32)
 '''
 
