@@ -3,8 +3,8 @@
 #   prepare_environment EXTRAS      e.g. prepare_environment examples,plots
 #
 # Python is $PYTHON, or the first interpreter found that is new enough. pip's own settings (index, proxy,
-# certificates, cache) are honoured; nothing here names a host. A second call returns at once as long as
-# pyproject.toml, constraints.txt, the interpreter and the extras are the same.
+# certificates, cache) are honoured; nothing here names a host. A second call returns at once unless pyproject.toml,
+# constraints.txt, the interpreter or the folder has changed.
 
 find_python() {
     local candidate
@@ -19,19 +19,21 @@ find_python() {
 }
 
 prepare_environment() {
-    local extras=$1 python stamp
+    local extras=$1 python place stamp
     python=$(find_python)
-    stamp=$({ cat pyproject.toml constraints.txt; "$python" -VV; pwd; } | sha256sum | cut -d' ' -f1)
-    if [ ! -x .venv/bin/python ] || [ "$(cat .venv/stamp 2>/dev/null)" != "$stamp" ]; then
+    # A virtual environment is tied to its folder and its interpreter.
+    place="$(pwd) $("$python" -VV | tr '\n' ' ')"
+    if [ "$(cat .venv/place 2>/dev/null)" != "$place" ]; then
         echo "== setting up .venv with $("$python" --version) =="
         "$python" -m venv --clear .venv
-        echo "$stamp" >.venv/stamp
+        echo "$place" >.venv/place
     fi
     # shellcheck disable=SC1091
     . .venv/bin/activate
-    if [ ! -e ".venv/installed-$extras" ]; then
+    stamp=$(cat pyproject.toml constraints.txt | sha256sum | cut -d' ' -f1)
+    if [ "$(cat ".venv/installed-$extras" 2>/dev/null)" != "$stamp" ]; then
         echo "== installing regard[$extras] (downloads PyTorch the first time) =="
         python -m pip install -c constraints.txt -e ".[$extras]"
-        touch ".venv/installed-$extras"
+        echo "$stamp" >".venv/installed-$extras"
     fi
 }
