@@ -106,7 +106,7 @@ class _Forward(Skeleton):
         """The kernel."""
         values = self.values()
         wanted = tuple(self.results)
-        with kernel(out, KERNEL, self.arguments(), ("BLOCK_M", "BLOCK_N")):
+        with kernel(out, KERNEL, self.arguments(), ("BLOCK_M", "BLOCK_N"), self.problem.debug):
             owns = "a share of the keys of one tile" if self.schedule.split_keys else "one tile"
             out.line(f'"""Outputs and log-sum-exps of {owns} of queries."""')
             self._emit_prologue(out)

@@ -24,7 +24,7 @@ class GradDiagonal(Gradients):
         values = self.values()
         here = self.of_kinds("diagonal")
         wanted = self.wanted(here, masked=True)
-        with kernel(out, KERNEL, self.arguments(), ("BLOCK_M", "BLOCK_N")):
+        with kernel(out, KERNEL, self.arguments(), ("BLOCK_M", "BLOCK_N"), self.problem.debug):
             out.line('"""Captured gradients of ``BLOCK_M`` diagonals; the band is twice as wide."""')
             out.lines(_PLACE)
             self.emit_columns(out)

@@ -23,7 +23,7 @@ class GradKey(Gradients):
     def emit(self, out: Emitter, schedule: Schedule) -> None:
         """The kernel."""
         values = self.values()
-        with kernel(out, KERNEL, self.arguments(), ("BLOCK_M", "BLOCK_N")):
+        with kernel(out, KERNEL, self.arguments(), ("BLOCK_M", "BLOCK_N"), self.problem.debug):
             out.line('"""dK and dV of one tile of keys, summed over ``group`` heads of queries."""')
             out.line("program = tl.program_id(0)")
             emit_place(out, length="kv_len", block="BLOCK_N", reverse=schedule.reverse)

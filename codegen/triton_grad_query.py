@@ -31,7 +31,7 @@ class GradQuery(Gradients):
     def emit(self, out: Emitter, schedule: Schedule) -> None:
         """The kernel."""
         values = self.values()
-        with kernel(out, KERNEL, self.arguments(), ("BLOCK_M", "BLOCK_N")):
+        with kernel(out, KERNEL, self.arguments(), ("BLOCK_M", "BLOCK_N"), self.problem.debug):
             out.line('"""dQ of one tile of queries."""')
             out.line("program = tl.program_id(0)")
             emit_place(out, length="q_len", block="BLOCK_M", reverse=schedule.reverse)

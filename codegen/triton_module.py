@@ -20,6 +20,7 @@ from .schedule import DType, Problem, Schedule, Source, Target
 from .triton_values import MARK, is_checked, user_name
 
 ITEM_SIZES: dict[DType, int] = {"f16": 2, "bf16": 2, "f32": 4}
+_GLOBAL = re.compile(r"^(?:def )?(\w+)", re.MULTILINE)
 _WORD = re.compile(rf"[A-Za-z_{MARK}][A-Za-z_0-9{MARK}]*")
 
 
@@ -98,14 +99,16 @@ def scalar_arguments(plan: TilePlan) -> list[Argument]:
 
 
 @contextmanager
-def kernel(out: Emitter, name: str, arguments: Sequence[Argument], constants: Sequence[str]) -> Iterator[None]:
-    """Decorator and signature, and what is written meanwhile as the body."""
+def kernel(
+    out: Emitter, name: str, arguments: Sequence[Argument], constants: Sequence[str], debug: bool = False
+) -> Iterator[None]:
+    """Decorator and signature, and what is written meanwhile as the body; with ``debug`` its assertions count."""
     out.comment("Not specialised on the value of any argument: one binary serves all sizes.")
     aligned = [i for i, a in enumerate(arguments) if a.aligned]
     general = f"range({len(arguments)})"
     if aligned:
         general = f"[i for i in {general} if i not in {tuple(aligned)}]"
-    out.line(f"@triton.jit(do_not_specialize={general})")
+    out.line(f"@triton.jit({'debug=True, ' if debug else ''}do_not_specialize={general})")
     out.line(f"def {name}(")
     line = "   "
     for a in arguments:
@@ -235,10 +238,14 @@ def finish(out: Emitter, plan: TilePlan, kernels: Sequence[str], head: Emitter) 
 
 
 def final_names(text: str, plan: TilePlan) -> str:
-    """A module with the user's parameters in names that nothing else in it has."""
+    """A module with the user's parameters in names that mean nothing else where they stand."""
     code = "\n".join(line for line in text.split("\n") if not line.lstrip().startswith("#"))
     words = set(_WORD.findall(code))
-    taken = {w for w in words if MARK not in w} | set(keyword.kwlist)
+    # Names of the module, and all names in functions that use a parameter.
+    taken = {*keyword.kwlist, *_GLOBAL.findall(code)}
+    for chunk in re.split(r"\n(?=\S)", code):
+        if MARK in chunk or not chunk.startswith(("def ", "):", "    ")):
+            taken |= {w for w in _WORD.findall(chunk) if MARK not in w}
     for p in plan.variant.parameters:
         mark = user_name(p.name)
         marked = [w for w in words if mark in w]

@@ -29,14 +29,15 @@ def merge_shares(
 ):
     """One row: outputs of all shares, weighted by their shares of the sum of exponentials, in a fixed order."""
     row = tl.program_id(0).to(tl.int64)
+    rows = rows.to(tl.int64)
     columns = tl.arange(0, COLUMNS)
     top = -3.0e38
     for share in range(0, shares):
-        top = tl.maximum(top, tl.load(partial_lse + share.to(tl.int64) * rows + row))
+        top = tl.maximum(top, tl.load(partial_lse + share * rows + row))
     total = 0.0
     acc = tl.zeros([COLUMNS], tl.float32)
     for share in range(0, shares):
-        source = share.to(tl.int64) * rows + row
+        source = share * rows + row
         weight = tl.exp2((tl.load(partial_lse + source) - top) * LOG2E)
         total += weight
         acc += weight * tl.load(partial_out + source * value_dim + columns, mask=columns < value_dim, other=0.0)

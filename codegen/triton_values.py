@@ -84,6 +84,8 @@ class Values:
         written: set[str] = set()
         for step in self._lowered.steps:
             if step.name in needed and step.name not in done and self._levels[step.name] == level:
+                if self._debug and isinstance(step.expr, Load):
+                    self._emit_assertion(out, step.expr, level, guard)
                 out.line(f"{self._names[step.name]} = {self._step(step, guard)}")
                 written.add(step.name)
         return done | written
@@ -138,10 +140,18 @@ class Values:
 
     def _load(self, load: Load, level: Level, guard: Guard) -> str:
         address, conditions = self._address(load.indices, user_name(load.buffer), user_name(load.buffer))
-        lanes = getattr(guard, level, "")
+        lanes = _lanes(guard, level)
         conditions = ([lanes] if lanes else []) + conditions
         mask = f", mask={' & '.join(conditions)}, other=0" if conditions else ""
         return f"tl.load({address}{mask}).to({TRITON_TYPES[load.type]})"
+
+    def _emit_assertion(self, out: Emitter, load: Load, level: Level, guard: Guard) -> None:
+        """Stops the kernel where a lane that may load is out of bounds; without it such a lane reads 0."""
+        _, conditions = self._address(load.indices, user_name(load.buffer), user_name(load.buffer))
+        if conditions:
+            lanes = _lanes(guard, level)
+            inside = " & ".join(conditions) + (f" | ~{lanes}" if lanes else "")
+            out.line(f'tl.device_assert({inside}, "index of {load.buffer} out of range")')
 
     def address(self, names: Sequence[str], buffer: str, base: str) -> tuple[str, list[str]]:
         """Where the results ``names``, as indices of ``buffer``, point in ``base``; and when that is inside.
@@ -192,6 +202,18 @@ class Values:
                 return self.never_negative(a) and self.never_negative(b)
             case _:
                 return False
+
+
+def _lanes(guard: Guard, level: Level) -> str:
+    match level:
+        case "program":
+            return ""
+        case "query":
+            return guard.query
+        case "key":
+            return guard.key
+        case "pair":
+            return guard.pair
 
 
 _ORDER: dict[Level, int] = {"program": 0, "query": 1, "key": 2, "pair": 3}

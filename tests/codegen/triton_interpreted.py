@@ -1,0 +1,178 @@
+"""Generated kernels under Triton's interpreter, against the oracle.
+
+Collected by name only: ``test_triton_interpreter.py`` runs this file in a process of its own, because Triton
+decides when it is imported whether it compiles or interprets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+import regard as rg
+from generated_triton import generated, load
+from oracle import Part, gradients, oracle
+
+F16, F32 = torch.float16, torch.float32
+LENGTH = 45
+
+
+@rg.score
+def per_key(s, batch, kv, bias):
+    return s + bias[batch, kv]
+
+
+@rg.score
+def per_query(s, batch, head, q, gain, bias):
+    return s * gain[batch, q] + bias[head]
+
+
+@rg.score
+def per_pair(s, head, q, kv, bias):
+    return rg.tanh(s) + bias[head, q, kv]
+
+
+@rg.score
+def per_pair_and_batch(s, batch, head, q, kv, bias):
+    return s * bias[batch, head, q, kv]
+
+
+@rg.score
+def per_distance(s, head, q, kv, bias):
+    return s + bias[head, q - kv + 44]
+
+
+@rg.mask
+def every_other_query(q, kv):
+    return (q % 2 == 0) & (kv <= q)
+
+
+@rg.mask
+def listed(q, kv, near):
+    return near[q, kv]
+
+
+def captured(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+
+
+def documents() -> Tensor:
+    return torch.tensor([0] * 9 + [1] * 20 + [2] * 2 + [3] * 14, dtype=torch.int32).expand(2, -1).contiguous()
+
+
+CASES: dict[str, Callable[[], list[Part]]] = {
+    "full": lambda: [rg.full()],
+    "causal": lambda: [rg.causal()],
+    "window": lambda: [rg.sliding_window(9, 2)],
+    "two intervals": lambda: [rg.sliding_window(9, 0) | rg.sinks(3)],
+    "stripes": lambda: [rg.dilated(3)],
+    "documents": lambda: [rg.causal(), rg.document(documents())],
+    "a list of pairs": lambda: [listed(near=torch.rand(LENGTH, LENGTH) > 0.7)],
+    "empty rows": lambda: [every_other_query()],
+    "softcap": lambda: [rg.causal(), rg.softcap(2.0)],
+    "per head": lambda: [rg.causal(), rg.alibi(slopes=captured(4))],
+    "per key": lambda: [rg.causal(), per_key(bias=captured(2, LENGTH))],
+    "per query, twice": lambda: [per_query(gain=captured(2, LENGTH), bias=captured(4)), rg.softcap(3.0)],
+    "per pair": lambda: [rg.causal(), per_pair(bias=captured(4, LENGTH, LENGTH))],
+    "per pair, stored": lambda: [rg.causal(), per_pair_and_batch(bias=captured(2, 4, LENGTH, LENGTH))],
+    "per distance": lambda: [rg.causal(), per_distance(bias=captured(4, 89))],
+}
+
+
+def inputs(dtype: torch.dtype, q_len: int, kv_len: int, size: int, value_size: int) -> list[Tensor]:
+    """Query, key, value with other strides than contiguous ones, two heads of queries on one of keys."""
+    make = torch.Generator().manual_seed(0)
+    shapes = ((4, q_len, size), (2, kv_len, size), (2, kv_len, value_size))
+    return [torch.randn(2, n, h, d, generator=make).to(dtype).transpose(1, 2) for h, n, d in shapes]
+
+
+def assert_close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    tolerance = 2e-5 if dtype is F32 else 4e-3
+    assert not found.isnan().any()
+    finite = expected.isfinite()
+    assert torch.equal(found.isfinite(), finite)
+    scale = expected[finite].abs().max().clamp(min=1.0) if finite.any() else torch.tensor(1.0)
+    assert (found.double() - expected)[finite].abs().max() <= tolerance * scale
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_forward_and_gradients(name: str) -> None:
+    parts = CASES[name]()
+    query, key, value = tensors = inputs(F32, LENGTH, LENGTH, 16, 16)
+    module = generated(parts, sizes=(16, 16), dtype=F32, blocks=(32, 16), descriptors=False)
+    out, lse = module.forward(*tensors)
+    expected, expected_lse = oracle(parts, *tensors)
+    assert_close(out, expected, F32)
+    assert_close(lse, expected_lse, F32)
+
+    grad_out = torch.randn(out.shape, generator=torch.Generator().manual_seed(2))
+    grad_lse = torch.where(lse.isneginf(), 0.0, torch.ones_like(lse))
+    found = module.backward(query, key, value, out, lse, grad_out, grad_lse=grad_lse)
+    expected_gradients = gradients(oracle, parts, tensors, grad_out, grad_lse, module.captured)
+    for a, b in zip(found, expected_gradients, strict=True):
+        assert_close(a, b, F32)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sizes", "lengths", "descriptors"),
+    [
+        (F16, (32, 64), (45, 61), True),
+        (F16, (48, 16), (61, 45), False),
+        (F32, (40, 24), (33, 50), True),  # both padded
+        (F32, (16, 16), (1, 200), False),  # keys split between programs
+        (F16, (16, 32), (7, 131), True),
+    ],
+)
+def test_sizes_and_ways_of_loading(
+    dtype: torch.dtype, sizes: tuple[int, int], lengths: tuple[int, int], descriptors: bool
+) -> None:
+    parts: list[Part] = [rg.causal()]
+    query, key, value = tensors = inputs(dtype, *lengths, *sizes)
+    module = generated(
+        parts, sizes=sizes, dtype=dtype, blocks=(32, 16), descriptors=descriptors, align="end"
+    )
+    out, lse = module.forward(*tensors)
+    expected, expected_lse = oracle(parts, *tensors, align="end")
+    assert_close(out, expected, dtype)
+    assert_close(lse, expected_lse, dtype)
+    grad_out = torch.ones_like(out)
+    found = module.backward(query, key, value, out, lse, grad_out)
+    for a, b in zip(found, gradients(oracle, parts, tensors, grad_out, align="end"), strict=True):
+        assert_close(a, b, dtype)
+
+
+@pytest.mark.parametrize(("name", "descriptors"), [*product(("window", "stripes", "documents"), (False, True))])
+def test_keys_that_nobody_sees_may_be_anything(name: str, descriptors: bool) -> None:
+    parts = CASES[name]() if name != "stripes" else [rg.dilated(3), rg.sliding_window(1000, 0)]
+    query, key, value = inputs(F32, 30, LENGTH, 16, 16)
+    module = generated(parts, sizes=(16, 16), dtype=F32, blocks=(16, 16), descriptors=descriptors)
+    hidden = slice(33, None)  # 30 queries see at most two keys ahead
+    clean = module.forward(query, key, value)
+    expected = module.backward(query, key, value, *clean, torch.ones_like(clean[0]))
+    key[:, :, hidden], value[:, :, hidden] = torch.inf, torch.nan
+    dirty = module.forward(query, key, value)
+    assert all(torch.equal(a, b) for a, b in zip(dirty, clean, strict=True))
+    found = module.backward(query, key, value, *dirty, torch.ones_like(dirty[0]))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_negative_and_zero_scales() -> None:
+    query, key, value = inputs(F32, LENGTH, LENGTH, 16, 16)
+    module = generated([rg.causal()], sizes=(16, 16), dtype=F32, blocks=(32, 16), descriptors=False)
+    for scale in (-0.5, 0.0):
+        out, lse = load(module.sources[0]).run(query, key, value, scale=scale)
+        expected, expected_lse = oracle([rg.causal()], query, key, value, scale=scale)
+        assert_close(out, expected, F32)
+        assert_close(lse, expected_lse, F32)
+
+
+def test_nothing_to_attend_to() -> None:
+    module = generated([rg.full()], sizes=(16, 16), dtype=F32, blocks=(32, 16), descriptors=True)
+    query, key, value = inputs(F32, 5, 0, 16, 16)
+    out, lse = module.forward(query, key, value)
+    assert not out.any() and lse.isneginf().all()
+    assert not any(x.any() for x in module.backward(query, key, value, out, lse, out))
