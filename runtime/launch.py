@@ -8,11 +8,12 @@ the second call on it goes straight to the driver.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,7 +114,7 @@ def _restore(key: str, source: Any) -> CompiledKernel | None:
     group = {name: str(entry.path / name) for name in entry.files if not name.endswith(".so")}
     metadata = next(content for name, content in entry.files.items() if name.endswith(".json"))
     try:
-        with _files_in(entry.path):
+        with _files_in(entry.path, writable=False):
             compiled = CompiledKernel(source, group, json.loads(metadata)["hash"])
             compiled._init_handles()
     except FileNotFoundError:
@@ -131,16 +132,20 @@ def _compile(key: str, kernel: Any, source: Any, target: Any, options: Any) -> C
 
 
 @contextmanager
-def _files_in(directory: Path) -> Iterator[None]:
-    """Within it, what Triton compiles in this thread (kernels, host stubs) is put into or taken from ``directory``."""
+def _files_in(directory: Path, writable: bool = True) -> Iterator[None]:
+    """Within it, what Triton compiles in this thread (kernels, host stubs) is taken from ``directory``.
+
+    What is not there is put there too, or, unless it is ``writable``, where Triton would put it by itself.
+    """
     outer = knobs.cache.manager_class or FileCacheManager
     thread = threading.get_ident()
 
     def manager(key: str, override: bool = False, dump: bool = False) -> CacheManager:
+        usual = functools.partial(outer, key, override=override, dump=dump)
         if override or dump or threading.get_ident() != thread:
-            chosen: CacheManager = outer(key, override=override, dump=dump)
+            chosen: CacheManager = usual()
             return chosen
-        return _Files(directory)
+        return _Files(directory, None if writable else usual)
 
     with knobs.cache.scope():
         knobs.cache.manager_class = manager
@@ -148,16 +153,19 @@ def _files_in(directory: Path) -> Iterator[None]:
 
 
 class _Files(CacheManager):  # type: ignore[misc]
-    """Triton's view of one directory."""
+    """Triton's view of one directory; what it writes goes to what ``writer`` makes, if there is one."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, writer: Callable[[], CacheManager] | None) -> None:
+        self._directory, self._writer = directory, writer
 
     def get_file(self, filename: str) -> str | None:
         path = self._directory / filename
         return str(path) if path.exists() else None
 
     def put(self, data: bytes | str, filename: str, binary: bool = True) -> str:
+        if self._writer is not None:
+            written: str = self._writer().put(data, filename, binary)
+            return written
         path = self._directory / filename
         path.write_bytes(data if isinstance(data, bytes) else str(data).encode())
         return str(path)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
 @functools.cache
 def versions() -> str:
-    """One line for cache keys, such as ``torch 2.13.0, triton 3.7.1, regard 1f0c…``."""
-    return ", ".join(f"{name} {_version(name)}" for name in ("torch", "triton")) + f", regard {_own_sources()}"
+    """One line for cache keys, such as ``cpython-312, torch 2.13.0, triton 3.7.1, regard 1f0c…``.
+
+    Python counts because Triton's host stubs, which are kept with the binaries, are extension modules.
+    """
+    packages = [f"{name} {_version(name)}" for name in ("torch", "triton")]
+    return ", ".join([str(sys.implementation.cache_tag), *packages, f"regard {_own_sources()}"])
 
 
 def _version(package: str) -> str:

@@ -142,7 +142,7 @@ def test_captured_gradients(dtype: torch.dtype) -> None:
 
 def test_gradient_of_a_tensor_for_every_pair() -> None:
     @rg.score
-    def biased(s: Any, q: Any, kv: Any, head: Any, bias: Any) -> Any:  # noqa: F821
+    def biased(s: Any, q: Any, kv: Any, head: Any, bias: Any) -> Any:
         return s + bias[head, q, kv]
 
     bias = torch.randn(4, 70, 90, device="cuda", requires_grad=True)

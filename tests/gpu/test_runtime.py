@@ -229,7 +229,7 @@ def test_reduce_overhead_mode() -> None:
 
 def test_deterministic_mode_names_what_it_cannot_do() -> None:
     @rg.score
-    def biased(s: Any, q: Any, kv: Any, bias: Any) -> Any:  # noqa: F821
+    def biased(s: Any, q: Any, kv: Any, bias: Any) -> Any:
         return s + bias[(q * kv) % 64]
 
     bias = torch.zeros(64, device="cuda", requires_grad=True)

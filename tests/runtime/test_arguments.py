@@ -26,17 +26,17 @@ def window(q: Any, kv: Any, size: int) -> Any:
 
 
 @rg.score
-def slope(s: Any, q: Any, kv: Any, head: Any, slopes: Any) -> Any:  # noqa: F821
+def slope(s: Any, q: Any, kv: Any, head: Any, slopes: Any) -> Any:
     return s + slopes[head] * (kv - q)
 
 
 @rg.score
-def table(s: Any, q: Any, kv: Any, bias: Any) -> Any:  # noqa: F821
+def table(s: Any, q: Any, kv: Any, bias: Any) -> Any:
     return s + bias[q - kv]
 
 
 @rg.score
-def third(s: Any, bias: Any) -> Any:  # noqa: F821
+def third(s: Any, bias: Any) -> Any:
     return s + bias[2]
 
 
@@ -103,7 +103,7 @@ def test_pairs_that_the_mask_excludes_may_index_anything() -> None:
 
 def test_a_scalar_that_moves_an_index_out_of_range() -> None:
     @rg.score
-    def shifted(s: Any, q: Any, kv: Any, by: int, bias: Any) -> Any:  # noqa: F821
+    def shifted(s: Any, q: Any, kv: Any, by: int, bias: Any) -> Any:
         return s + bias[q - kv + by]
 
     attn = rg.attention(rg.causal(), shifted)

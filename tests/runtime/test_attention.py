@@ -23,7 +23,7 @@ def within(q: Any, kv: Any, size: int) -> Any:
 
 
 @rg.score
-def slanted(s: Any, q: Any, kv: Any, head: Any, slopes: Any) -> Any:  # noqa: F821
+def slanted(s: Any, q: Any, kv: Any, head: Any, slopes: Any) -> Any:
     return s + slopes[head] * (kv - q)
 
 

@@ -15,7 +15,7 @@ from regard import UnsupportedError
 
 
 @rg.score
-def slanted(s: Any, q: Any, kv: Any, head: Any, slopes: Any) -> Any:  # noqa: F821
+def slanted(s: Any, q: Any, kv: Any, head: Any, slopes: Any) -> Any:
     return s + slopes[head] * (kv - q)
 
 
