@@ -21,12 +21,6 @@ from .triton_values import Guard, Values, level_of
 
 PRODUCTS = """
 @gluon.jit
-def ring(number):
-    \"\"\"Buffer of the tile of keys with this number, counted over all tiles of queries, and its turn's parity.\"\"\"
-    return number % STAGES, number // STAGES & 1
-
-
-@gluon.jit
 def start_scores(q_tile, k_tile):
     \"\"\"Starts Q K^T; the result may be read after a wait.\"\"\"
     zero = gl.zeros([ROWS, BLOCK_N], gl.float32, SCORES)
@@ -54,6 +48,7 @@ class Consumer:
         if plan.variant.scores:
             self.score = results["score"] = composed_scores(plan.variant.scores)[-1]
         self.results = tuple(results)
+        self.reads_keys = self.score is not None and "kv" in dependence(self.score)
         self.loads_pairs = any({"q", "kv"} <= dependence(x) for e in results.values() for x in loads(e))
         # What exponents are multiplied by: without score functions the scale is part of it.
         self.unit = "unit" if self.score is None else "LOG2E"
@@ -64,7 +59,7 @@ class Consumer:
         out.definition(PRODUCTS)
         with jit_function(
             out,
-            "attend(GROUP: tl.constexpr, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, queue, "
+            "attend(GROUP: tl.constexpr, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts, "
             "sizes, parameters)",
         ):
             out.line('"""A consumer: four warps own ROWS queries of each tile."""')
@@ -84,11 +79,9 @@ class Consumer:
             out.line("tma.store_wait(0)")
 
     def _emit_prologue(self, out: Emitter) -> None:
-        out.line("q_ready, q_empty, k_ready, k_empty, v_ready, v_empty = barriers")
-        out.line("counter, following, following_ready, following_empty = queue")
+        out.line("q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, order_ready, order_empty = barriers")
         emit_unpack(out, "sizes", SIZES)
         emit_unpack(out, "parameters", self.parameters)
-        out.line("FOUR: tl.constexpr = tl.BlockedLayout([1], [32], [4], [0])")
         out.line("q_tile = q_tiles.index(GROUP).reshape([ROWS, HEAD])")
         out.line("out_tile = out_tiles.index(GROUP)")
         out.line("rows = tl.arange(0, ROWS, tl.SliceLayout(1, SCORES))")
@@ -96,14 +89,17 @@ class Consumer:
         if self.score is None:
             out.line("unit = scale * LOG2E")
         out.line("programs = tl.cdiv(q_len, BLOCK_M) * all_heads")
-        out.line("program = tl.program_id(0)")
+        out.line("mbarrier.wait(order_ready.index(0), 0)")
+        out.line("program = read(orders, 0)")
         out.line("used = 0  # tiles of keys")
         out.line("turn = 0  # tiles of queries")
 
     def _emit_query_prologue(self, out: Emitter) -> frozenset[str]:
-        out.line("entry, batch, head, kv_head, tile_first, visits = query_tile(program, sizes, parameters)")
-        out.line("partial_count = visits[0]")
-        out.line("count = tl.maximum(partial_count + visits[1], 1)")
+        out.line("slot = turn & 1")
+        out.line("partial_count = read(orders, slot * 3 + 1)")
+        out.line("count = read(orders, slot * 3 + 2)")
+        out.line("mbarrier.arrive(order_empty.index(slot))")
+        out.line("entry, batch, head, kv_head, tile_first = query_tile(program, sizes)")
         out.line("q_row = tile_first + GROUP * ROWS + rows")
         out.line("q_index = q_row[:, None]")
         self.unseen.emit_bounds(out)
@@ -118,9 +114,10 @@ class Consumer:
         out.line("stage, phase = ring(used)")
         out.line("mbarrier.wait(k_ready.index(stage), phase)")
         out.line("s = start_scores(q_tile, k_tiles.index(stage))")
+        out.line("start = read(starts, stage)")
         out.line("s = warpgroup_mma_wait(0, deps=(s,))")
         out.line("mbarrier.arrive(k_empty.index(stage))")
-        self._emit_scores(out, "0", done, masked=True)
+        self._emit_scores(out, done, masked=True)
         out.comment("Finite, so never inf - inf: a row may see none of its first tile.")
         out.line(f"m = tl.maximum(tl.max(s, 1) * {self.unit}, -3.0e38)  # running maximum times log2(e)")
         out.line(f"p = tl.exp2(s * {self.unit} - m[:, None])")
@@ -136,9 +133,11 @@ class Consumer:
         out.line("next_s = start_scores(q_tile, k_tiles.index(stage))")
         out.line("mbarrier.wait(v_ready.index(last), last_phase)")
         out.line("next_acc = start_outputs(weights, v_tiles.index(last), acc)")
+        if masked or self.reads_keys:
+            out.line("start = read(starts, stage)")
         out.line("s = warpgroup_mma_wait(1, deps=(next_s,))")
         out.line("mbarrier.arrive(k_empty.index(stage))")
-        self._emit_scores(out, "t", done, masked=masked)
+        self._emit_scores(out, done, masked=masked)
         out.line(f"m_new = tl.maximum(m, tl.max(s, 1) * {self.unit})")
         out.line(f"p = tl.exp2(s * {self.unit} - m_new[:, None])")
         out.line("alpha = tl.exp2(m - m_new)")
@@ -151,11 +150,10 @@ class Consumer:
         if masked:
             self.unseen.emit_clear(out)
 
-    def _emit_scores(self, out: Emitter, tile: str, done: frozenset[str], *, masked: bool) -> None:
+    def _emit_scores(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """From products ``s`` to modified and masked scores."""
         wanted = self.results if masked else tuple(x for x in self.results if x != "mask")
-        if masked or (self.score is not None and "kv" in dependence(self.score)):
-            out.line(f"start = key_start({tile}, visits)")
+        if masked or self.reads_keys:
             out.line("kv_index = start + keys[None, :]")
         done = self.values.emit(out, "key", wanted, Guard(key="(kv_index < kv_len)" if masked else ""), done)
         lanes = "(q_index < q_len)"
@@ -198,8 +196,6 @@ class Consumer:
         out.line(f"{self.names.barrier}()")
         out.line(f"{self.names.store}(out, [batch, head, tile_first + GROUP * ROWS, 0], out_tile)")
         out.line()
-        out.line("slot = turn & 1")
-        out.line("mbarrier.wait(following_ready.index(slot), turn >> 1 & 1)")
-        out.line("program = tl.max(following.index(slot).load(FOUR), 0)")
-        out.line("mbarrier.arrive(following_empty.index(slot))")
         out.line("turn += 1")
+        out.line("mbarrier.wait(order_ready.index(turn & 1), turn >> 1 & 1)")
+        out.line("program = read(orders, (turn & 1) * 3)")

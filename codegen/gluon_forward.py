@@ -19,7 +19,7 @@ from .gluon_consumer import Consumer
 from .gluon_module import finish
 from .gluon_names import installed_names
 from .gluon_seen import UnseenKeys
-from .gluon_tiles import emit_load_tiles, emit_visits
+from .gluon_tiles import emit_load_tiles, emit_place_function, emit_visits
 from .schedule import Problem, Schedule, Source, Target
 from .triton_module import Argument, buffer_arguments, emit_header, emit_launch, kernel, scalar_arguments
 from .triton_program import SIZES, emit_shape_check
@@ -27,6 +27,8 @@ from .triton_values import user_name
 
 KERNEL = "attention_forward"
 _HEAD_SIZES = (64, 128)
+# How many scalars about a tile of queries fit into the registers of a producer that has 24.
+_FEW = 4
 
 
 def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str | None:
@@ -75,7 +77,8 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     head, out = Emitter(), Emitter()
     emit_header(head, "Forward kernel", plan, problem, schedule, target)
     _emit_constants(out, problem, schedule)
-    loops = emit_visits(out, plan, parameters, schedule.reverse)
+    emit_place_function(out, schedule.reverse)
+    loops, carried = emit_visits(out, plan, parameters)
     consumer = Consumer(plan, problem, parameters, unseen, names)
     consumer.emit(out, loops)
     emit_load_tiles(out, names)
@@ -83,7 +86,9 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     with kernel(out, KERNEL, arguments, ()):
         out.line(f"sizes = ({', '.join(a.name for a in SIZES)})")
         out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
-        out.lines(_KERNEL_BODY)
+        # What 168 registers for each of 384 threads comes to, by consumer and producer.
+        registers = (240, 24) if carried <= _FEW else (232, 40)
+        out.lines(_KERNEL_BODY.format(registers=list(registers)))
     _emit_run(out, plan, problem, schedule, arguments)
     return finish(out, plan, [KERNEL], head)
 
@@ -116,13 +121,14 @@ def _emit_constants(out: Emitter, problem: Problem, schedule: Schedule) -> None:
     out.line("FORWARD = dict(num_warps=4, maxnreg=168)")
 
 
-# Registers: 240 for each thread of a consumer and 24 for the producer are what 168 for all comes to.
 _KERNEL_BODY = """
 q_tiles = gl.allocate_shared_memory(ELEMENT, [2, 1, 1, ROWS, HEAD], QUERY_TILE)
 out_tiles = gl.allocate_shared_memory(ELEMENT, [2, 1, 1, ROWS, VALUE], OUT_TILE)
 k_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, BLOCK_N, HEAD], KEY_TILE)
 v_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, BLOCK_N, VALUE], VALUE_TILE)
-following = gl.allocate_shared_memory(gl.int32, [2, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+# Two tiles of queries in turn: number, how many partial tiles of keys, how many tiles; and the tiles' first keys.
+orders = gl.allocate_shared_memory(gl.int32, [6, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+starts = gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 # The producer makes buffers ready, both consumers make them empty.
 q_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
 q_empty = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
@@ -130,28 +136,30 @@ k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayo
 k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
 v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
 v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-following_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-following_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+order_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+order_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
 mbarrier.init(q_ready, count=1)
 mbarrier.init(q_empty, count=2)
 for i in gl.static_range(2):
-    mbarrier.init(following_ready.index(i), count=1)
-    mbarrier.init(following_empty.index(i), count=2)
+    mbarrier.init(order_ready.index(i), count=1)
+    mbarrier.init(order_empty.index(i), count=2)
 for i in gl.static_range(STAGES):
     mbarrier.init(k_ready.index(i), count=1)
     mbarrier.init(k_empty.index(i), count=2)
     mbarrier.init(v_ready.index(i), count=1)
     mbarrier.init(v_empty.index(i), count=2)
-barriers = (q_ready, q_empty, k_ready, k_empty, v_ready, v_empty)
-queue = (counter, following, following_ready, following_empty)
+barriers = (q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, order_ready, order_empty)
 gl.warp_specialize(
     [
-        (attend, (0, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, queue, sizes, parameters)),
-        (attend, (1, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, queue, sizes, parameters)),
-        (load_tiles, (query, key, value, q_tiles, k_tiles, v_tiles, barriers, queue, sizes, parameters)),
+        (attend, (0, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts, sizes, parameters)),
+        (attend, (1, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts, sizes, parameters)),
+        (
+            load_tiles,
+            (counter, query, key, value, q_tiles, k_tiles, v_tiles, barriers, orders, starts, sizes, parameters),
+        ),
     ],
     [4, 1],
-    [240, 24],
+    {registers},
 )
 """
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from ..ir.nodes import Binary, Const, Expr, Index
 from ..ir.tiles.plan import Interval, TilePlan
+from ..ir.types import I64
 from .emitter import Emitter
 from .triton_program import INDICES
 from .triton_seen import hull_is_exact
@@ -55,8 +56,8 @@ class UnseenKeys:
             results |= {start: x.start, stop: x.stop}
         values = Values(results, {**INDICES, "tile_first": "first_query", "tile_last": "last_query"})
         values.emit(out, "program", tuple(results), Guard())
-        for name in results:
-            out.line(f"{name} = {values.result(name)}")
+        for name, e in results.items():
+            out.line(f"{name} = tl.minimum({values.result(name)}, kv_len){'.to(tl.int32)' if e.type is I64 else ''}")
         out.line(f"seen = ({', '.join(results)},)")
 
     def emit_clear(self, out: Emitter) -> None:
