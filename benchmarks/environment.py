@@ -1,0 +1,49 @@
+"""What a measurement ran on: written into every results file."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+
+def describe() -> dict[str, str]:
+    """Device, versions, commit and date."""
+    try:
+        import triton
+
+        triton_version = triton.__version__
+    except ImportError:
+        triton_version = "none"
+    return {
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "triton": triton_version,
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _commit() -> str:
+    """The checked-out commit, also where the tree was copied without git: then the file ``COMMIT``."""
+    root = Path(__file__).resolve().parent.parent
+    stamp = root / "COMMIT"
+    if stamp.exists():
+        return stamp.read_text().strip()
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def matmul_peak(size: int = 8192) -> float:
+    """TFLOP/s of one large bfloat16 matrix product on random data: the ceiling of the same run."""
+    from .timing import interleaved
+
+    a = torch.randn(size, size, device="cuda", dtype=torch.bfloat16)
+    b = torch.randn(size, size, device="cuda", dtype=torch.bfloat16)
+    return 2 * size**3 / interleaved({"matmul": lambda: a @ b})["matmul"].median / 1e9

@@ -1,0 +1,214 @@
+"""Everything around the kernels: mask set-up, host cost of a call, compilations, process start.
+
+``python -m benchmarks.host [--out FILE]`` needs a GPU; prints lines and writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+import regard as rg
+
+from .cases import document_ids
+from .environment import describe
+
+FIRST_CALL = """
+import time, torch, triton
+import triton.language
+torch.zeros(1, device="cuda")
+start = time.perf_counter()
+import regard as rg
+attn = rg.attention(rg.causal(), rg.softcap(30.0))
+q = torch.randn(1, 4, 512, 64, device="cuda", dtype=torch.bfloat16)
+attn(q, q, q); torch.cuda.synchronize()
+print(time.perf_counter() - start)
+"""
+
+
+def make(length: int, heads: int = 4, dim: int = 64, batch: int = 1) -> torch.Tensor:
+    return torch.randn(batch, heads, length, dim, device="cuda", dtype=torch.bfloat16)
+
+
+def setup_costs() -> list[dict[str, Any]]:
+    """Time and memory to prepare a mask: what Regard's call on new mask data pays, against create_block_mask."""
+    rows = []
+    for name in ("causal", "document"):
+        for length in (4096, 32768, 131072):
+            ids = document_ids(length)
+            # The kernel itself is kept small: one head of the smallest size.
+            x = make(length, heads=1, dim=16)
+            kept = rg.attention(_mask(name, ids))
+            fresh = partial(_call_with_new_mask, name, ids, x)
+            again = partial(kept, x, x, x)
+            row: dict[str, Any] = {
+                "mask": name,
+                "length": length,
+                "regard_ms": 1e3 * max(0.0, _seconds(fresh) - _seconds(again)),
+                "regard_bytes": _peak_bytes(fresh) - _peak_bytes(again),
+            }
+            flex = partial(create_block_mask, _flex_mask(name, ids), None, None, length, length, device="cuda")
+            torch._dynamo.reset()
+            compiled: Any = torch.compile(create_block_mask)
+            fast = partial(compiled, _flex_mask(name, ids), None, None, length, length, device="cuda")
+            for title, call in (("flex", flex), ("flex_compiled", fast)):
+                try:
+                    row[f"{title}_ms"], row[f"{title}_bytes"] = 1e3 * _seconds(call), _peak_bytes(call)
+                except Exception as error:  # the peer's failure is a result
+                    row[f"{title}_error"] = f"{type(error).__name__}: {error}"[:200]
+                    torch.cuda.empty_cache()
+            rows.append(row)
+            print(row, flush=True)
+    return rows
+
+
+def _mask(name: str, ids: torch.Tensor) -> Any:
+    return rg.causal() if name == "causal" else rg.causal() & rg.document(ids)
+
+
+def _flex_mask(name: str, ids: torch.Tensor) -> Callable[..., torch.Tensor]:
+    if name == "causal":
+        return lambda b, h, q, k: q >= k
+    return lambda b, h, q, k: (q >= k) & (ids[q] == ids[k])
+
+
+def _call_with_new_mask(name: str, ids: torch.Tensor, x: torch.Tensor) -> None:
+    rg.attention(_mask(name, ids.clone()))(x, x, x)
+
+
+def _seconds(call: Callable[[], object], repeats: int = 5) -> float:
+    call()
+    samples = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        samples.append(time.perf_counter() - start)
+    return statistics.median(samples)
+
+
+def _peak_bytes(call: Callable[[], object]) -> int:
+    call()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def host_cost() -> dict[str, float]:
+    """Microseconds of host time a warm call takes, without gradients, on a problem too small to hide it."""
+    q = make(128, heads=1)
+    attn = rg.attention(rg.causal())
+    torch._dynamo.reset()
+    compiled: Any = torch.compile(flex_attention)
+    block_mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, 128, 128, device="cuda")
+    calls: dict[str, Callable[[], object]] = {
+        "regard": lambda: attn(q, q, q),
+        "flex": lambda: compiled(q, q, q, block_mask=block_mask),
+        "sdpa": lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True),
+    }
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    with torch.no_grad():
+        for _ in range(9):
+            for name, call in calls.items():
+                for _ in range(20):
+                    call()
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+                for _ in range(200):
+                    call()
+                samples[name].append((time.perf_counter() - start) / 200 * 1e6)
+                torch.cuda.synchronize()
+    found = {name: statistics.median(s) for name, s in samples.items()}
+    print("host µs a call:", {k: round(v, 1) for k, v in found.items()}, flush=True)
+    return found
+
+
+def compilations() -> dict[str, Any]:
+    """Compile times of all kernels of several variants from empty caches, and compilations over 50 shapes."""
+    import triton
+
+    seconds: list[float] = []
+
+    def listen(src: Any, metadata: Any, metadata_group: Any, times: Any, cache_hit: bool) -> None:
+        if not cache_hit:
+            seconds.append(times.total / 1e6)
+
+    previous = triton.knobs.compilation.listener
+    triton.knobs.compilation.listener = listen
+    try:
+        for dim in (64, 128):
+            for part in (rg.causal(), rg.sliding_window(1023), rg.prefix_lm(100), rg.document(document_ids(512))):
+                x = make(512, dim=dim).requires_grad_()
+                rg.attention(part, rg.softcap(20.0))(x, x, x).sum().backward()
+        cold = sorted(seconds)
+        attn = rg.attention(rg.sliding_window(1000))
+        x = make(300)
+        attn(x, x, x)
+        seconds.clear()
+        for i in range(50):
+            length = 257 + 37 * i
+            rg.attention(rg.sliding_window(700 + i))(*(make(length, heads=2 + i % 3, batch=1 + i % 2),) * 3)
+        over_shapes = len(seconds)
+    finally:
+        triton.knobs.compilation.listener = previous
+    found = {"kernels": len(cold), "median_s": statistics.median(cold), "max_s": cold[-1], "recompiles": over_shapes}
+    print("compilations:", found, flush=True)
+    return found
+
+
+def process_start() -> dict[str, float]:
+    """Seconds from ``import regard`` (torch and triton imported) to the first result, cold and warm disk cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {
+            **os.environ, "REGARD_CACHE_DIR": f"{folder}/regard", "TRITON_CACHE_DIR": f"{folder}/triton",
+        }  # fmt: skip
+
+        def run() -> float:
+            done = subprocess.run(
+                [sys.executable, "-c", FIRST_CALL], env=environment, capture_output=True, text=True, check=True
+            )
+            return float(done.stdout.split()[-1])
+
+        cold = run()
+        found = {"cold_s": cold, "warm_s": statistics.median(run() for _ in range(3))}
+    print("process start:", found, flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/host.json"))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["REGARD_CACHE_DIR"] = f"{folder}/regard"
+        os.environ["TRITON_CACHE_DIR"] = f"{folder}/triton"
+        report = {
+            "environment": describe(),
+            "compilations": compilations(),
+            "host_us": host_cost(),
+            "process_start": process_start(),
+            "mask_setup": setup_costs(),
+        }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
