@@ -98,3 +98,25 @@ def test_an_exported_graph_in_another_process(tmp_path: Any, run_python: Any) ->
     torch.export.save(torch.export.export(block, (x, ids)), path)
     torch.save((str(path), x, ids, block(x, ids).detach()), tmp_path / "all.pt")
     run_python(ELSEWHERE, str(tmp_path / "all.pt"))
+
+
+def test_autocast_inside_a_graph() -> None:
+    block = Block()
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    x, ids = inputs(21)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(compiled(x, ids), block(x, ids), rtol=2e-2, atol=5e-2)
+
+
+def test_new_values_of_open_scalars_keep_the_graph() -> None:
+    @rg.mask
+    def near(q: Any, kv: Any, size: int) -> Any:
+        return (q >= kv) & (q - kv < size)
+
+    attn = rg.attention(near)
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(lambda x, size: attn(x, x, x, size=size), fullgraph=True, backend=counter)
+    x, _ = inputs(30)
+    for size in (3, 5, 8, 13, 21):
+        torch.testing.assert_close(compiled(x, size), attn(x, x, x, size=size))
+    assert counter.frame_count <= 2  # the first value as a constant, then any
