@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from ..ir.dependence import dependence
@@ -49,7 +50,8 @@ class Consumer:
             self.score = results["score"] = composed_scores(plan.variant.scores)[-1]
         self.results = tuple(results)
         self.reads_keys = self.score is not None and "kv" in dependence(self.score)
-        self.loads_pairs = any({"q", "kv"} <= dependence(x) for e in results.values() for x in loads(e))
+        self.loads = [x for e in results.values() for x in loads(e)]
+        self.loads_pairs = any({"q", "kv"} <= dependence(x) for x in self.loads)
         # What exponents are multiplied by: without score functions the scale is part of it.
         self.unit = "unit" if self.score is None else "LOG2E"
         self.values = Values(results, INDICES, debug=problem.debug)
@@ -86,6 +88,8 @@ class Consumer:
         out.line("out_tile = out_tiles.index(GROUP)")
         out.line("rows = tl.arange(0, ROWS, tl.SliceLayout(1, SCORES))")
         out.line("keys = tl.arange(0, BLOCK_N, tl.SliceLayout(0, SCORES))")
+        if any(dependence(x) & {"q", "kv"} == {"kv"} for x in self.loads):
+            out.line("lanes = tl.arange(0, BLOCK_N, tl.BlockedLayout([1], [32], [4], [0]))")
         if self.score is None:
             out.line("unit = scale * LOG2E")
         out.line("programs = tl.cdiv(q_len, BLOCK_M) * all_heads")
@@ -154,8 +158,7 @@ class Consumer:
         """From products ``s`` to modified and masked scores."""
         wanted = self.results if masked else tuple(x for x in self.results if x != "mask")
         if masked or self.reads_keys:
-            out.line("kv_index = start + keys[None, :]")
-        done = self.values.emit(out, "key", wanted, Guard(key="(kv_index < kv_len)" if masked else ""), done)
+            done = self._emit_keys(out, wanted, Guard(key="(kv_index < kv_len)" if masked else ""), done)
         lanes = "(q_index < q_len)"
         if masked:
             # Rows past the end go nowhere, so they may attend to anything; but they must not load.
@@ -173,6 +176,32 @@ class Consumer:
             out.line(f"s = tl.zeros([ROWS, BLOCK_N], tl.float32, SCORES) + ({text})" if spread else f"s = {text}")
         if masked:
             out.line('s = tl.where(allowed, s, float("-inf"))')
+
+    def _emit_keys(self, out: Emitter, wanted: Sequence[str], guard: Guard, done: frozenset[str]) -> frozenset[str]:
+        """Everything that depends on the key alone.
+
+        In the layout of scores each thread would load a quarter of the keys, and hold their addresses. So
+        loads and what follows from them are done with one key a thread, then spread through shared memory.
+        """
+        steps = Emitter()
+        done = self.values.emit(steps, "key", wanted, guard, done)
+        lines = steps.text().split("\n")[:-1]
+        loaded: dict[str, None] = {}
+        for line in lines:
+            name, _, text = line.partition(" = ")
+            if "tl.load(" in text or any(re.search(rf"(?<!\w){re.escape(x)}(?!\w)", text) for x in loaded):
+                loaded[name] = None
+        if loaded:
+            out.line("kv_index = start + lanes")
+            for line in lines:
+                out.line(line)
+            for name in loaded:
+                out.line(f"{name} = tl.convert_layout({name}, tl.SliceLayout(0, SCORES))[None, :]")
+        out.line("kv_index = start + keys[None, :]")
+        for line in lines:
+            if line.partition(" = ")[0] not in loaded:
+                out.line(line)
+        return done
 
     def _emit_epilogue(self, out: Emitter) -> None:
         out.line("mbarrier.arrive(q_empty)")
