@@ -88,6 +88,9 @@ def _shaped(schedule: Schedule, shape: _Shape) -> Schedule:
 
 
 def _fitting(table: _Table, problem: Problem, target: Target) -> _Shape:
+    if problem.dtype == "f32" and not problem.tf32:
+        # No tensor core multiplies in IEEE precision; the products are unrolled, so tiles stay small.
+        return (32, 32, 8, 1) if max(problem.head_dim, problem.value_dim) <= 128 else (16, 16, 8, 1)
     item = 4 if problem.dtype == "f32" else 2
     width = max(problem.head_dim, problem.value_dim) * item
     shape = next(shape for limit, shape in table if width <= limit)
