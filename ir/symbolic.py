@@ -358,12 +358,12 @@ def _lowest(form: Linear) -> float:
     # tile_last is tile_first plus a width >= 0; without this tile_last - tile_first would be anything.
     width = coefficients.pop((TILE_LAST,), 0)
     coefficients[(TILE_FIRST,)] = coefficients.get((TILE_FIRST,), 0) + width
-    lowest = form.constant + (POSITION[1] * width if width < 0 else 0)
+    lowest = form.constant + (POSITION[1] * width if width < 0 else 0.0)
     for monomial, coefficient in coefficients.items():
-        low, high = 1, 1
+        low, high = 1.0, 1.0
         for factor in monomial:
             limits = interval(factor, {})
-            corners = [x * y for x in (low, high) for y in limits]
+            corners = [x * y if x and y else 0.0 for x in (low, high) for y in limits]  # 0 * inf is 0 here
             low, high = min(corners), max(corners)
         lowest += coefficient * (low if coefficient > 0 else high)
     return lowest
