@@ -77,8 +77,8 @@ def generated(
     forward = default_schedule(plan, problem, target, "forward")
     backward = default_schedule(plan, problem, target, "backward")
     if blocks:
-        small = Schedule(*blocks, num_stages=1)
-        turned = Schedule(*reversed(blocks), num_stages=1)
+        small = Schedule(blocks[0], blocks[1], num_stages=1)
+        turned = Schedule(blocks[1], blocks[0], num_stages=1)
         forward, backward = replace(small, split_keys=True), replace(turned, grad_query=small)
     if descriptors is not None:
         forward, backward = _loading(forward, descriptors), _loading(backward, descriptors)
