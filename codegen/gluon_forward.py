@@ -12,7 +12,10 @@ The tiles of keys of one tile of queries form one sequence: first the partial on
 
 from __future__ import annotations
 
+from ..ir.dependence import dependence
+from ..ir.nodes import Load, Unary
 from ..ir.tiles.plan import TilePlan
+from ..ir.traverse import walk
 from .defaults import heaviest_last
 from .emitter import Emitter
 from .gluon_consumer import Consumer
@@ -51,8 +54,20 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
 
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     """Tile sizes and pipeline for a plan and problem that :func:`unsupported_reason` has nothing against."""
-    stages = 2 if max(problem.head_dim, problem.value_dim) > 64 else 4
-    return Schedule(128, 128, num_warps=4, num_stages=stages, reverse=heaviest_last(plan.keys), descriptors=True)
+    wide = max(problem.head_dim, problem.value_dim) > 64
+    keys = 64 if wide and _takes_registers(plan) else 128
+    stages = 2 if wide and keys == 128 else 4
+    return Schedule(128, keys, num_warps=4, num_stages=stages, reverse=heaviest_last(plan.keys), descriptors=True)
+
+
+def _takes_registers(plan: TilePlan) -> bool:
+    """Whether scores are modified by what needs many registers: loads for each pair or key, and functions."""
+    return any(
+        (isinstance(x, Unary) and x.op not in ("neg", "not", "abs"))
+        or (isinstance(x, Load) and "kv" in dependence(x))
+        for score in plan.variant.scores
+        for x in walk(score)
+    )
 
 
 def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:
