@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, assert_never
+from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from ..ir.printer import print_plan, print_variant
 from ..ir.tiles.plan import TilePlan
 from ..ir.variant import Variant
 from . import cache, config, modules, toolchain
+
+if TYPE_CHECKING:
+    from .launch import Launcher
 
 Direction = Literal["forward", "backward"]
 
@@ -52,6 +55,7 @@ class Program:
     path: str
     run: Callable[..., tuple[Tensor, ...]]
     classify: Callable[..., Any] | None
+    launcher: Launcher | None = None  # None where no kernel is launched
 
 
 _SOURCE = "source.py"
@@ -131,11 +135,12 @@ def _source(key: str, request: Request) -> tuple[str, str]:
 def load(key: str, text: str, path: str, target: Target) -> Program:
     """Executes a generated (or edited) module and joins it to the runtime."""
     module = modules.load_module(f"regard_generated_{key[:16]}", text, path)
+    launcher = None
     if target.backend != "cpu" and not config.interpret():
         from .launch import Launcher  # it imports triton
 
-        module.__dict__["launch"] = Launcher(key)
-    return Program(key, text, path, module.run, getattr(module, "classify", None))
+        launcher = module.__dict__["launch"] = Launcher(key)
+    return Program(key, text, path, module.run, getattr(module, "classify", None), launcher)
 
 
 def _emitter(target: Target, direction: Direction) -> Callable[[TilePlan, Problem, Schedule], Source]:

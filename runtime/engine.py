@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
@@ -28,8 +28,13 @@ from .cache import key_of
 from .compile import Direction, Program, Request, load, program, target_of
 from .index_range import check_index_ranges
 
+if TYPE_CHECKING:
+    from .replay import Replay
+
 # Shapes for which a prepared call is kept, per variant; a decoding loop sees a new one every step.
 _PREPARED_LIMIT = 4096
+# Values of scalars for which launches of one shape are kept.
+_REPLAYS_LIMIT = 64
 # What tells the text of an attention with an edited source from that of the variant; a comment in the language.
 EDITED = "\n# edited: "
 
@@ -39,6 +44,8 @@ class _Prepared(NamedTuple):
 
     program: Program | None  # None where there is nothing to compute: no rows, no keys
     sizes: Sizes
+    # By the values of scalars; None where the program cannot be replayed. Absent: not tried yet.
+    replays: dict[tuple[int | float, ...], Replay | None]
 
 
 class Engine:
@@ -76,10 +83,34 @@ class Engine:
             return _nothing_attended(query, value)
         with _on_device_of(query):
             tiles = self._tiles(prepared, query, buffers, scalars, reuse_tables)
-            out, lse = prepared.program.run(
-                query, key, value, *buffers, *scalars, scale=self.variant.scale, tiles=tiles
-            )
-        return out, lse
+            return self._run_forward(prepared, (query, key, value, *buffers, *(tiles or ())), tuple(scalars))
+
+    def _run_forward(
+        self, prepared: _Prepared, tensors: tuple[Tensor, ...], scalars: tuple[int | float, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Query, key, value, buffers and tile tables through the program, or through a replay of it."""
+        program, _, replays = prepared
+        assert program is not None
+        replay = replays.get(scalars)
+        if replay is not None:
+            done = replay(tensors, tensors[0].device)
+            if done is not None:
+                return done
+        inputs = 3 + len(self.variant.buffers)
+
+        def run(*given: Tensor) -> tuple[Tensor, Tensor]:
+            tables = given[inputs:] or None
+            out, lse = program.run(*given[:inputs], *scalars, scale=self.variant.scale, tiles=tables)
+            return out, lse
+
+        if program.launcher is None or scalars in replays:
+            return run(*tensors)
+        from .replay import record  # it imports triton
+
+        if len(replays) >= _REPLAYS_LIMIT:
+            replays.clear()
+        outputs, replays[scalars] = record(program.launcher, run, tensors)
+        return outputs
 
     def backward(
         self,
@@ -173,7 +204,7 @@ class Engine:
         values = {p.name: x for p, x in zip(self.variant.scalars, scalars, strict=True)}
         check_index_ranges(self.variant, named, values, sizes)
         if 0 in sizes:
-            return _Prepared(None, sizes)
+            return _Prepared(None, sizes, {})
         target = target_of(query.device)
         on_cpu = target.backend == "cpu"
         problem = Problem(
@@ -191,7 +222,7 @@ class Engine:
             # The scale is an argument of each run, so that it changes no program.
             request = Request(replace(self.variant, scale=None), problem, target, direction)
             self._programs[wanted] = self.edited.get(direction) or program(request)
-        return _Prepared(self._programs[wanted], sizes)
+        return _Prepared(self._programs[wanted], sizes, {})
 
     def _tiles(
         self,
@@ -202,7 +233,7 @@ class Engine:
         reuse: bool,
     ) -> Any:
         """Tile tables for a program that follows some, else None."""
-        program, sizes = prepared
+        program, sizes, _ = prepared
         assert program is not None
         if program.classify is None:
             return None

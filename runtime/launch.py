@@ -28,7 +28,7 @@ from ..ir.errors import InternalError
 from . import cache, config, toolchain
 
 
-class _Ready(NamedTuple):
+class Ready(NamedTuple):
     """A kernel that is loaded on one device, and what each of its launches needs."""
 
     kernel: CompiledKernel
@@ -43,8 +43,19 @@ class Launcher:
 
     def __init__(self, module_key: str) -> None:
         self._module_key = module_key
-        self._ready: dict[tuple[object, ...], _Ready] = {}
+        self._ready: dict[tuple[object, ...], Ready] = {}
         self._lock = threading.Lock()
+        self._thread = threading.local()
+
+    @contextmanager
+    def recording(self) -> Iterator[list[tuple[Ready, tuple[int, int, int], tuple[Any, ...]]]]:
+        """Collects this thread's launches: kernel, grid and arguments."""
+        launches: list[tuple[Ready, tuple[int, int, int], tuple[Any, ...]]] = []
+        self._thread.launches = launches
+        try:
+            yield launches
+        finally:
+            self._thread.launches = None
 
     def __call__(self, kernel: Any, grid: tuple[int, ...], *args: Any, **options: object) -> None:
         """Launches ``kernel`` on the current device and stream."""
@@ -76,13 +87,16 @@ class Launcher:
         else:
             enter = None
         x, y, z = (*grid, 1, 1)[:3]
+        launches = getattr(self._thread, "launches", None)
+        if launches is not None:
+            launches.append((ready, (x, y, z), args))
         ready.run(
             x, y, z, active.get_current_stream(device), ready.function, ready.metadata, described,
             enter, leave if getattr(leave, "calls", leave) else None, *args, *ready.trailing,
         )  # fmt: skip
 
 
-def _prepare(kernel: Any, module_key: str, device: int, args: tuple[object, ...], options: dict[str, object]) -> _Ready:
+def _prepare(kernel: Any, module_key: str, device: int, args: tuple[object, ...], options: dict[str, object]) -> Ready:
     """Compiles ``kernel`` for these arguments, or takes it from the disk cache, and loads it."""
     # The same steps as triton.runtime.jit.JITFunction.run up to its compilation.
     _, _, target, backend, binder = kernel.device_caches[device]
@@ -104,7 +118,7 @@ def _prepare(kernel: Any, module_key: str, device: int, args: tuple[object, ...]
     if "ptx" in compiled.asm:
         config.debug("ptx", kernel.__name__, compiled.asm["ptx"])
     trailing = tuple(bound.values())[len(args) :]
-    return _Ready(compiled, compiled.run, compiled.function, compiled.packed_metadata, trailing)
+    return Ready(compiled, compiled.run, compiled.function, compiled.packed_metadata, trailing)
 
 
 def _restore(key: str, source: Any) -> CompiledKernel | None:

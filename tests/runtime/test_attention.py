@@ -127,7 +127,8 @@ def test_other_dtypes_and_head_sizes_are_other_programs(generated: list[Request]
 def test_threads_generate_once(generated: list[Request]) -> None:
     attn = rg.attention(within(size=6))
     outs: list[Tensor] = []
-    threads = [threading.Thread(target=lambda: outs.append(attn(*x()))) for _ in range(8)]
+    inputs = x()
+    threads = [threading.Thread(target=lambda: outs.append(attn(*inputs))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
