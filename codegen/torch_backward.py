@@ -54,7 +54,7 @@ sums = 0.0
 """
 
 _GRADIENT = """
-p = torch.exp({s} - base)
+p = exponential({s} - base)
 part = p.reshape(-1, kv_heads, group * (stop - first), end - start)
 grad_value[here, :, start:end] += part.mT @ grad_rows
 values = value[here, :, start:end].float()
@@ -126,7 +126,7 @@ def _emit_visit(out: Emitter, program: Program, chain: list[Call]) -> None:
     out.lines(_GRADIENT.format(s=stages[-1]))
     if program.mask is not None:
         with out.block("for a, b, keep in spans:"):
-            out.line("grad[..., a - start : b - start].masked_fill_(~keep, 0.0)")
+            out.line("hide(grad[..., a - start : b - start], keep, 0)")
         with out.block("if spans and not finite:"):
             out.line("keys = cleared(keys, start, spans)")
     for call, stage in reversed(list(zip(chain, stages, strict=False))):

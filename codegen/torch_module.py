@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from ..ir.nodes import TRUE
 from ..ir.printer import print_expr, print_variant
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import index_names
@@ -26,13 +27,26 @@ PROGRAM_NAMES = CLASSIFY_NAMES | TILE_NAMES | {
     "query", "key", "value", "out", "lse", "scale", "tiles", "head_dim", "value_dim", "group", "finite", "batches",
     "rows", "keys", "values", "spans", "p", "top", "total", "sums", "peak", "base", "decay", "cleared", "keep",
     "grad_out", "grad_lse", "grad_query", "grad_key", "grad_value", "grad_rows", "delta", "empty", "accumulate",
-    "times", "a", "b", "positions",
+    "times", "a", "b", "positions", "hide", "exponential", "NEGATIVE_INFINITY",
 }  # fmt: skip
 
 _POSITIONS = '''
 def positions(start, stop):
     """start..stop as a row of key positions."""
     return torch.arange(start, stop, device="cpu")[None, :]
+'''
+
+_EXPONENTIAL = '''
+def exponential(x):
+    """exp(x), into x. What would be no normal float32 is 0: there torch.exp is up to fifty times as slow."""
+    return torch.threshold_(x.clamp_(min=-87.0).exp_(), 1.7e-38, 0.0)
+'''
+
+_HIDE = '''
+def hide(x, keep, filling):
+    """Overwrites x where keep is False. On the bits of float32, because masked_fill_ is ten times as slow."""
+    ones = -keep.to(torch.int32)  # all bits where x stays
+    x.view(torch.int32).bitwise_and_(ones).bitwise_or_(~ones & filling)
 '''
 
 _CLEARED = '''
@@ -74,7 +88,9 @@ def emit_program(out: Emitter, plan: TilePlan, schedule: Schedule) -> Program:
         emit_classify_functions(out, plan, scope, mask, (schedule.block_m, schedule.block_n))
     tile_loop = emit_tile_loop(out, plan, scope)
     out.definition(_POSITIONS)
+    out.definition(_EXPONENTIAL)
     if mask is not None:
+        out.definition(_HIDE)
         out.definition(_CLEARED)
     return Program(plan, scope, mask, scores, tile_loop)
 
@@ -139,7 +155,7 @@ def emit_run_scores(out: Emitter, program: Program, *, keep_stages: bool = False
     if program.mask is not None:
         out.line(f"spans = [(a, b, {program.mask.passing('positions(a, b)', to='kv')}) for a, b in masked]")
         with out.block("for a, b, keep in spans:"):
-            out.line(f'{stages[-1]}[..., a - start : b - start].masked_fill_(~keep, float("-inf"))')
+            out.line(f"hide({stages[-1]}[..., a - start : b - start], keep, NEGATIVE_INFINITY)")
     return stages
 
 
@@ -161,6 +177,8 @@ def finish(out: Emitter, title: str, plan: TilePlan, schedule: Schedule) -> Sour
     if plan.method != "closed":
         head.line(f"BLOCK_N = {schedule.block_n}  # keys in a tile of the table")
     head.line(f"TILE = {TILE_ELEMENTS}  # scores at a time")
+    if plan.variant.mask != TRUE:
+        head.line("NEGATIVE_INFINITY = -0x800000  # the bits of float32")
     head.line(f"MERGE = {SHORT_RUN}  # runs of keys with a smaller gap are one")
     code = out.text()
     helpers = helper_functions(code)

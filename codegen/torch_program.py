@@ -39,7 +39,7 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule) -> Source
 _SOFTMAX = """
 peak = torch.maximum(top, s.amax(-1, keepdim=True))
 base = peak.masked_fill(peak == float("-inf"), 0.0)  # rows without any pair so far
-p = s.sub_(base).exp_()
+p = exponential(s.sub_(base))
 decay = torch.exp(top - base)
 total = total * decay + p.sum(-1, keepdim=True)
 part = p.reshape(-1, kv_heads, group * (stop - first), end - start) @ values
