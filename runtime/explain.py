@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..codegen.defaults import default_schedule
 from ..codegen.schedule import DType, Schedule, Target
+from ..codegen.triton_values import is_checked
 from ..ir.dependence import load_class
 from ..ir.location import Location
 from ..ir.nodes import Expr, Index, Load
@@ -232,7 +233,7 @@ def _reads(variant: Variant) -> tuple[Read, ...]:
 
 
 def _read(load: Load) -> Read:
-    computed = [print_expr(x) for x in load.indices if not isinstance(x, Index)]
+    computed = [print_expr(x) for x in load.indices if not is_checked(x)]
     if not computed:
         return Read(load, False, "the call checks that every axis is long enough")
     return Read(load, True, f"{', '.join(computed)} may lie outside; pairs that are masked never read")
