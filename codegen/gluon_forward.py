@@ -31,7 +31,7 @@ from .triton_values import user_name
 KERNEL = "attention_forward"
 _HEAD_SIZES = (64, 128)
 # How many scalars about a tile of queries fit into the registers of a producer that has 24.
-_FEW = 4
+_FEW = 8
 
 
 def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str | None:
@@ -189,7 +189,7 @@ def _emit_run(
     out: Emitter, plan: TilePlan, problem: Problem, schedule: Schedule, arguments: list[Argument]
 ) -> None:
     v = plan.variant
-    names = [user_name(p.name) for p in (*v.buffers, *v.scalars)]
+    names = [user_name(x) for x in (*(p.name for p in v.buffers), *(p.name for p in v.scalars))]
     out.definition(_DESCRIPTOR)
     with out.define(f"run({', '.join(['query', 'key', 'value', *names, 'scale=None', 'tiles=None'])})"):
         shapes = "(B, H, Lq, D), (B, Hkv, Lkv, D), (B, Hkv, Lkv, Dv) -> outputs (B, H, Lq, Dv), lse (B, H, Lq)."

@@ -1,0 +1,248 @@
+"""The forward kernel for sm_90: emulated on the CPU, and compiled without a GPU."""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+import gluon_emulated
+import regard as rg
+from generated_triton import H100, load
+from oracle import Part, allowed_pairs, assert_close_to_oracle, eager, oracle
+from regard.codegen.binaries import Binary, compile_launches, sample_arguments
+from regard.codegen.gluon_forward import default_schedule, emit_forward, unsupported_reason
+from regard.codegen.schedule import Problem, Target
+from regard.dsl import assemble
+from regard.ir.passes import run_pipeline
+from regard.ir.tiles import TilePlan, make_plan
+
+BF16, F16 = torch.bfloat16, torch.float16
+
+
+@rg.mask
+def first_keys(kv, limit):
+    return kv < limit
+
+
+@rg.mask
+def late_keys(kv, begin):
+    return kv >= begin
+
+
+@rg.mask
+def sinks_or_window(q, kv, sinks, window):
+    return (kv < sinks) | ((q >= kv) & (q - kv < window))
+
+
+@rg.score
+def key_bias(s, batch, kv, bias):
+    return s + bias[batch, kv]
+
+
+@rg.score
+def row_only(q, row):
+    return row[q]
+
+
+@rg.score
+def relative(s, q, kv, kv_len, head, table):
+    return s + table[head, q - kv + kv_len]
+
+
+@dataclass(frozen=True)
+class Module:
+    text: str
+    plan: TilePlan
+    problem: Problem
+    values: tuple[Any, ...]
+
+
+def module(
+    parts: Sequence[Part],
+    *,
+    sizes: tuple[int, int] = (64, 64),
+    dtype: torch.dtype = BF16,
+    align: Literal["start", "end"] = "start",
+) -> Module:
+    variant, binding = assemble(*parts, align=align)
+    plan = make_plan(run_pipeline(variant))
+    values: dict[str, Any] = dict(binding)
+    buffers = tuple(str(values[p.name].dtype).removeprefix("torch.") for p in plan.variant.buffers)
+    problem = Problem("bf16" if dtype is BF16 else "f16", *sizes, buffers=buffers)
+    assert unsupported_reason(plan, problem, H100) is None
+    text = emit_forward(plan, problem, default_schedule(plan, problem), H100).text
+    names = [p.name for p in plan.variant.buffers] + [p.name for p in plan.variant.scalars]
+    return Module(text, plan, problem, tuple(values[x] for x in names))
+
+
+def tensors(shape: tuple[int, int, int, int, int], sizes: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
+    """Query, key and value for ``shape`` = (B, H, Hkv, Lq, Lkv)."""
+    batch, heads, kv_heads, q_len, kv_len = shape
+    generator = torch.Generator().manual_seed(0)
+    wanted = ((heads, q_len, sizes[0]), (kv_heads, kv_len, sizes[0]), (kv_heads, kv_len, sizes[1]))
+    return [torch.randn((batch, *s), generator=generator).to(dtype) for s in wanted]
+
+
+def bias(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+EMULATED: dict[str, tuple[list[Part], tuple[int, int, int, int, int], dict[str, Any]]] = {
+    "full": ([], (2, 2, 2, 200, 333), {}),
+    "one query": ([], (1, 2, 2, 1, 3), {}),
+    "causal": ([rg.causal()], (1, 2, 2, 300, 300), {"sizes": (128, 128)}),
+    "causal, float16": ([rg.causal()], (1, 2, 2, 256, 256), {"dtype": F16}),
+    "aligned at the end": ([rg.causal()], (1, 2, 2, 130, 400), {"align": "end"}),
+    "rows that see nothing": ([rg.causal()], (1, 1, 1, 400, 130), {"align": "end"}),
+    "window": ([rg.causal(), rg.sliding_window(150)], (1, 2, 2, 500, 400), {}),
+    "prefix": ([rg.prefix_lm(177)], (1, 1, 1, 390, 390), {}),
+    "several intervals": ([sinks_or_window(sinks=5, window=140)], (1, 1, 1, 600, 600), {}),
+    "nothing": ([first_keys(limit=0)], (1, 1, 1, 200, 200), {}),
+    "grouped heads": ([rg.causal()], (2, 6, 2, 140, 140), {}),
+    "narrow values": ([rg.causal()], (1, 1, 1, 140, 140), {"sizes": (128, 64)}),
+    "wide values": ([rg.causal()], (1, 1, 1, 140, 140), {"sizes": (64, 128)}),
+    "softcap": ([rg.causal(), rg.softcap(20.0)], (1, 2, 2, 200, 200), {"sizes": (128, 128)}),
+    "alibi": ([rg.causal(), rg.alibi(slopes=bias(2))], (1, 2, 2, 200, 200), {}),
+    "bias by key": ([key_bias(bias=bias(2, 300))], (2, 1, 1, 130, 300), {}),
+    "score that ignores the product": ([rg.causal(), row_only(row=bias(200))], (1, 1, 1, 200, 200), {}),
+    "bias by distance": ([rg.causal(), relative(table=bias(2, 400))], (1, 2, 2, 200, 200), {"sizes": (128, 128)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EMULATED)
+def test_emulated(name: str) -> None:
+    parts, shape, options = EMULATED[name]
+    generated = module(parts, **options)
+    inputs = tensors(shape, options.get("sizes", (64, 64)), options.get("dtype", BF16))
+    align = options.get("align", "start")
+    out, lse = gluon_emulated.load(generated.text).run(*inputs, *generated.values)
+    expected, expected_lse = oracle(parts, *inputs, align=align)
+    assert_close_to_oracle(out, expected, eager(parts, *inputs, align=align)[0])
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-4)
+    assert bool((out[expected_lse.isneginf()] == 0).all())
+
+
+@pytest.mark.parametrize(
+    ("parts", "q_len"),
+    [
+        ([first_keys(limit=137)], 200),
+        ([late_keys(begin=77), rg.causal()], 300),
+        ([rg.causal()], 150),
+        ([rg.prefix_lm(170)], 150),
+    ],
+    ids=["first keys", "late keys", "fewer queries than keys", "prefix, fewer queries than keys"],
+)
+def test_unseen_keys_may_hold_anything(parts: list[Part], q_len: int) -> None:
+    shape = (1, 2, 2, q_len, 300)
+    query, key, value = tensors(shape, (64, 64), BF16)
+    unseen = ~allowed_pairs(parts, shape)[0, 0].any(0)
+    assert unseen.any()
+    generated = module(parts)
+    clean = gluon_emulated.load(generated.text).run(query, key, value, *generated.values)
+    key[:, :, unseen], value[:, :, unseen] = torch.nan, torch.inf
+    dirty = gluon_emulated.load(generated.text).run(query, key, value, *generated.values)
+    assert torch.equal(clean[0], dirty[0]) and torch.equal(clean[1], dirty[1])
+
+
+def test_emulator_notices_a_missing_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gluon_emulated, "SECONDS", 1.0)
+    text = module([rg.causal()]).text.replace("mbarrier.arrive(v_empty.index(last))", "")
+    with pytest.raises(TimeoutError):
+        gluon_emulated.load(text).run(*tensors((1, 1, 1, 900, 900), (64, 64), BF16))
+
+
+def test_emulator_notices_what_must_not_be_seen() -> None:
+    parts: list[Part] = [first_keys(limit=137)]
+    generated = module(parts)
+    text = re.sub(r"(?<!def )clear_unseen\(.*", "pass", generated.text)
+    assert text != generated.text
+    query, key, value = tensors((1, 1, 1, 200, 300), (64, 64), BF16)
+    value[:, :, 137:] = torch.nan
+    out, _ = gluon_emulated.load(text).run(query, key, value, *generated.values)
+    assert out.isnan().any()
+
+
+@cache
+def compiled(name: str) -> Binary:
+    parts, sizes, dtype = COMPILED[name]
+    generated = module(parts, sizes=sizes, dtype=dtype)
+    values = [x.to("meta") if isinstance(x, Tensor) else x for x in generated.values]
+    (binary,) = compile_launches(load(generated.text), H100, [*sample_arguments(generated.problem), *values])
+    return binary
+
+
+COMPILED: dict[str, tuple[list[Part], tuple[int, int], torch.dtype]] = {
+    "causal": ([rg.causal()], (128, 128), BF16),
+    "full": ([], (64, 64), F16),
+    "window and alibi": ([rg.causal(), rg.sliding_window(1024), rg.alibi(slopes=bias(16))], (128, 128), BF16),
+    "several intervals": ([sinks_or_window(sinks=4, window=1024)], (64, 64), BF16),
+    "softcap": ([rg.causal(), rg.softcap(20.0)], (128, 128), BF16),
+}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_for_sm_90(name: str) -> None:
+    binary = compiled(name)
+    sass = binary.sass()
+    assert "HGMMA" in sass, "no products on the tensor cores of sm_90"
+    assert "UTMALDG.4D" in sass and "UTMASTG.4D" in sass, "tiles are not moved by the tensor memory accelerator"
+    assert binary.spills() == 0
+    assert binary.shared <= 227 << 10
+
+
+def test_full_tiles_carry_no_mask() -> None:
+    text = module([rg.causal(), rg.sliding_window(100)]).text
+    loop = text[text.index("# Tiles in which every pair is allowed.") : text.index("mbarrier.arrive(q_empty)")]
+    assert "start_scores" in loop
+    assert "where" not in loop and "kv_index" not in loop and "read(" not in loop
+
+
+@rg.mask
+def same_document(q, kv, ids):
+    return ids[q] == ids[kv]
+
+
+@rg.mask
+def even_keys(kv):
+    return kv % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("parts", "changes", "target", "reason"),
+    [
+        ([], {}, Target("cuda", 80), "sm_80 is not sm_90"),
+        ([], {}, Target("hip", "gfx942"), "gfx942 is not sm_90"),
+        ([], {"dtype": "f32"}, H100, "float32"),
+        ([], {"head_dim": 96}, H100, "head size 96"),
+        ([], {"value_dim": 80}, H100, "head size 80"),
+        ([], {"aligned": False}, H100, "16 bytes"),
+        ([same_document(ids=torch.zeros(64, dtype=torch.int32))], {}, H100, "table"),
+        ([even_keys()], {}, H100, "no query sees"),
+    ],
+)
+def test_says_why_not(parts: list[Part], changes: dict[str, Any], target: Target, reason: str) -> None:
+    plan = make_plan(run_pipeline(assemble(*parts)[0]))
+    problem = replace(Problem("bf16", 64, 64, buffers=("int32",) * len(plan.variant.buffers)), **changes)
+    found = unsupported_reason(plan, problem, target)
+    assert found is not None and reason in found
+
+
+def test_users_names_do_not_collide() -> None:
+    @rg.mask
+    def band(q, kv, tl, gl):
+        return (q - kv < tl) & (kv - q < gl)
+
+    parts: list[Part] = [band(tl=60, gl=70)]
+    generated = module(parts)
+    inputs = tensors((1, 1, 1, 200, 200), (64, 64), BF16)
+    out, _ = gluon_emulated.load(generated.text).run(*inputs, *generated.values)
+    assert_close_to_oracle(out, oracle(parts, *inputs)[0], eager(parts, *inputs)[0])

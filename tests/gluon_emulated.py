@@ -1,0 +1,345 @@
+"""Runs generated Gluon modules on the CPU: a small emulator of the part of Gluon that they use.
+
+Triton's interpreter does not know Gluon. Here each partition of a program is a thread, mbarriers count arrivals
+and bytes as the hardware does, shared memory starts as NaN, and a product is computed only when it is waited
+for: releasing a buffer too early, a barrier that nobody completes, or an index out of bounds is an error.
+Layouts mean nothing here. Scalars are tensors of rank 0; integer division rounds down, so it is only tested
+where generated code divides what is not negative.
+"""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+from __future__ import annotations
+
+import ast
+import functools
+import threading
+import types
+from typing import Any
+
+import torch
+
+SECONDS = 30.0
+_condition = threading.Condition()
+_failures: list[BaseException] = []
+_program = threading.local()
+
+
+class Number(int):
+    """A literal in a kernel."""
+
+    @property
+    def value(self):
+        return int(self)
+
+    def to(self, dtype):
+        return torch.tensor(int(self), dtype=dtype)
+
+
+class Layout:
+    """Any layout; whatever it is made from does not matter."""
+
+    def __init__(self, *arguments):
+        self.value = self
+
+    @classmethod
+    def get_default_for(cls, *arguments):
+        return cls()
+
+
+class BarrierLayout(Layout):
+    pass
+
+
+class Pointer:
+    """A tensor in global memory and an offset into it, in elements."""
+
+    def __init__(self, x: torch.Tensor, offset=0):
+        self.x, self.offset = x, offset
+
+    def __add__(self, offset):
+        return Pointer(self.x, self.offset + offset)
+
+    def storage(self):
+        """All elements that strides can reach, in order."""
+        return self.x.as_strided((self.x.untyped_storage().nbytes() // self.x.element_size(),), (1,), 0)
+
+
+class Shared:
+    """A buffer in shared memory, or a view of it."""
+
+    def __init__(self, x: torch.Tensor):
+        self.x = x
+
+    def index(self, i):
+        assert 0 <= int(i) < self.x.shape[0]
+        return Shared(self.x[int(i)])
+
+    def reshape(self, shape):
+        return Shared(self.x.view(shape))
+
+    def permute(self, order):
+        return Shared(self.x.permute(order))
+
+    def slice(self, start, length):
+        return Shared(self.x[start : start + length])
+
+    def load(self, layout):
+        return self.x.clone()
+
+    def store(self, value):
+        assert self.x.shape == value.shape and self.x.dtype == value.dtype
+        self.x.copy_(value)
+
+
+class Barrier:
+    """An mbarrier, or a row of them: completes a phase when all have arrived and all bytes are there."""
+
+    def __init__(self, count=1):
+        self.row = [self] if count == 1 else [Barrier() for _ in range(count)]
+        self.count = self.pending = self.missing = self.phase = 0
+
+    def index(self, i):
+        return self.row[int(i)]
+
+    def change(self, arrivals, missing):
+        with _condition:
+            self.pending -= arrivals
+            self.missing += missing
+            assert self.pending >= 0, "more arrivals than the barrier counts"
+            if self.pending == 0 and self.missing == 0:
+                self.phase ^= 1
+                self.pending = self.count
+            _condition.notify_all()
+
+
+class mbarrier:
+    MBarrierLayout = BarrierLayout
+
+    @staticmethod
+    def init(barrier, count):
+        barrier.count = barrier.pending = int(count)
+
+    @staticmethod
+    def expect(barrier, size):
+        barrier.change(1, int(size))
+
+    @staticmethod
+    def arrive(barrier):
+        barrier.change(1, 0)
+
+    @staticmethod
+    def wait(barrier, parity):
+        with _condition:
+            done = _condition.wait_for(lambda: _failures or barrier.phase != int(parity), SECONDS)
+        if _failures or not done:
+            raise TimeoutError("another partition failed" if _failures else "a barrier was never completed")
+
+
+class TensorDescriptor:
+    def __init__(self, base, shape, strides, block, layout):
+        self.base, self.block = base, block
+        assert list(base.shape) == shape and list(base.stride()) == strides and strides[3] == 1
+
+    def place(self, where):
+        """The part of the tensor under a block, which may reach past the end, and its number of rows."""
+        batch, head, row, column = (int(i) for i in where)
+        assert row >= 0 and column == 0 and self.block == [1, 1, self.block[2], self.base.shape[3]]
+        part = self.base[batch, head, row : row + self.block[2]]
+        return part, part.shape[0]
+
+
+class tma:
+    @staticmethod
+    def load(descriptor, where, barrier, target):
+        part, rows = descriptor.place(where)
+        tile = target.x[0, 0]
+        tile.zero_()
+        tile[:rows] = part
+        barrier.change(0, -tile.numel() * tile.element_size())
+
+    @staticmethod
+    def store(descriptor, where, source):
+        part, rows = descriptor.place(where)
+        part.copy_(source.x[0, 0][:rows])
+
+    async_copy_global_to_shared = async_load = load
+    async_copy_shared_to_global = async_store = store
+
+    @staticmethod
+    def store_wait(pending):
+        pass
+
+
+class Product:
+    """A product on its way: operands are read when it is waited for."""
+
+    def __init__(self, a, b, acc, use_acc):
+        self.operands = a, b, acc if use_acc else torch.zeros_like(acc)
+
+    def result(self):
+        a, b, acc = self.operands
+        a = a.x if isinstance(a, Shared) else a
+        assert a.dtype == b.x.dtype
+        return acc + a.float() @ b.x.float()
+
+
+def warpgroup_mma(a, b, acc, use_acc=True, is_async=False):
+    assert is_async
+    return Product(a, b, acc, use_acc)
+
+
+def warpgroup_mma_wait(pending, deps):
+    (product,) = deps
+    return product.result()
+
+
+def _tensor(x):
+    return x if isinstance(x, torch.Tensor) else torch.tensor(x)
+
+
+def _offsets(pointer, mask):
+    flat = pointer.storage()
+    offset = _tensor(pointer.offset)
+    if mask is not None:
+        offset, mask = torch.broadcast_tensors(offset, _tensor(mask))
+        offset = torch.where(mask, offset, 0)
+    assert flat.numel() and bool(((offset >= 0) & (offset < flat.numel())).all()), "access out of bounds"
+    return flat, offset, mask
+
+
+def _load(pointer, mask=None, other=None):
+    flat, offset, mask = _offsets(pointer, mask)
+    found = flat[offset.long()]
+    return found if mask is None else torch.where(mask, found, torch.tensor(other, dtype=found.dtype))
+
+
+def _store(pointer, value, mask):
+    flat, offset, mask = _offsets(pointer, mask)
+    flat[offset[mask].long()] = value[mask]
+
+
+def _atomic_add(pointer, value, sem):
+    with _condition:
+        old = pointer.x[0].clone()
+        pointer.x[0] += value
+    return old
+
+
+def _allocate(dtype, shape, layout):
+    if isinstance(layout, BarrierLayout):
+        return Barrier(int(shape[0]))
+    shape = [int(n) for n in shape]
+    return Shared(torch.full(shape, float("nan") if dtype.is_floating_point else -(2**30), dtype=dtype))
+
+
+def _warp_specialize(partitions, warps, registers):
+    def run(function, arguments):
+        _program.number, _program.count = place
+        try:
+            function(*arguments)
+        except BaseException as e:
+            with _condition:
+                _failures.append(e)
+                _condition.notify_all()
+
+    assert sum(128 * r for r in (registers[0], *registers)) <= 168 * 384
+    place = _program.number, _program.count
+    threads = [threading.Thread(target=run, args=x, daemon=True) for x in partitions]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    if _failures:
+        raise next((e for e in _failures if not isinstance(e, TimeoutError)), _failures[0])
+
+
+def _full(shape, value, dtype, layout):
+    return _tensor(value).to(dtype).expand([int(n) for n in shape])
+
+
+def _math(name):
+    return lambda x: getattr(torch, name)(_tensor(x).float())
+
+
+gl = types.SimpleNamespace(
+    **{name: getattr(torch, name) for name in ("int32", "int64", "float16", "bfloat16", "float32")},
+    **{name: _math(name) for name in ("exp", "exp2", "log", "log2", "rsqrt", "sin", "cos", "floor")},
+    int1=torch.bool,
+    abs=torch.abs,
+    sqrt_rn=_math("sqrt"),
+    constexpr=lambda x: Number(x) if type(x) is int else x,
+    BlockedLayout=Layout,
+    SliceLayout=Layout,
+    DotOperandLayout=Layout,
+    NVMMADistributedLayout=Layout,
+    NVMMASharedLayout=Layout,
+    SwizzledSharedLayout=Layout,
+    allocate_shared_memory=_allocate,
+    warp_specialize=_warp_specialize,
+    program_id=lambda axis: torch.tensor(_program.number),
+    num_programs=lambda axis: torch.tensor(_program.count),
+    atomic_add=_atomic_add,
+    load=_load,
+    store=_store,
+    zeros=lambda shape, dtype, layout: torch.zeros([int(n) for n in shape], dtype=dtype),
+    full=_full,
+    arange=lambda start, stop, layout: torch.arange(start, stop, dtype=torch.int32),
+    convert_layout=lambda x, layout: x,
+    static_range=range,
+    cdiv=lambda a, b: (a + b - 1) // b,
+    where=lambda c, a, b: torch.where(_tensor(c), a, b),
+    minimum=lambda a, b: torch.minimum(_tensor(a), _tensor(b)),
+    maximum=lambda a, b: torch.maximum(_tensor(a), _tensor(b)),
+    max=lambda x, axis: x.amax(axis),
+    sum=lambda x, axis: x.sum(axis),
+    barrier=lambda: None,
+    thread_barrier=lambda: None,
+)  # fmt: skip
+
+
+class _Literals(ast.NodeTransformer):
+    """Wraps integers in kernels, so that they have the methods of tensors."""
+
+    def visit_Constant(self, node):
+        if type(node.value) is int:
+            return ast.Call(ast.Name("Number", ast.Load()), [node], [])
+        return node
+
+
+def load(text: str) -> Any:
+    """A generated module as a namespace; its ``run`` takes tensors on the CPU."""
+    tree = ast.parse(text)
+    tree.body = [x for x in tree.body if not isinstance(x, ast.Import | ast.ImportFrom)]
+    for x in tree.body:
+        if isinstance(x, ast.FunctionDef) and x.decorator_list:
+            x.body = [_Literals().visit(y) for y in x.body]
+    jit = lambda f=None, **options: f or (lambda g: g)  # noqa: E731
+    names: dict[str, Any] = {
+        "torch": torch, "functools": functools, "gl": gl, "gluon": types.SimpleNamespace(jit=jit), "Number": Number,
+        "triton": types.SimpleNamespace(cdiv=lambda a, b: -(-a // b)), "mbarrier": mbarrier, "tma": tma,
+        "warpgroup_mma": warpgroup_mma, "warpgroup_mma_wait": warpgroup_mma_wait,
+        "fence_async_shared": lambda: None, "TensorDescriptor": TensorDescriptor,
+    }  # fmt: skip
+    exec(compile(ast.fix_missing_locations(tree), "generated", "exec"), names)
+    names["launch"] = _launch
+    names["device_limits"] = lambda device: (3, 1 << 20)
+    return types.SimpleNamespace(**{"run": names["run"], "names": names})
+
+
+def _launch(kernel, grid, *arguments, **options):
+    def argument(x):
+        match x:
+            case torch.Tensor():
+                return Pointer(x)
+            case int():
+                return torch.tensor(x)
+            case float():
+                return torch.tensor(x, dtype=torch.float32)
+            case _:
+                return x
+
+    for number in range(grid[0]):
+        _failures.clear()
+        _program.number, _program.count = number, grid[0]
+        kernel(*(argument(x) for x in arguments))
