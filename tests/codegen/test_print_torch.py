@@ -104,7 +104,8 @@ def test_value(e: Expr) -> None:
     exec(helper_functions(printed.text + as_tensor(printed, e)), names)
     found = torch.as_tensor(eval(printed.text, names))
     expected = evaluate(build.cast(e, I64), GRID)
-    np.testing.assert_array_equal(*np.broadcast_arrays(found.numpy(), expected))
+    shape = np.broadcast_shapes(found.shape, expected.shape)
+    np.testing.assert_array_equal(np.broadcast_to(found.numpy(), shape), np.broadcast_to(expected, shape))
 
 
 def test_floats_are_single_precision() -> None:
