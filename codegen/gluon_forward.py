@@ -30,8 +30,6 @@ from .triton_values import user_name
 
 KERNEL = "attention_forward"
 _HEAD_SIZES = (64, 128)
-# How many scalars about a tile of queries fit into the registers of a producer that has 24.
-_FEW = 8
 
 
 def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str | None:
@@ -93,7 +91,7 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     emit_header(head, "Forward kernel", plan, problem, schedule, target)
     _emit_constants(out, problem, schedule)
     emit_place_function(out, schedule.reverse)
-    loops, carried = emit_visits(out, plan, parameters)
+    loops = emit_visits(out, plan, parameters)
     consumer = Consumer(plan, problem, parameters, unseen, names)
     consumer.emit(out, loops)
     emit_load_tiles(out, names)
@@ -101,9 +99,7 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     with kernel(out, KERNEL, arguments, ()):
         out.line(f"sizes = ({', '.join(a.name for a in SIZES)})")
         out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
-        # What 168 registers for each of 384 threads comes to, by consumer and producer.
-        registers = (240, 24) if carried <= _FEW else (232, 40)
-        out.lines(_KERNEL_BODY.format(registers=list(registers)))
+        out.lines(_KERNEL_BODY)
     _emit_run(out, plan, problem, schedule, arguments)
     return finish(out, plan, [KERNEL], head)
 
@@ -174,7 +170,7 @@ gl.warp_specialize(
         ),
     ],
     [4, 1],
-    {registers},
+    [240, 24],  # registers of the second consumer and of the producer: 168 for each thread in all
 )
 """
 

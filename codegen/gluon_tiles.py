@@ -54,11 +54,8 @@ def emit_place_function(out: Emitter, reverse: bool) -> None:
         out.line("return entry, entry // heads, entry % heads, entry % heads // (heads // kv_heads), tile * BLOCK_M")
 
 
-def emit_visits(out: Emitter, plan: TilePlan, parameters: Sequence[Argument]) -> tuple[TileLoops, int]:
-    """Two functions: which tiles of keys a tile of queries visits, and from a number to one of them.
-
-    Also returns how many scalars the producer carries from the one to the other.
-    """
+def emit_visits(out: Emitter, plan: TilePlan, parameters: Sequence[Argument]) -> TileLoops:
+    """Two functions: which tiles of keys a tile of queries visits, and from a number to one of them."""
     with jit_function(out, "key_tiles(batch, head, kv_head, tile_first, sizes, parameters)"):
         out.line('"""Numbers of partial and full tiles of keys for a tile of queries, and what says where they are."""')
         emit_unpack(out, "sizes", SIZES)
@@ -87,7 +84,7 @@ def emit_visits(out: Emitter, plan: TilePlan, parameters: Sequence[Argument]) ->
                 out.line("t = t - partial_count")
                 out.line(f"full = {loops.full_tile}")
                 out.line("return tl.where(t < 0, partial, full) * BLOCK_N")
-    return loops, len(names)
+    return loops
 
 
 LOAD_TILES = """
