@@ -57,6 +57,19 @@ def tanh(x):
     t = tl.where(a < 0.25, near, far)
     return tl.where(x < 0.0, -t, t)
 ''',
+    "precise_exp": '''
+@triton.jit
+def precise_exp(x):
+    """e ** x within one unit in the last place; powers of two by hardware, of rounded exponents, err by several.
+
+    x = n log(2) + r, where log(2) is a short number (whose multiples are exact) and its rest; a series for r.
+    """
+    n = tl.floor(x * 1.44269504 + 0.5)
+    r = x - n * 0.693359375 + n * 2.12194440e-4
+    y = 0.041666667 + r * (0.0083333333 + r * (0.0013888889 + r * 1.9841270e-4))
+    y = 1.0 + (r + r * r * (0.5 + r * (0.16666667 + r * y)))
+    return tl.where(x < -104.0, 0.0, y * tl.exp2(n))
+''',
     "power": '''
 @triton.jit
 def power(x, y):

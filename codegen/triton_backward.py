@@ -22,33 +22,9 @@ from .triton_grad_query import GradQuery
 from .triton_gradients import SCATTER, emit_scatter
 from .triton_module import emit_header, emit_options, finish, user_names
 from .triton_program import BROADCAST_STRIDE, DESCRIPTOR, emit_classify_call, emit_sizes, uses_table
+from .triton_row_terms import KERNEL as ROW_KERNEL
+from .triton_row_terms import RowTerms, emit_from_outputs, emit_launch_from_outputs
 from .triton_values import user_name
-
-_ROW_TERMS = '''
-@triton.jit(do_not_specialize=range(13))
-def row_terms(
-    delta, out, out_batch: "i64", out_head: "i64", out_row: "i64",
-    grad_out, grad_out_batch: "i64", grad_out_head: "i64", grad_out_row: "i64",
-    grad_lse, heads: "i32", q_len: "i32", value_dim: "i32",
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WITH_GRAD_LSE: tl.constexpr,
-):
-    """delta = rowsum(out * grad_out) - grad_lse: what every row subtracts from dP."""
-    tiles = tl.cdiv(q_len, ROWS)
-    entry = tl.program_id(0) // tiles
-    batch, head = entry // heads, entry % heads
-    rows = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, COLUMNS)[None, :]
-    inside = (rows[:, None] < q_len) & (columns < value_dim)
-    place = rows[:, None] * out_row + columns
-    o = tl.load(out + batch * out_batch + head * out_head + place, mask=inside, other=0.0).to(tl.float32)
-    place = rows[:, None] * grad_out_row + columns
-    do = tl.load(grad_out + batch * grad_out_batch + head * grad_out_head + place, mask=inside, other=0.0)
-    total = tl.sum(o * do.to(tl.float32), 1)
-    places = entry.to(tl.int64) * q_len + rows
-    if WITH_GRAD_LSE:
-        total -= tl.load(grad_lse + places, mask=rows < q_len, other=0.0)
-    tl.store(delta + places, total, mask=rows < q_len)
-'''
 
 _TIDY = '''
 def tidy(x):
@@ -68,6 +44,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     by_query = schedule.grad_query or schedule
     grad_key = GradKey(plan, problem, schedule.descriptors)
     grad_query = GradQuery(plan, problem, by_query.descriptors)
+    row_terms = RowTerms(plan, problem, by_query.descriptors)
     found = grad_key.contributions
     grad_diagonal = GradDiagonal(plan, problem, False) if grad_key.of_kinds("diagonal") else None
 
@@ -91,18 +68,22 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         sizes = [(s.block_m, s.block_n) for s in (by_query, schedule)]
         emit_classify(out, plan, *sizes)
     out.section(_TIDY)
-    out.section(_ROW_TERMS)
+    if row_terms.exact_rows:
+        out.section()
+        row_terms.emit(out, by_query)
+    else:
+        emit_from_outputs(out)
     out.section()
     grad_key.emit(out, schedule)
     out.section()
     grad_query.emit(out, by_query)
-    kernels = ["row_terms", KEY_KERNEL, QUERY_KERNEL]
+    kernels = [ROW_KERNEL, KEY_KERNEL, QUERY_KERNEL]
     if grad_diagonal:
         kernels.append(DIAGONAL_KERNEL)
         out.section()
         grad_diagonal.emit(out)
     run = Emitter()
-    _emit_run(run, plan, problem, grad_key, grad_query, grad_diagonal)
+    _emit_run(run, plan, problem, row_terms, grad_key, grad_query, grad_diagonal)
     if any(c.kind != "pair" for c in found):
         for helper in helper_functions(run.text()), SCATTER:
             if helper and helper not in out.text():
@@ -112,7 +93,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
 
 
 def _emit_run(
-    out: Emitter, plan: TilePlan, problem: Problem, grad_key: GradKey, grad_query: GradQuery,
+    out: Emitter, plan: TilePlan, problem: Problem, row_terms: RowTerms, grad_key: GradKey, grad_query: GradQuery,
     grad_diagonal: GradDiagonal | None,
 ) -> None:  # fmt: skip
     v = plan.variant
@@ -134,20 +115,13 @@ def _emit_run(
         if uses_table(plan):
             emit_classify_call(out, names)
         out.line("grad_out = tidy(grad_out)")
-        out.line("delta = torch.empty_like(lse)")
-        out.lines(_LAUNCH_ROW_TERMS.format(width=problem.value_dim, columns=1 << (problem.value_dim - 1).bit_length()))
+        if row_terms.exact_rows:
+            row_terms.emit_launch(out)
+        else:
+            emit_launch_from_outputs(out, problem.value_dim)
         grad_key.emit_launch(out)
         grad_query.emit_launch(out)
         if grad_diagonal:
             grad_diagonal.emit_launch(out)
         emit_scatter(out, plan, grad_key.contributions)
         out.line(f"return {answer}")
-
-
-_LAUNCH_ROW_TERMS = """
-launch(
-    row_terms, (triton.cdiv(q_len, 32) * batches * heads,), delta, out, *out.stride()[:3], grad_out,
-    *grad_out.stride()[:3], lse if grad_lse is None else grad_lse.contiguous(), heads, q_len, {width},
-    ROWS=32, COLUMNS={columns}, WITH_GRAD_LSE=grad_lse is not None, num_warps=4,
-)
-"""

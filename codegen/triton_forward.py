@@ -1,6 +1,6 @@
 """The forward kernel: online softmax over the tiles of keys that a tile of queries may see.
 
-Scores and sums are float32, in exponents of two (Milakov and Gimelshein, arXiv:1805.02867; Dao,
+Scores and sums are float32, exponentials powers of two (Milakov and Gimelshein, arXiv:1805.02867; Dao,
 arXiv:2307.08691).
 """
 
@@ -143,13 +143,13 @@ class _Forward(Skeleton):
         out.line()
 
     def _emit_state(self, out: Emitter) -> None:
-        out.comment("Running maximum, times log2(e): finite, so that it is never subtracted from itself as infinity.")
+        times = ", times log2(e)" if self.fused else ""
+        out.comment(f"Running maximum{times}: finite, so that it is never subtracted from itself as infinity.")
         out.line("m = tl.full([BLOCK_M], -3.0e38, tl.float32)")
         out.line("l = tl.zeros([BLOCK_M], tl.float32)  # running sum of exponentials")
         for p in self.value:
             out.line(f"acc{p.suffix} = tl.zeros([BLOCK_M, {p.width}], tl.float32)")
-        if not self.has_scores:
-            out.line("unit = scale * LOG2E")
+        self.emit_unit(out)
 
     def _emit_step(
         self, out: Emitter, values: Values, tile: str, loops: TileLoops, done: frozenset[str], *, masked: bool
@@ -165,17 +165,19 @@ class _Forward(Skeleton):
         done = values.emit(out, "key", wanted, Guard(key="(kv_index < kv_len)" if masked else ""), done)
         if masked:
             done = self.emit_allowed(out, values, done)
-        unit = "unit"
+        self.emit_scaled(out)
         if self.has_scores:
-            unit = "LOG2E"
-            out.line("s *= scale")
             values.emit(out, "pair", ("score",), Guard(pair="allowed" if masked else "(q_index < q_len)"), done)
             out.line(f"s = {values.result('score', 'BLOCK_M, BLOCK_N')}")
         if masked:
             out.line('s = tl.where(allowed, s, float("-inf"))')
-        out.line(f"m_new = tl.maximum(m, tl.max(s, 1) * {unit})")
-        out.line(f"p = tl.exp2(s * {unit} - m_new[:, None])")
-        out.line("alpha = tl.exp2(m - m_new)")
+        if self.fused:
+            out.line(f"m_new = tl.maximum(m, tl.max(s, 1) * {self.unit})")
+            out.line("alpha = tl.exp2(m - m_new)")
+        else:
+            out.line("m_new = tl.maximum(m, tl.max(s, 1))")
+            out.line("alpha = precise_exp(m - m_new)")
+        out.line(f"p = {self.exponential('s', 'm_new[:, None]')}")
         out.line("l = l * alpha + tl.sum(p, 1)")
         out.line("m = m_new")
         for part in self.value:
@@ -197,7 +199,8 @@ class _Forward(Skeleton):
         self.tiles.store(
             out, "acc", "out", "tile_first", self.value_columns, self.value, "(q_index < q_len)", "({} / l[:, None])"
         )
-        out.line('total = tl.where(empty, float("-inf"), (m + tl.log2(l)) * LN2)')
+        total = "(m + tl.log2(l)) * LN2" if self.fused else "m + tl.log(l)"
+        out.line(f'total = tl.where(empty, float("-inf"), {total})')
         out.line("lse += entry.to(tl.int64) * q_len + tile_first")
         out.line("tl.store(lse + rows, total, mask=tile_first + rows < q_len)")
 
@@ -208,7 +211,7 @@ class _Forward(Skeleton):
         with out.block(f"def run({', '.join(['query', 'key', 'value', *names, 'scale=None', 'tiles=None'])}):"):
             out.line('"""(B, H, Lq, D), (B, Hkv, Lkv, D), (B, Hkv, Lkv, Dv) -> out (B, H, Lq, Dv), lse (B, H, Lq)."""')
             emit_sizes(out, self.plan, self.problem)
-            if not v.scores:
+            if self.fused and not v.scores:
                 out.comment("The running maximum needs a positive scale.")
                 with out.block("if scale < 0:"):
                     out.line("query, scale = -query, -scale")

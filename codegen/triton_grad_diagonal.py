@@ -41,6 +41,9 @@ class GradDiagonal(Gradients):
             done = values.emit(out, "program", wanted, Guard())
             with out.block("for tile_first in range(first // BLOCK_M * BLOCK_M, stop, BLOCK_M):"):
                 out.lines(_TILE)
+                out.line(f"lse_rows = tl.load(lse + row + rows, mask=inside, other=0.0){self.row_unit}")
+                for name in self.row_terms:
+                    out.line(f"{name}_rows = tl.load({name} + row + rows, mask=inside, other=0.0)")
                 for name, tensor, head, start, parts, inside in (
                     ("q", "query", "head", "tile_first", self.head, "(q_index < q_len)"),
                     ("do", "grad_out", "head", "tile_first", self.value, "(q_index < q_len)"),
@@ -57,7 +60,7 @@ class GradDiagonal(Gradients):
                     steps = values.emit(out, "pair", ("mask",), Guard(pair="allowed"), steps)
                     out.line(f"allowed &= {values.result('mask')}")
                 self.emit_probabilities(
-                    out, values, steps, wanted, shape="BLOCK_M, BLOCK_N", row="lse_rows[:, None]", lanes="allowed"
+                    out, values, steps, wanted, shape="BLOCK_M, BLOCK_N", rows="[:, None]", lanes="allowed"
                 )
                 self.emit_score_gradient(out, values, here, delta="delta_rows[:, None]", masked=True)
                 for c in here:
@@ -72,7 +75,7 @@ class GradDiagonal(Gradients):
             *(Argument(f"{c.name}_sums", "", f"{c.name}_sums") for c in self.of_kinds("diagonal")),
             *(a for name in ("query", "key", "value", "grad_out") for a in self.tiles.pointers(name)),
             Argument("lse", "", "lse"),
-            Argument("delta", "", "delta"),
+            *(Argument(x, "", x) for x in self.row_terms),
             *self.arguments_after_tensors("batches * heads", "1"),
         ]
 
@@ -108,6 +111,4 @@ kv_index = start + keys[None, :]
 exists = (start + keys[:, None] >= 0) & (start + keys[:, None] < kv_len)
 inside = tile_first + rows < q_len
 row = entry.to(tl.int64) * q_len + tile_first
-lse_rows = tl.load(lse + row + rows, mask=inside, other=0.0) * LOG2E
-delta_rows = tl.load(delta + row + rows, mask=inside, other=0.0)
 """

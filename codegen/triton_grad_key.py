@@ -69,7 +69,7 @@ class GradKey(Gradients):
             *self.tiles.inputs("value", self.value, "BLOCK_N"),
             *self.tiles.inputs("grad_out", self.value, "BLOCK_M"),
             Argument("lse", "", "lse"),
-            Argument("delta", "", "delta"),
+            *(Argument(x, "", x) for x in self.row_terms),
             *table,
             *self.arguments_after_tensors("batches * heads // group", "section"),
             Argument("group", "i32", "group"),
@@ -114,7 +114,9 @@ class GradKey(Gradients):
         mask = ", mask=start + queries < q_len, other=0.0" if masked else ""
         out.line(f"start = {tile} * BLOCK_M")
         self.tiles.load(out, "q", "query", "head", "start", "BLOCK_M", "columns", self.head, inside)
-        out.line(f"lse_rows = tl.load(lse + row + start + queries{mask}) * LOG2E")
+        if self.exact_rows:
+            out.line(f"norm_rows = tl.load(norm + row + start + queries{mask})")
+        out.line(f"lse_rows = tl.load(lse + row + start + queries{mask}){self.row_unit}")
         emit_product(out, "s", "k", "q", self.head, self.precision)
         if wanted or masked:
             out.line("q_index = start + queries[None, :]")
@@ -122,7 +124,7 @@ class GradKey(Gradients):
         if masked:
             done = self.emit_allowed(out, values, done)
         self.emit_probabilities(
-            out, values, done, wanted, shape="BLOCK_N, BLOCK_M", row="lse_rows[None, :]",
+            out, values, done, wanted, shape="BLOCK_N, BLOCK_M", rows="[None, :]",
             lanes="allowed" if masked else "(kv_index < kv_len)",
         )  # fmt: skip
         self.tiles.load(out, "do", "grad_out", "head", "start", "BLOCK_M", self.value_columns, self.value, inside)
@@ -155,7 +157,7 @@ if spread:
     to_key = torch.empty((batches, heads, *key.shape[2:]), dtype=torch.float32, device=query.device)
     to_value = torch.empty((batches, heads, *value.shape[2:]), dtype=torch.float32, device=query.device)
 row_bytes = (query.shape[3] + value.shape[3]) * query.element_size()
-section = max(cache // 3 // (q_len * row_bytes * group), 1)
+section = even_sections(max(cache // 3 // (q_len * row_bytes * group), 1), batches * heads // group)
 """
 _AFTER = """
 if spread:

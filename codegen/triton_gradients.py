@@ -139,32 +139,47 @@ class Gradients(Skeleton):
 
     def wanted(self, here: Sequence[Contribution], *, masked: bool) -> list[str]:
         """The results that a kernel needs which adds up the contributions ``here``."""
-        names = ["mask"] if masked and self.has_mask else []
+        names = self.wanted_for_probabilities(masked=masked)
         names += [name for c in here for name, _ in c.partials.values()]
         names += [x for c in here if c.kind == "pair" for x in c.index_names]
-        names += [x for x in self.factors if x]
-        return names + (["score"] if self.has_scores else [])
+        return names + [x for x in self.factors if x]
 
-    def emit_unit(self, out: Emitter) -> None:
-        """What turns a score into an exponent of two, where no scores come between."""
-        if not self.has_scores:
-            out.line("unit = scale * LOG2E")
+    def wanted_for_probabilities(self, *, masked: bool) -> list[str]:
+        """The results that a kernel needs which has no use for derivatives."""
+        return (["mask"] if masked and self.has_mask else []) + (["score"] if self.has_scores else [])
+
+    @property
+    def exact_rows(self) -> bool:
+        """Whether :mod:`.triton_row_terms` walks the keys, so that every row of P sums to one."""
+        return not self.fused or bool(self.contributions)
+
+    @property
+    def row_terms(self) -> tuple[str, ...]:
+        """What the kernel for row terms finds, (B, H, Lq) float32 each."""
+        return ("delta", "norm") if self.exact_rows else ("delta",)
+
+    @property
+    def row_unit(self) -> str:
+        """What is multiplied to the log-sum-exp of a row as it is loaded, as text."""
+        return " * LOG2E" if self.fused else ""
 
     def emit_probabilities(
-        self, out: Emitter, values: Values, done: frozenset[str], wanted: Sequence[str], *, shape: str, row: str,
-        lanes: str,
+        self, out: Emitter, values: Values, done: frozenset[str], wanted: Sequence[str], *, shape: str, rows: str,
+        lanes: str, normed: bool = True,
     ) -> None:  # fmt: skip
         """``p`` of ``shape`` from the raw product ``s``; leaves all that the derivatives need computed.
 
-        ``row`` is the log-sum-exp of each query times log2(e); ``lanes`` the pairs whose loads may be read.
+        ``rows`` spreads a vector over queries to the pairs; ``lanes`` are the pairs whose loads may be read.
         """
-        unit, final = "unit", "s"
+        final = "s"
+        self.emit_scaled(out)
         if self.has_scores:
-            out.line("s *= scale")
             values.emit(out, "pair", [x for x in wanted if x != "mask"], Guard(pair=lanes), done)
-            unit, final = "LOG2E", "final"
+            final = "final"
             out.line(f"final = {values.result('score', shape)}")
-        text = f"tl.exp2({final} * {unit} - {row})"
+        text = self.exponential(final, f"lse_rows{rows}")
+        if self.exact_rows and normed:
+            text += f" * norm_rows{rows}"
         out.line(f"p = {f'tl.where(allowed, {text}, 0.0)' if lanes == 'allowed' else text}")
 
     def emit_score_gradient(

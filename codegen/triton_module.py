@@ -219,6 +219,16 @@ def device_limits(device):
     return properties.multi_processor_count, properties.L2_cache_size
 
 
+@functools.cache
+def even_sections(limit, entries):
+    """The largest divisor of ``entries`` up to ``limit``, unless it is below half of it.
+
+    A short last section would end with heavy tiles and idle multiprocessors.
+    """
+    limit = max(min(limit, entries), 1)
+    return next((n for n in range(limit, limit // 2, -1) if entries % n == 0), limit)
+
+
 def section_size(key, value, heads):
     """How many heads of queries share keys and values that fit in a third of the L2 cache.
 
@@ -226,7 +236,8 @@ def section_size(key, value, heads):
     """
     _, cache = device_limits(key.device)
     kv_bytes = max(key.shape[2] * (key.shape[3] + value.shape[3]) * key.element_size(), 1)
-    return max(cache // 3 // kv_bytes, 1) * max(heads // max(key.shape[1], 1), 1)
+    limit = max(cache // 3 // kv_bytes, 1) * max(heads // max(key.shape[1], 1), 1)
+    return even_sections(limit, key.shape[0] * heads)
 '''
 
 

@@ -32,9 +32,39 @@ class Skeleton:
     def has_scores(self) -> bool:
         return bool(self.plan.variant.scores)
 
+    @property
+    def fused(self) -> bool:
+        """Whether exponents are one fused multiplication and subtraction, in units of log2.
+
+        That rounds large products, which is nothing beside products of 16-bit or TF32 numbers, but more than
+        IEEE products may err. For those scores stay in natural units.
+        """
+        return self.problem.dtype != "f32" or self.problem.tf32
+
     def values(self) -> Values:
         """The expressions for one kernel."""
         return Values(self.results, INDICES, debug=self.problem.debug)
+
+    @property
+    def unit(self) -> str:
+        """What a fused exponent multiplies ``s`` by: the scale too, unless scores come between."""
+        return "LOG2E" if self.has_scores else "unit"
+
+    def emit_unit(self, out: Emitter) -> None:
+        """``unit``, where exponents need it."""
+        if self.fused and not self.has_scores:
+            out.line("unit = scale * LOG2E")
+
+    def emit_scaled(self, out: Emitter) -> None:
+        """Scales the product ``s``, unless the exponent does."""
+        if self.has_scores or not self.fused:
+            out.line("s *= scale")
+
+    def exponential(self, score: str, subtrahend: str) -> str:
+        """exp(score - subtrahend) as text; ``subtrahend`` is in units of log2 where exponents are fused."""
+        if self.fused:
+            return f"tl.exp2({score} * {self.unit} - {subtrahend})"
+        return f"precise_exp({score} - {subtrahend})"
 
     def columns(self, parts: tuple[Part, ...]) -> str:
         return "columns" if parts == self.head else self.value_columns

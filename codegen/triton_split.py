@@ -44,7 +44,7 @@ def merge_shares(
     empty = total == 0.0
     total = tl.where(empty, 1.0, total)
     tl.store(out + row * value_dim + columns, (acc / total).to(out.dtype.element_ty), mask=columns < value_dim)
-    tl.store(lse + row, tl.where(empty, float("-inf"), top + tl.log2(total) * LN2))
+    tl.store(lse + row, tl.where(empty, float("-inf"), top + tl.log(total)))
 
 
 def share_count(programs, tiles, device):

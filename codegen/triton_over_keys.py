@@ -1,0 +1,91 @@
+"""What backward kernels share in which a program owns a tile of queries and walks its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from .emitter import Emitter
+from .schedule import Schedule
+from .triton_gradients import Gradients
+from .triton_module import Argument
+from .triton_program import emit_place, emit_product, table_arguments, uses_table
+from .triton_tiles import TileLoops
+from .triton_values import Guard, Values
+
+
+class OverKeys(Gradients):
+    """Base of the kernels for dQ and for terms of rows."""
+
+    def emit_start(self, out: Emitter, schedule: Schedule) -> None:
+        """This program's place, its queries and gradients of outputs, and their log-sum-exps."""
+        out.line("program = tl.program_id(0)")
+        emit_place(out, length="q_len", block="BLOCK_M", reverse=schedule.reverse)
+        self.emit_query_place(out)
+        for tensor, head, rows, parts in (
+            ("query", "head", "rows", self.head),
+            ("grad_out", "head", "rows", self.value),
+            ("key", "kv_head", "keys", self.head),
+            ("value", "kv_head", "keys", self.value),
+        ):
+            self.tiles.open_input(out, tensor, head, rows, self.columns(parts), parts)
+        for name, tensor, parts in (("q", "query", self.head), ("do", "grad_out", self.value)):
+            columns = self.columns(parts)
+            self.tiles.load(out, name, tensor, "head", "tile_first", "BLOCK_M", columns, parts, "(q_index < q_len)")
+        out.line("row = entry.to(tl.int64) * q_len + tile_first")
+        out.line("inside = tile_first + rows < q_len")
+        out.line(f"lse_rows = tl.load(lse + row + rows, mask=inside, other=0.0){self.row_unit}")
+
+    def emit_loops(
+        self, out: Emitter, values: Values, loops: TileLoops, needed: Sequence[str],
+        step: Callable[[str, frozenset[str], bool], None],
+    ) -> None:  # fmt: skip
+        """Both loops; ``step`` writes the body from the tile's number, the steps done, and whether to mask."""
+        done = values.emit(out, "program", needed, Guard())
+        done = values.emit(out, "query", needed, Guard(query="(q_index < q_len)"), done)
+        if loops.full_count:
+            out.comment("Tiles in which every pair is allowed.")
+            with out.block(f"for t in range(0, {loops.full_count}):"):
+                step(loops.full_tile, done, False)
+        if loops.partial_count:
+            out.comment("Tiles in which the mask decides.")
+            with out.block(f"for t in range(0, {loops.partial_count}):"):
+                step(loops.partial_tile, done, True)
+
+    def emit_pairs(
+        self, out: Emitter, values: Values, tile: str, done: frozenset[str], wanted: Sequence[str], *, rows: str,
+        masked: bool, normed: bool = True,
+    ) -> None:  # fmt: skip
+        """``k``, ``p`` and ``dp`` of one tile of keys, of which ``rows`` are read."""
+        out.line(f"start = {tile} * BLOCK_N")
+        self.tiles.load(out, "k", "key", "kv_head", "start", "BLOCK_N", "columns", self.head, rows)
+        emit_product(out, "s", "q", "k", self.head, self.precision)
+        self.tiles.load(out, "v", "value", "kv_head", "start", "BLOCK_N", self.value_columns, self.value, rows)
+        emit_product(out, "dp", "do", "v", self.value, self.precision)
+        if wanted or masked:
+            out.line("kv_index = start + keys[None, :]")
+        done = values.emit(out, "key", wanted, Guard(key="(kv_index < kv_len)" if masked else ""), done)
+        if masked:
+            done = self.emit_allowed(out, values, done)
+        self.emit_probabilities(
+            out, values, done, wanted, shape="BLOCK_M, BLOCK_N", rows="[:, None]", lanes=self.lanes(masked),
+            normed=normed,
+        )  # fmt: skip
+
+    def lanes(self, masked: bool) -> str:
+        """The pairs whose loads may be read, as text."""
+        return "allowed" if masked else "(q_index < q_len)"
+
+    def inputs(self) -> list[Argument]:
+        """The tensors that all these kernels read."""
+        return [
+            *self.tiles.inputs("query", self.head, "BLOCK_M"),
+            *self.tiles.inputs("key", self.head, "BLOCK_N"),
+            *self.tiles.inputs("value", self.value, "BLOCK_N"),
+            *self.tiles.inputs("grad_out", self.value, "BLOCK_M"),
+            Argument("lse", "", "lse"),
+        ]
+
+    def table_and_sizes(self) -> list[Argument]:
+        """The last arguments of these kernels."""
+        table = table_arguments("tiles[0]") if uses_table(self.plan) else []
+        return [*table, *self.arguments_after_tensors("batches * heads", "section_size(key, value, heads)")]

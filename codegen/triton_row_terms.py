@@ -1,0 +1,113 @@
+"""What every row of scores subtracts from dP, ``delta``: the mean of dP under the row's probabilities.
+
+It equals rowsum(out * grad_out), which costs no product but carries the rounding of ``out`` and of the
+log-sum-exp. That error is common to a row, so it adds up in gradients of captured tensors, and beside
+float32 it shows everywhere; there a kernel walks the keys and computes it from dP itself.
+"""
+
+from __future__ import annotations
+
+from .emitter import Emitter
+from .schedule import Schedule
+from .triton_module import Argument, emit_launch, kernel
+from .triton_over_keys import OverKeys
+
+KERNEL = "row_terms"
+
+
+class RowTerms(OverKeys):
+    """Emits the kernel that walks the keys, and its launch."""
+
+    def emit(self, out: Emitter, schedule: Schedule) -> None:
+        """The kernel."""
+        values = self.values()
+        constants = ("BLOCK_M", "BLOCK_N", "WITH_GRAD_LSE")
+        with kernel(out, KERNEL, self.arguments(), constants, self.problem.debug):
+            out.line('"""delta = sum(P * dP) / sum(P) - grad_lse, and norm = 1 / sum(P), of one tile of queries."""')
+            self.emit_start(out, schedule)
+            loops = self.emit_key_tiles(out)
+            out.line("delta_rows = tl.zeros([BLOCK_M], tl.float32)")
+            out.line("total = tl.zeros([BLOCK_M], tl.float32)")
+            self.emit_unit(out)
+
+            def step(tile: str, done: frozenset[str], masked: bool) -> None:
+                rows = self.rows_in_hull(loops) if masked else ""
+                wanted = self.wanted_for_probabilities(masked=masked)
+                self.emit_pairs(out, values, tile, done, wanted, rows=rows, masked=masked, normed=False)
+                out.line("total += tl.sum(p, 1)")
+                terms = "tl.where(allowed, p * dp, 0.0)" if masked else "p * dp"
+                out.line(f"delta_rows += tl.sum({terms}, 1)")
+
+            self.emit_loops(out, values, loops, self.wanted_for_probabilities(masked=True), step)
+            out.line()
+            out.comment("One, but for the rounding of the log-sum-exp; nothing in a row that sees nothing.")
+            out.line("norm_rows = 1.0 / tl.where(total == 0.0, 1.0, total)")
+            out.line("delta_rows *= norm_rows")
+            with out.block("if WITH_GRAD_LSE:"):
+                out.line("delta_rows -= tl.load(grad_lse + row + rows, mask=inside, other=0.0)")
+            for name in self.row_terms:
+                out.line(f"tl.store({name} + row + rows, {name}_rows, mask=inside)")
+
+    def arguments(self) -> list[Argument]:
+        """In the order of the kernel's signature."""
+        return [
+            *(Argument(x, "", x) for x in self.row_terms),
+            *self.inputs(),
+            Argument("grad_lse", "", "lse if grad_lse is None else grad_lse.contiguous()"),
+            *self.table_and_sizes(),
+        ]
+
+    def emit_launch(self, out: Emitter) -> None:
+        """The part of ``run`` that fills the terms."""
+        for name in self.row_terms:
+            out.line(f"{name} = torch.empty_like(lse)")
+        out.line("options = GRAD_QUERY")
+        out.line('programs = triton.cdiv(q_len, options["BLOCK_M"]) * batches * heads')
+        options = "WITH_GRAD_LSE=grad_lse is not None, **options"
+        emit_launch(out, KERNEL, "(programs,)", self.arguments(), options)
+
+
+def emit_from_outputs(out: Emitter) -> None:
+    """The kernel that reads the outputs."""
+    out.section(_FROM_OUTPUTS)
+
+
+def emit_launch_from_outputs(out: Emitter, value_dim: int) -> None:
+    """Its launch."""
+    out.line("delta = torch.empty_like(lse)")
+    out.lines(_LAUNCH.format(width=value_dim, columns=1 << (value_dim - 1).bit_length()))
+
+
+_FROM_OUTPUTS = '''
+@triton.jit(do_not_specialize=range(13))
+def row_terms(
+    delta, out, out_batch: "i64", out_head: "i64", out_row: "i64",
+    grad_out, grad_out_batch: "i64", grad_out_head: "i64", grad_out_row: "i64",
+    grad_lse, heads: "i32", q_len: "i32", value_dim: "i32",
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WITH_GRAD_LSE: tl.constexpr,
+):
+    """delta = rowsum(out * grad_out) - grad_lse: what every row subtracts from dP."""
+    tiles = tl.cdiv(q_len, ROWS)
+    entry = tl.program_id(0) // tiles
+    batch, head = entry // heads, entry % heads
+    rows = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, COLUMNS)[None, :]
+    inside = (rows[:, None] < q_len) & (columns < value_dim)
+    place = rows[:, None] * out_row + columns
+    o = tl.load(out + batch * out_batch + head * out_head + place, mask=inside, other=0.0).to(tl.float32)
+    place = rows[:, None] * grad_out_row + columns
+    do = tl.load(grad_out + batch * grad_out_batch + head * grad_out_head + place, mask=inside, other=0.0)
+    total = tl.sum(o * do.to(tl.float32), 1)
+    places = entry.to(tl.int64) * q_len + rows
+    if WITH_GRAD_LSE:
+        total -= tl.load(grad_lse + places, mask=rows < q_len, other=0.0)
+    tl.store(delta + places, total, mask=rows < q_len)
+'''
+
+_LAUNCH = """
+launch(
+    row_terms, (triton.cdiv(q_len, 32) * batches * heads,), delta, out, *out.stride()[:3], grad_out,
+    *grad_out.stride()[:3], lse if grad_lse is None else grad_lse.contiguous(), heads, q_len, {width},
+    ROWS=32, COLUMNS={columns}, WITH_GRAD_LSE=grad_lse is not None, num_warps=4,
+)
+"""
