@@ -86,7 +86,8 @@ def form_of_annotation(name: str, annotation: object, kind: Kind, place: Locatio
     ``int`` and ``float`` are run-time scalars; ``"i32[batch, q]"`` (the text language's own spelling), or for linters
     ``Annotated[torch.Tensor, "i32[batch, q]"]``, is a tensor with that element type and rank; ``torch.Tensor`` is a
     tensor whose rank comes from its use. Without an annotation, a parameter that is indexed is a tensor and any
-    other is an int. Elements of a tensor that are not declared are i32 in a mask, or as an index, and f32 in a score.
+    other is an int. Elements of a tensor that are not declared are i32 in a mask, or as an index, bool where a mask
+    takes them for a condition, and f32 in a score. The call accepts any integer or boolean dtype for i32 and bool.
     """
     # Read as text: under `from __future__ import annotations` it is nothing else.
     text = inspect.formatannotation(annotation).strip("\"'")

@@ -15,6 +15,7 @@ from ..ir.errors import ParameterError, TraceError
 from ..ir.nodes import INDEX_NAMES, BinaryOp
 from .callsite import caller, decision, definition
 from .capture import captured_values, with_captured
+from .eagerly import eagerly
 from .forms import Form, Kind, Value, converted, form_of_annotation, form_of_value
 from .merge import merge
 from .trace import Traced, trace
@@ -58,6 +59,7 @@ class _Mask:
     def __ror__(self, other: object) -> MaskPart:
         return _combined("or", other, self)
 
+    @eagerly
     def __invert__(self) -> MaskPart:
         part = as_mask(self)
         negated = Traced(build.unary("not", part.traced.expr), part.traced.parameters, part.traced.values)
@@ -176,6 +178,7 @@ class MaskFunction(_Decorated, _Mask):
 
     kind: Kind = "mask"
 
+    @eagerly
     def __call__(self, *args: object, **values: object) -> MaskPart:
         """Binds parameters by keyword.
 
@@ -191,6 +194,7 @@ class ScoreFunction(_Decorated):
 
     kind: Kind = "score"
 
+    @eagerly
     def __call__(self, *args: object, **values: object) -> ScorePart:
         """Binds parameters by keyword; with positions as arguments it is the plain function."""
         if self._called_directly(args, values):
@@ -252,6 +256,7 @@ def as_mask(part: object) -> MaskPart:
     )
 
 
+@eagerly
 def _combined(op: Literal["and", "or"], left: object, right: object) -> MaskPart:
     a, b = as_mask(left), as_mask(right)
     (x, y), parameters, values = merge((a.traced, b.traced))

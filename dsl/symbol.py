@@ -10,7 +10,7 @@ import torch
 
 from ..ir import build
 from ..ir.errors import TraceError, TypeMismatchError
-from ..ir.nodes import BinaryOp, Const, Expr, Param, UnaryOp
+from ..ir.nodes import LOGIC, BinaryOp, Const, Expr, Load, Param, UnaryOp
 from ..ir.types import BOOL, F32, I32, I64, ScalarType
 from .callsite import decision, here
 from .static import StaticFloat, StaticInt
@@ -154,6 +154,8 @@ class Symbol:
         return self
 
     def __invert__(self) -> Symbol:
+        if isinstance(self.expr, Load):
+            self._trace.reread(self.expr.buffer, BOOL)
         return self._unary("not")
 
     def __abs__(self) -> Symbol:
@@ -273,6 +275,10 @@ def combine(trace: Trace, op: BinaryOp, a: object, b: object) -> Symbol:
         trace.need_static(right)
         if isinstance(b, int) and b == 0:
             raise TypeMismatchError("division by zero", location=loc)
+    if op in LOGIC:
+        for x, y in ((left, right), (right, left)):
+            if isinstance(x, Load) and y.type is BOOL:
+                trace.reread(x.buffer, BOOL)
     if op == "pow" and left.type is not F32 and isinstance(right, Const) and right.value in (1, 2, 3, 4):
         # Small powers of integers stay exact integers, as in Python.
         left = build.cast(left, I64, loc)

@@ -14,7 +14,7 @@ from ..ir.errors import ParameterError, TraceError, TypeMismatchError
 from ..ir.location import Location
 from ..ir.nodes import Expr, Index, Load, Param, Score
 from ..ir.traverse import loads, parameter_names, walk
-from ..ir.types import BOOL, F32, I32, BufferType
+from ..ir.types import BOOL, F32, I32, BufferType, ScalarType
 from ..ir.variant import BufferParameter, Parameter, ScalarParameter, StaticParameter
 from .callsite import here, name_of
 from .forms import BufferForm, ConstantForm, Form, Kind, ScalarForm, Value, form_of_value, guessed_element
@@ -83,7 +83,7 @@ class Trace:
             self.forms[name] = BufferForm(form.element, rank, form.guessed)
         for i in indices:
             if isinstance(i, Load) and i.type is F32:
-                self._reread_as_integers(i.buffer)
+                self.reread(i.buffer, I32)
         axes = tuple("ijklmnop"[:rank])
         return Symbol(build.load(name, BufferType(form.element, axes), indices, here()), self)
 
@@ -96,10 +96,11 @@ class Trace:
             )
         return as_expr(self, index)
 
-    def _reread_as_integers(self, name: str) -> None:
+    def reread(self, name: str, element: ScalarType) -> None:
+        """Starts again with ``element`` as that of tensor ``name``, if nothing but a guess stands against it."""
         form = self.forms[name]
         if isinstance(form, BufferForm) and form.guessed:
-            raise Reinterpret(name, BufferForm(I32, form.rank))
+            raise Reinterpret(name, BufferForm(element, form.rank))
 
     def reread_as_buffer(self, expr: Expr) -> None:
         """An open parameter without annotation is indexed: it is a tensor."""
@@ -157,10 +158,10 @@ def trace(
         try:
             with _Watch():
                 result = function(table)
+            expr = _checked(run, result, definition)
         except Reinterpret as found:
             forms[found.name] = found.form
             continue
-        expr = _checked(run, result, definition)
         return _traced(run, expr, definition)
 
 
@@ -183,6 +184,8 @@ def _checked(run: Trace, result: object, definition: Location) -> Expr:
         )
     expr = as_expr(run, result)
     where = expr.loc or definition
+    if run.kind == "mask" and isinstance(expr, Load):
+        run.reread(expr.buffer, BOOL)
     if run.kind == "mask" and expr.type is not BOOL:
         raise TypeMismatchError(
             f"a mask returns a condition, this one returns {expr.type}", location=where, hint="compare: … != 0"

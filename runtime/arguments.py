@@ -15,7 +15,7 @@ from ..codegen.schedule import DType
 from ..ir.errors import ArgumentError, UnsupportedError
 from ..ir.nodes import Index, Load
 from ..ir.traverse import loads
-from ..ir.types import BOOL, F32, I32, I64, ScalarType
+from ..ir.types import F32
 from ..ir.variant import BufferParameter, ScalarParameter, Variant
 
 DTYPES: dict[torch.dtype, DType] = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32"}
@@ -23,12 +23,8 @@ MIN_HEAD_SIZE, MAX_HEAD_SIZE = 16, 256
 LENGTH_LIMIT = 2**28
 SCALAR_LIMIT = 2**30
 
-_STORAGE: dict[ScalarType, tuple[torch.dtype, ...]] = {
-    BOOL: (torch.bool,),
-    I32: (torch.int32, torch.int16, torch.int8, torch.uint8),
-    I64: (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
-    F32: (torch.float32, torch.float16, torch.bfloat16, torch.float64),
-}
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_DISCRETE = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8, torch.bool)
 
 
 class Sizes(NamedTuple):
@@ -163,7 +159,7 @@ def check_is_tensor(parameter: BufferParameter, value: object) -> Tensor:
 
 def _check_buffer(parameter: BufferParameter, tensor: Tensor, device: torch.device) -> None:
     name, type = parameter.name, parameter.type
-    allowed = _STORAGE[type.element]
+    allowed = _FLOATS if type.element is F32 else _DISCRETE  # see `storage` for the conversions
     if tensor.dtype not in allowed:
         raise ArgumentError(
             f"{name} is {_dtype(tensor)}; {type} takes {', '.join(str(d).removeprefix('torch.') for d in allowed)}",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..dsl.assemble import Part, assemble
 from ..dsl.binding import Binding
+from ..dsl.eagerly import eagerly
 from ..ir.errors import ArgumentError, ParameterError, UnsupportedError
 from ..ir.printer import print_variant
 from ..ir.variant import Align, StaticParameter, Variant
@@ -211,6 +212,7 @@ class Attention:
             )
 
 
+@eagerly
 def attention(
     *parts: Part, name: str | None = None, align: Align = "start", scale: float | None = None
 ) -> Attention:
@@ -223,6 +225,7 @@ def attention(
     return Attention(*assemble(*parts, name=name, align=align, scale=scale))
 
 
+@eagerly
 def parse(text: str) -> Attention:
     """The attention written as ``text`` in the text language; its tensors are open parameters.
 

@@ -21,6 +21,7 @@ from ..ir.printer import print_plan, print_variant
 from ..ir.tiles.plan import TilePlan
 from ..ir.variant import Variant
 from . import cache, config, modules, toolchain
+from .storage import as_stored
 
 if TYPE_CHECKING:
     from .launch import Launcher
@@ -81,16 +82,17 @@ def generate(request: Request) -> tuple[Source, Schedule]:
     from ..ir.tiles.analysis import make_plan
     from ..ir.verify import verify
 
-    verify(request.variant)
-    by_pass = stages(request.variant, check=bool(config.debug_topics()))
+    variant = as_stored(request.variant, request.problem.buffers)
+    verify(variant)
+    by_pass = stages(variant, check=bool(config.debug_topics()))
     *_, lowered = by_pass.values()
     plan = make_plan(lowered)
     schedule = request.schedule or default_schedule(plan, request.problem, request.target, request.direction)
     source = _emitter(request.target, request.direction)(plan, request.problem, schedule)
-    config.debug("ir", request.variant.name, print_variant(request.variant))
-    for name, variant in by_pass.items():
-        config.debug("passes", name, print_variant(variant))
-    config.debug("plan", request.variant.name, print_plan(plan))
+    config.debug("ir", variant.name, print_variant(variant))
+    for name, after in by_pass.items():
+        config.debug("passes", name, print_variant(after))
+    config.debug("plan", variant.name, print_plan(plan))
     return source, schedule
 
 

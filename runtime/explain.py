@@ -189,7 +189,7 @@ def explain(
     what = setting(
         attn, inputs, target=target, dtype=dtype, head_dim=head_dim, value_dim=value_dim, parameters=parameters
     )
-    plan = plan_of(attn)
+    plan = plan_of(attn, what)
     kernels = tuple(_kernel(plan, what, direction) for direction in ("forward", "backward"))
     missing = tuple(sorted(parameter_names(plan.variant.mask) - set(what.values)))
     return Explanation(

@@ -28,6 +28,7 @@ from ..ir.variant import Variant
 from .arguments import DTYPES, check_scalar, check_tensors
 from .compile import Direction, Request, generate, target_of
 from .modules import load_module
+from .storage import as_stored
 
 if TYPE_CHECKING:
     from .attention import Attention
@@ -56,6 +57,14 @@ class Setting:
         """``values`` as the counting functions take them: arrays for tensors."""
         return {name: _array(x) if isinstance(x, Tensor) else x for name, x in self.values.items()}
 
+    def storage(self, variant: Variant) -> tuple[str, ...]:
+        """Dtypes of the captured tensors, in torch's names; for those that are open what their type suggests."""
+        tensors = [self.values.get(p.name) for p in variant.buffers]
+        return tuple(
+            str(x.dtype).removeprefix("torch.") if isinstance(x, Tensor) else _STORAGE[p.type.element]
+            for p, x in zip(variant.buffers, tensors, strict=True)
+        )
+
     def problem(self, variant: Variant, direction: Direction, aligned: bool = True) -> Problem:
         """What code is specialised on; gradients of captured tensors are those that the values require."""
         tensors = [self.values.get(p.name) for p in variant.buffers]
@@ -69,10 +78,7 @@ class Setting:
             head_dim=self.head_dim,
             value_dim=self.value_dim,
             aligned=aligned,
-            buffers=tuple(
-                str(x.dtype).removeprefix("torch.") if isinstance(x, Tensor) else _STORAGE[p.type.element]
-                for p, x in zip(variant.buffers, tensors, strict=True)
-            ),
+            buffers=self.storage(variant),
             buffer_gradients=wanted if direction == "backward" else (),
         )
 
@@ -179,9 +185,9 @@ def ir(attn: Attention, stage: str = "lowered") -> str:
             raise ParameterError(f"there is no stage {stage!r}", hint=f"stages: {known}")
 
 
-def plan_of(attn: Attention) -> TilePlan:
-    """The tile plan of a variant."""
-    return make_plan(run_pipeline(attn.variant))
+def plan_of(attn: Attention, what: Setting) -> TilePlan:
+    """The tile plan of a variant for captured tensors as they are stored."""
+    return make_plan(run_pipeline(as_stored(attn.variant, what.storage(attn.variant))))
 
 
 def parse_target(target: Target | str) -> Target:

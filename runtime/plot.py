@@ -65,7 +65,7 @@ def plot(
     assert what.sizes is not None  # there are inputs
     q_len, kv_len = what.sizes.q_len, what.sizes.kv_len
     if exact is None:
-        exact = q_len * kv_len <= _FEW_PAIRS or plan_of(attn).method == "exact"
+        exact = q_len * kv_len <= _FEW_PAIRS or plan_of(attn, what).method == "exact"
     shown, maps = _maps(attn, what, (rows, columns), heads, batch, exact)
 
     size = f"tiles of {rows} queries × {columns} keys" if rows * columns > 1 else "single pairs"
@@ -101,7 +101,7 @@ def _maps(
     attn: Attention, what: Setting, tile: tuple[int, int], heads: Sequence[int] | None, batch: int, exact: bool
 ) -> tuple[list[int], list[Any]]:
     """The heads to draw, and for each the class of every tile: 0 empty, 1 partial, 2 full."""
-    plan = plan_of(attn)
+    plan = plan_of(attn, what)
     assert what.sizes is not None  # the caller checked
     sizes = what.sizes
     if missing := parameter_names(plan.variant.mask) - set(what.values):

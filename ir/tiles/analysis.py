@@ -10,6 +10,7 @@ from ..types import I32
 from ..variant import Variant
 from .classify import classify, positions
 from .formula import Atom, Formula, atoms, to_formula
+from .overflow import with_bounded_loads
 from .plan import Method, Ranges, TilePlan
 from .proofs import is_coarse, prove
 from .ranges import is_solved, tile_ranges
@@ -20,7 +21,8 @@ def make_plan(v: Variant) -> TilePlan:
 
     Takes milliseconds and no values: the plan holds for all lengths, parameters and tile sizes.
     """
-    formula = to_formula(v.mask)
+    mask = with_bounded_loads(v.mask)
+    formula = to_formula(mask)
     keys = tile_ranges(formula, "q", "kv")
     queries = tile_ranges(formula, "kv", "q")
     method = _method(formula)
@@ -30,7 +32,7 @@ def make_plan(v: Variant) -> TilePlan:
         method=method,
         keys=keys,
         queries=queries,
-        classification=classify(v.mask) if method == "classified" else None,
+        classification=classify(mask) if method == "classified" else None,
         proofs=tuple(prove(a) for a in atoms(formula)),
         rows_never_empty=never_empty,
         rows_reason=reason,

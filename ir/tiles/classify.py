@@ -37,7 +37,7 @@ def _must(e: Expr, negate: bool) -> Expr:
     axis = positions(e)
     if axis != "both":
         condition = unary("not", e) if negate else e
-        if not is_exact(e):
+        if not is_exact(e, compared=True):
             return FALSE
         return condition if axis == "none" else _reduction("all", condition, axis)
     match e:
@@ -62,7 +62,7 @@ def _must(e: Expr, negate: bool) -> Expr:
             )
         case Cast(x=x) if x.type.is_integer:
             return _must(binary("ne", x, cast(const(0), x.type)), negate)
-        case Binary(op=op, a=a, b=b) if op in NEGATED and is_exact(e):
+        case Binary(op=op, a=a, b=b) if op in NEGATED and is_exact(e, compared=True):
             return _comparison(NEGATED[op] if negate else op, *_sides(a, b))
         case _:
             return FALSE

@@ -234,3 +234,12 @@ def test_bindings_are_immutable_and_compare_by_identity() -> None:
     assert repr(binding) == "Binding(slopes=tensor(4,), size=4)"
     with pytest.raises(TypeError):
         binding["size"] = 5  # type: ignore[index]
+
+
+def test_an_open_tensor_that_a_mask_takes_for_a_condition_is_boolean() -> None:
+    for keep in (
+        lambda q, kv, seen: seen[kv],
+        lambda q, kv, seen: seen[kv] & (q >= kv),
+        lambda q, kv, seen: (q >= kv) | ~seen[kv],
+    ):
+        assert "(seen: bool[kv])" in str(rg.attention(rg.mask(keep)))

@@ -150,3 +150,39 @@ def test_an_edited_source_runs_in_place_of_the_generated_one(tmp_path: Path) -> 
     assert torch.equal(wider(*x()), 2 * attn.with_values(size=9)(*x()))
     edited(*inputs).sum().backward()
     assert inputs[0].grad is not None
+
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_any_integers_serve_as_open_ids(dtype: torch.dtype) -> None:
+    attn = rg.attention(rg.document())
+    ids = (torch.arange(19) // 6).expand(2, -1)
+    assert torch.equal(attn(*x(), ids=ids.to(dtype)), rg.attention(rg.document(ids.int()))(*x()))
+
+
+def test_ids_beyond_32_bits_are_told_apart() -> None:
+    attn = rg.attention(rg.document())
+    ids = (torch.arange(19) // 6).expand(2, -1)
+    assert torch.equal(attn(*x(), ids=ids * 2**32), attn(*x(), ids=ids))
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_integers_serve_where_a_condition_is_open(dtype: torch.dtype) -> None:
+    attn = rg.attention(rg.key_mask())
+    visible = torch.arange(19).remainder(4).gt(0).expand(2, -1)
+    query, key, value = (t.requires_grad_() for t in x())
+    expected = torch.autograd.grad(attn(query, key, value, visible=visible).sum(), value)
+    actual = torch.autograd.grad(attn(query, key, value, visible=visible.to(dtype)).sum(), value)
+    assert torch.equal(*actual, *expected)
+
+
+def test_a_condition_serves_where_integers_are_open() -> None:
+    @rg.mask
+    def same(q: Any, kv: Any, batch: Any, kind: Any) -> Any:
+        return kind[batch, q] == kind[batch, kv]
+
+    kind = torch.arange(19).remainder(4).gt(0).expand(2, -1)
+    attn = rg.attention(same)
+    assert torch.equal(attn(*x(), kind=kind), attn(*x(), kind=kind.int()))

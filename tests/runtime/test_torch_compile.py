@@ -120,3 +120,26 @@ def test_new_values_of_open_scalars_keep_the_graph() -> None:
     for size in (3, 5, 8, 13, 21):
         torch.testing.assert_close(compiled(x, size), attn(x, x, x, size=size))
     assert counter.frame_count <= 2  # the first value as a constant, then any
+
+
+def built_inside(x: Tensor, ids: Tensor) -> Tensor:
+    out: Tensor = rg.attention(rg.causal & ~rg.sliding_window(3), rg.document(ids))(x * 2, x, x)
+    return out.relu()
+
+
+def test_an_attention_built_inside_ends_the_graph() -> None:
+    x, ids = inputs(21)
+    torch.testing.assert_close(torch.compile(built_inside, backend="eager")(x, ids), built_inside(x, ids))
+
+
+def test_an_attention_built_inside_one_graph_is_refused() -> None:
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="build the attention outside"):
+        torch.compile(built_inside, fullgraph=True, backend="eager")(*inputs(21))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_inductor(dtype: torch.dtype) -> None:
+    attn = rg.attention(rg.causal, rg.document())
+    compiled = torch.compile(lambda x, ids: attn(x * 2, x, x, ids=ids).relu(), fullgraph=True)
+    x, ids = inputs(21)
+    torch.testing.assert_close(compiled(x, ids.to(dtype)), attn(x * 2, x, x, ids=ids).relu())
