@@ -23,7 +23,8 @@ def eagerly(function: Callable[P, R]) -> Callable[P, R]:
         if torch.compiler.is_compiling():
             from .uncompiled import call
 
-            return call(function, *args, **kwargs)
+            result: R = call(function, *args, **kwargs)
+            return result
         return function(*args, **kwargs)
 
     return wrapper

@@ -54,7 +54,8 @@ def _open(part: Traced) -> Iterable[Parameter]:
         if not isinstance(p, StaticParameter) and p.name not in part.values:
             if p.name in CALL_KEYWORDS | RESERVED:
                 raise ParameterError(
-                    f"`{p.name}` cannot be the name of an open parameter: it means something else at the call",
+                    f"`{p.name}` cannot be the name of an open parameter: it means something else "
+                    f"{'at the call' if p.name in CALL_KEYWORDS else 'in the text language'}",
                     location=p.loc,
                     hint="rename the argument",
                 )

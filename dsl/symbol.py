@@ -279,6 +279,13 @@ def combine(trace: Trace, op: BinaryOp, a: object, b: object) -> Symbol:
         for x, y in ((left, right), (right, left)):
             if isinstance(x, Load) and y.type is BOOL:
                 trace.reread(x.buffer, BOOL)
+    if op in ("add", "sub", "mul") and left.type is BOOL and right.type is BOOL:
+        # Python would add them as 0 and 1, torch as truth values.
+        raise TypeMismatchError(
+            "arithmetic on two conditions",
+            location=loc,
+            hint="combine conditions with `&` and `|`; rg.to_int(a) + rg.to_int(b) counts them",
+        )
     if op == "pow" and left.type is not F32 and isinstance(right, Const) and right.value in (1, 2, 3, 4):
         # Small powers of integers stay exact integers, as in Python.
         left = build.cast(left, I64, loc)

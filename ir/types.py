@@ -35,7 +35,7 @@ class BufferType:
     A label is the name of the index that alone reads the axis (``head``, ``q`` …), else ``_``.
     Labels describe; only their number (the rank) binds. ``f32`` stands for every float storage
     dtype (float16, bfloat16, float32, float64: values are converted when loaded), ``i32`` for
-    int8, uint8, int16 and int32.
+    int8, uint8, int16 and int32. The runtime gives a variant the types of the tensors that a call brings.
     """
 
     element: ScalarType

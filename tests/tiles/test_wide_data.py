@@ -25,19 +25,24 @@ DATA = {
 }
 
 
-def classes(keep: str, data: npt.NDArray[np.int64], element: str) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int8]]:
+Classes = npt.NDArray[np.int8]
+
+
+def classes(keep: str, data: npt.NDArray[np.int64], element: str) -> tuple[Classes, Classes]:
     """Tiles as the analysis classifies them, and as they are: 0 empty, 1 partial, 2 full."""
     variant, _ = parse_variant(f"attention mask(x: {element}[_]) {{ keep {keep} }}")
     plan = make_plan(run_pipeline(variant))
     claimed = tile_map(plan, Sizes(1, 1, 1, LENGTH, LENGTH), {"x": data}, TILE, TILE)[0, 0]
-    env = {"q": TOKENS[:, None], "kv": TOKENS[None], "batch": 0, "q_len": LENGTH, "kv_len": LENGTH, "x": data}
+    env: dict[str, npt.NDArray[np.int64] | int] = {"q": TOKENS[:, None], "kv": TOKENS[None], "batch": 0, "q_len": LENGTH, "kv_len": LENGTH, "x": data}
     allowed = np.broadcast_to(evaluate(variant.mask, env), (LENGTH, LENGTH))
     tiles = allowed.reshape(LENGTH // TILE, TILE, LENGTH // TILE, TILE)
-    return claimed, tiles.any((1, 3)).astype(np.int8) + tiles.all((1, 3))
+    return claimed, np.add(tiles.any((1, 3)), tiles.all((1, 3)), dtype=np.int8)
 
 
-MASKS = ("x[q] == x[kv]", "x[q] != x[kv]", "x[q] >= x[kv] and q >= kv", "x[kv] != 0", "x[kv] != -100", "x[q] < kv")
-MASKS += ("kv < x[batch]", "x[batch] <= kv", "q - kv < x[batch]", "kv + 5 > x[q] and q >= kv")
+MASKS = (
+    "x[q] == x[kv]", "x[q] != x[kv]", "x[q] >= x[kv] and q >= kv", "x[kv] != 0", "x[kv] != -100", "x[q] < kv",
+    "kv < x[batch]", "x[batch] <= kv", "q - kv < x[batch]", "kv + 5 > x[q] and q >= kv",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("data", DATA)
