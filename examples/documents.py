@@ -15,7 +15,7 @@ def same_document(q, kv, batch, doc):
 
 query, key, value = torch.randn(3, 2, 4, 400, 64).unbind()
 lengths = torch.tensor([[150, 30, 220], [10, 200, 190]])
-doc = torch.stack([torch.repeat_interleave(torch.arange(3), row) for row in lengths]).int()
+doc = torch.stack([torch.repeat_interleave(torch.arange(3), row) for row in lengths])
 attn = rg.attention(same_document)
 print(attn)
 out = attn(query, key, value, doc=doc)

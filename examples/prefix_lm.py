@@ -14,7 +14,7 @@ def prefix_lm(q, kv, batch, prefix):
 
 
 query, key, value = torch.randn(3, 2, 4, 257, 64).unbind()
-prefix = torch.tensor([100, 31], dtype=torch.int32)
+prefix = torch.tensor([100, 31])
 attn = rg.attention(prefix_lm)  # `prefix` stays open and comes with the call
 print(attn)
 out = attn(query, key, value, prefix=prefix)
