@@ -73,14 +73,6 @@ def lower(results: Mapping[str, Expr]) -> Lowered:
     return Lowered(tuple(steps), tuple((name, done[id(x)]) for name, x in zip(results, roots, strict=True)))
 
 
-def step_dependence(lowered: Lowered) -> dict[str, frozenset[str]]:
-    """What each step depends on, by name, through the steps that it reads: see :func:`dependence`."""
-    found: dict[str, frozenset[str]] = {}
-    for step in lowered.steps:
-        found[step.name] = dependence(step.expr, found)
-    return found
-
-
 def inlined(lowered: Lowered) -> dict[str, Expr]:
     """The results as whole expressions again; the inverse of :func:`lower`."""
     table: dict[Expr, Expr] = {}

@@ -21,6 +21,14 @@ from .arguments import check_is_tensor, check_scalar, check_tensors
 from .engine import edited_engine, engine_of
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+# What to write for keywords of torch.nn.functional.scaled_dot_product_attention.
+_OF_SDPA = {
+    "attn_mask": "a mask is a part of the attention: rg.attention(mask, ...)",
+    "is_causal": "write rg.attention(rg.causal)",
+    "dropout_p": "there is no dropout",
+    "scale": "write rg.attention(..., scale=...)",
+    "enable_gqa": "leave it out: query heads share key/value heads by their numbers",
+}
 
 
 class Aux(NamedTuple):
@@ -181,7 +189,7 @@ class Attention:
         for p in self._open:
             if p.name not in given:
                 raise ParameterError(
-                    f"{p.name}: {p.type} has no value",
+                    f"`{p.name}` has no value",
                     location=p.loc,
                     hint=f"pass it at the call: attn(query, key, value, {p.name}=…)",
                 )
@@ -195,6 +203,8 @@ class Attention:
     def _unknown(self, name: str, known: list[str]) -> ParameterError:
         if name in self.binding:
             hint = f"`{name}` is bound already; attn.with_values({name}=…) makes an attention with another value"
+        elif name in _OF_SDPA:
+            hint = _OF_SDPA[name]
         elif close := difflib.get_close_matches(name, known, n=1):
             hint = f"did you mean `{close[0]}`?"
         else:

@@ -33,7 +33,7 @@ def classes(keep: str, data: npt.NDArray[np.int64], element: str) -> tuple[Class
     variant, _ = parse_variant(f"attention mask(x: {element}[_]) {{ keep {keep} }}")
     plan = make_plan(run_pipeline(variant))
     claimed = tile_map(plan, Sizes(1, 1, 1, LENGTH, LENGTH), {"x": data}, TILE, TILE)[0, 0]
-    env: dict[str, npt.NDArray[np.int64] | int] = {"q": TOKENS[:, None], "kv": TOKENS[None], "batch": 0, "q_len": LENGTH, "kv_len": LENGTH, "x": data}
+    env: dict[str, npt.NDArray[np.int64] | int] = {"q": TOKENS[:, None], "kv": TOKENS[None], "batch": 0, "x": data}
     allowed = np.broadcast_to(evaluate(variant.mask, env), (LENGTH, LENGTH))
     tiles = allowed.reshape(LENGTH // TILE, TILE, LENGTH // TILE, TILE)
     return claimed, np.add(tiles.any((1, 3)), tiles.all((1, 3)), dtype=np.int8)

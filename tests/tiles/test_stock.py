@@ -1,0 +1,60 @@
+"""The stock library's own masks: the analysis finds exactly the true tiles, whatever the dtype of the data."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import regard as rg
+from regard.dsl import stock
+from regard.ir.passes import run_pipeline
+from regard.ir.tiles import make_plan
+from regard.ir.tiles.count import tile_map
+from regard.ir.tiles.numeric import Sizes
+
+LENGTH = 150
+IDS = (torch.arange(LENGTH) // 37).expand(2, -1)
+
+MASKS: dict[str, dict[str, Any]] = {
+    "full": {"everything": rg.full},
+    "causal": {"a triangle": rg.causal},
+    "sliding_window": {"one side": rg.sliding_window(40), "both sides": rg.sliding_window(9, 30)},
+    "prefix_lm": {"one for all": rg.prefix_lm(50), "one a batch": rg.prefix_lm(torch.tensor([0, 70]))},
+    "document": {
+        "of a batch": rg.document(IDS),
+        "for all": rg.document(IDS[0]),
+        "other keys": rg.document(IDS, IDS.flip(1)),
+    },
+    "padding": {"lengths": rg.padding(torch.tensor([131, 20]))},
+    "key_mask": {"marked": rg.key_mask(IDS < 2)},
+    "global_tokens": {"with a window": rg.global_tokens(20) | rg.sliding_window(16, 16)},
+    "sinks": {"with a window": rg.causal & (rg.sinks(4) | rg.sliding_window(33))},
+    "dilated": {"in a window": rg.dilated(4) & rg.sliding_window(64)},
+    "strided": {"summaries": rg.strided(24)},
+    "block_diagonal": {"blocks": rg.block_diagonal(24)},
+    "chunked_causal": {"blocks": rg.chunked_causal(40)},
+    "checkerboard": {"blocks": rg.checkerboard(32)},
+}
+
+
+@pytest.mark.parametrize("align", ["start", "end"])
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name in MASKS for case in MASKS[name]])
+def test_tiles_are_exactly_the_true_ones(name: str, case: str, align: Any) -> None:
+    attn = rg.attention(MASKS[name][case], align=align)
+    plan = make_plan(run_pipeline(attn.variant))
+    values = {p: x.numpy() if isinstance(x, torch.Tensor) else x for p, x in attn.binding.items()}
+    for sizes in (Sizes(2, 2, 1, LENGTH, LENGTH), Sizes(2, 2, 1, 67, LENGTH)):
+        for block_m, block_n in ((32, 16), (17, 23)):
+            true = tile_map(plan, sizes, values, block_m, block_n, exact=True)
+            found = tile_map(plan, sizes, values, block_m, block_n)
+            np.testing.assert_array_equal(np.broadcast_to(found, true.shape), true)
+
+
+def test_no_stock_mask_is_left_out() -> None:
+    parts = {name: getattr(stock, name) for name in stock.__all__}
+    makers = {name for name, part in parts.items() if "MaskPart" in str(inspect.signature(part).return_annotation)}
+    assert makers | {name for name, part in parts.items() if isinstance(part, rg.MaskFunction)} == set(MASKS)
