@@ -34,18 +34,25 @@ _GRAD_KEY_POINTERS: _Table = (
 _GRAD_QUERY_POINTERS: _Table = (
     (128, (64, 64, 4, 2)), (256, (64, 64, 8, 2)), (512, (32, 32, 4, 1)), (1024, (32, 16, 4, 1)),
 )  # fmt: skip
+# For products in IEEE precision, which no tensor core computes: they are unrolled, so that larger tiles take
+# long to compile. Tiles that come by descriptors, not by pointers, spill thousands of registers there.
+_IEEE_FORWARD: _Table = ((512, (32, 32, 8, 1)), (1024, (16, 16, 8, 1)))
+_IEEE_GRAD_KEY: _Table = ((256, (32, 32, 8, 1)), (512, (16, 32, 8, 1)), (1024, (16, 16, 8, 1)))
+_IEEE_GRAD_QUERY: _Table = ((256, (32, 32, 8, 1)), (512, (32, 16, 8, 1)), (1024, (16, 16, 8, 1)))
 
 
 def default_schedule(plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> Schedule:
     """The schedule used unless one was tuned or asked for."""
     if target.backend == "cpu":
         return Schedule(128, 128, num_warps=1, num_stages=1)
-    descriptors = problem.aligned and target.backend == "cuda" and int(target.arch) >= 90
-    tables = (
-        (_FORWARD, _GRAD_KEY, _GRAD_QUERY)
-        if descriptors
-        else (_FORWARD_POINTERS, _GRAD_KEY_POINTERS, _GRAD_QUERY_POINTERS)
-    )
+    ieee = problem.dtype == "f32" and not problem.tf32
+    descriptors = problem.aligned and not ieee and target.backend == "cuda" and int(target.arch) >= 90
+    if ieee:
+        tables = _IEEE_FORWARD, _IEEE_GRAD_KEY, _IEEE_GRAD_QUERY
+    elif descriptors:
+        tables = _FORWARD, _GRAD_KEY, _GRAD_QUERY
+    else:
+        tables = _FORWARD_POINTERS, _GRAD_KEY_POINTERS, _GRAD_QUERY_POINTERS
     forward, by_key, by_query = (
         Schedule(*_fitting(table, problem, target), descriptors=descriptors) for table in tables
     )
@@ -88,9 +95,6 @@ def _shaped(schedule: Schedule, shape: _Shape) -> Schedule:
 
 
 def _fitting(table: _Table, problem: Problem, target: Target) -> _Shape:
-    if problem.dtype == "f32" and not problem.tf32:
-        # No tensor core multiplies in IEEE precision; the products are unrolled, so tiles stay small.
-        return (32, 32, 8, 1) if max(problem.head_dim, problem.value_dim) <= 128 else (16, 16, 8, 1)
     item = 4 if problem.dtype == "f32" else 2
     width = max(problem.head_dim, problem.value_dim) * item
     shape = next(shape for limit, shape in table if width <= limit)

@@ -13,7 +13,6 @@ from .emitter import Emitter
 from .print_torch import helper_functions
 from .schedule import Problem, Schedule, Source, Target
 from .triton_grad_diagonal import KERNEL as DIAGONAL_KERNEL
-from .triton_grad_diagonal import OPTIONS as DIAGONAL_OPTIONS
 from .triton_grad_diagonal import GradDiagonal
 from .triton_grad_key import KERNEL as KEY_KERNEL
 from .triton_grad_key import GradKey
@@ -58,7 +57,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     emit_options(out, "GRAD_KEY", schedule)
     emit_options(out, "GRAD_QUERY", by_query)
     if grad_diagonal:
-        out.line(DIAGONAL_OPTIONS)
+        emit_options(out, "GRAD_DIAGONAL", grad_diagonal.schedule)
     if schedule.descriptors or by_query.descriptors:
         out.section(DESCRIPTOR)
     if uses_table(plan):

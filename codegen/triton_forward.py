@@ -25,7 +25,7 @@ from .triton_program import (
 )
 from .triton_skeleton import Skeleton
 from .triton_split import MERGE, emit_shares
-from .triton_tiles import TileLoops
+from .triton_tiles import TileLoops, emit_start
 from .triton_values import Guard, Values
 
 KERNEL = "attention_forward"
@@ -157,7 +157,7 @@ class _Forward(Skeleton):
         """One tile of keys."""
         wanted = [x for x in self.results if masked or x != "mask"]
         rows = "(start + keys[:, None] < kv_len)" if masked else ""
-        out.line(f"start = {tile} * BLOCK_N")
+        emit_start(out, tile, "BLOCK_N")
         self.tiles.load(out, "k", "key", "kv_head", "start", "BLOCK_N", "columns", self.head, rows)
         emit_product(out, "s", "q", "k", self.head, self.precision)
         if masked or wanted:

@@ -1,23 +1,32 @@
 """The kernel for gradients along diagonals: captured tensors read at an index that depends on kv - q.
 
-A program owns 64 diagonals of one head. It walks the tiles of 64 queries, recomputes the band of 128 keys that
-its diagonals cross, and adds up each diagonal: element (i, j) of the result is column i + j of row i.
+A program owns some diagonals of one head. It walks the tiles of as many queries, recomputes the band of twice as
+many keys that its diagonals cross, and adds up each diagonal: element (i, j) of the result is column i + j of
+row i.
 """
 
 from __future__ import annotations
 
 from .emitter import Emitter
+from .schedule import Schedule
 from .triton_gradients import Gradients
 from .triton_module import Argument, emit_launch, kernel
 from .triton_program import emit_product
 from .triton_values import Guard
 
 KERNEL = "attention_grad_diagonal"
-OPTIONS = "GRAD_DIAGONAL = dict(BLOCK_M=64, BLOCK_N=128, num_warps=8, num_stages=1)"
 
 
 class GradDiagonal(Gradients):
     """Emits the kernel and its launch; ``NAME_sums`` is (B, H, Lq + Lkv - 1), from kv - q = 1 - Lq on."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """As many queries as diagonals, and the band; small where products are unrolled (see ``defaults``)."""
+        rows = 64
+        if not self.fused:
+            rows = 32 if max(self.problem.head_dim, self.problem.value_dim) <= 128 else 16
+        return Schedule(rows, 2 * rows, num_warps=8, num_stages=1)
 
     def emit(self, out: Emitter) -> None:
         """The kernel."""

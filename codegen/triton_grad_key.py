@@ -11,7 +11,7 @@ from .schedule import Schedule
 from .triton_gradients import Gradients
 from .triton_module import Argument, emit_launch, kernel
 from .triton_program import INDICES, emit_accumulate, emit_place, emit_product, table_arguments, uses_table
-from .triton_tiles import emit_ranges, emit_table
+from .triton_tiles import emit_ranges, emit_start, emit_table
 from .triton_values import Guard, Values
 
 KERNEL = "attention_grad_key_value"
@@ -112,7 +112,7 @@ class GradKey(Gradients):
         wanted = self.wanted(here, masked=masked)
         inside = "(start + queries[:, None] < q_len)" if masked else ""
         mask = ", mask=start + queries < q_len, other=0.0" if masked else ""
-        out.line(f"start = {tile} * BLOCK_M")
+        emit_start(out, tile, "BLOCK_M")
         self.tiles.load(out, "q", "query", "head", "start", "BLOCK_M", "columns", self.head, inside)
         if self.exact_rows:
             out.line(f"norm_rows = tl.load(norm + row + start + queries{mask})")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from textwrap import wrap
 
 from ..ir.printer import print_expr, print_variant
 from ..ir.tiles.plan import TilePlan
@@ -21,6 +22,8 @@ from .triton_values import MARK, is_checked, user_name
 
 ITEM_SIZES: dict[DType, int] = {"f16": 2, "bf16": 2, "f32": 4}
 _GLOBAL = re.compile(r"^(?:def )?(\w+)", re.MULTILINE)
+# A function with its comment and decorator, and the empty lines before, which become two.
+_DEFINITION = re.compile(r"\n+((?:#.*\n)*(?:@.*\n)?def )")
 _WORD = re.compile(rf"[A-Za-z_{MARK}][A-Za-z_0-9{MARK}]*")
 
 
@@ -162,9 +165,13 @@ def emit_header(
     sizes = f"head size {problem.head_dim}, value size {problem.value_dim}"
     out.comment(f"Problem: {problem.dtype}, {sizes}, {aligned}, {target}.")
     out.comment(f"Schedule: {describe(schedule)}.")
+    if schedule.grad_query:
+        out.comment(f"  for the gradient of queries: {describe(schedule.grad_query)}.")
     out.comment(f"Tiles: {plan.method}.")
     for proof in plan.proofs:
-        out.comment(f"  {print_expr(proof.atom)}: {proof.verdict}, {proof.reason}")
+        text = f"{print_expr(proof.atom)}: {proof.verdict}, {proof.reason}"
+        for line in wrap(text, 110, initial_indent="  ", subsequent_indent="    "):
+            out.comment(line)
     if plan.rows_reason:
         out.comment(f"  rows: {plan.rows_reason}")
     for note in notes:
@@ -180,14 +187,12 @@ def emit_options(out: Emitter, name: str, schedule: Schedule) -> None:
 
 def describe(schedule: Schedule) -> str:
     """A schedule in words."""
-    text = f"{schedule.block_m} queries by {schedule.block_n} keys"
-    text += f", {schedule.num_warps} warps, {schedule.num_stages} stages"
+    stages = f"{schedule.num_stages} stage" + "s" * (schedule.num_stages > 1)
+    text = f"{schedule.block_m} queries by {schedule.block_n} keys, {schedule.num_warps} warps, {stages}"
     if schedule.reverse:
         text += ", heaviest tiles first"
-    if schedule.grad_query:
-        text += f"; for the gradient of queries {describe(schedule.grad_query)}"
     if schedule.split_keys:
-        text += ", keys split where there are too few tiles of queries"
+        text += ", keys split where query tiles are few"
     return text
 
 
@@ -244,8 +249,8 @@ def section_size(key, value, heads):
 def finish(out: Emitter, plan: TilePlan, kernels: Sequence[str], head: Emitter) -> Source:
     """Puts the parts of a module together."""
     body = out.text()
-    helpers = "".join("\n" + source for source in used_helpers(body))
-    return Source(final_names(head.text() + PRELUDE + helpers + "\n" + LAUNCH + "\n\n" + body, plan), tuple(kernels))
+    text = "".join([head.text(), PRELUDE, *used_helpers(body), LAUNCH, "\n\n", body])
+    return Source(final_names(_DEFINITION.sub(r"\n\n\n\1", text), plan), tuple(kernels))
 
 
 def final_names(text: str, plan: TilePlan) -> str:

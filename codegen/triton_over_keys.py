@@ -9,7 +9,7 @@ from .schedule import Schedule
 from .triton_gradients import Gradients
 from .triton_module import Argument
 from .triton_program import emit_place, emit_product, table_arguments, uses_table
-from .triton_tiles import TileLoops
+from .triton_tiles import TileLoops, emit_start
 from .triton_values import Guard, Values
 
 
@@ -56,7 +56,7 @@ class OverKeys(Gradients):
         masked: bool, normed: bool = True,
     ) -> None:  # fmt: skip
         """``k``, ``p`` and ``dp`` of one tile of keys, of which ``rows`` are read."""
-        out.line(f"start = {tile} * BLOCK_N")
+        emit_start(out, tile, "BLOCK_N")
         self.tiles.load(out, "k", "key", "kv_head", "start", "BLOCK_N", "columns", self.head, rows)
         emit_product(out, "s", "q", "k", self.head, self.precision)
         self.tiles.load(out, "v", "value", "kv_head", "start", "BLOCK_N", self.value_columns, self.value, rows)

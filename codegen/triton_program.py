@@ -104,9 +104,9 @@ class Tiles:
             conditions = [inside] if inside else []
             if p.padded:
                 conditions.append(f"({columns}{p.suffix} < {p.first + p.valid})")
-            mask = f", mask={' & '.join(conditions)}, other=0.0" if conditions else ""
-            where = f"{tensor}_base + {start} * {tensor}_stride + {tensor}_offsets{p.suffix}"
-            out.line(f"{name}{p.suffix} = tl.load({where}{mask})")
+            place = f"{tensor}_base + {start} * {tensor}_stride + {tensor}_offsets{p.suffix}"
+            mask = [f"mask={' & '.join(conditions)}", "other=0.0"] if conditions else []
+            _emit_call(out, f"{name}{p.suffix} = tl.load", place, *mask)
 
     def store(
         self, out: Emitter, name: str, tensor: str, start: str, columns: str, parts: Sequence[Part], inside: str,
@@ -116,8 +116,20 @@ class Tiles:
         for p in parts:
             mask = f"{inside} & ({columns}{p.suffix} < {p.first + p.valid})" if p.padded else inside
             text = value.format(f"{name}{p.suffix}")
-            where = f"{tensor}_base + {start} * {tensor}_stride + {tensor}_offsets{p.suffix}"
-            out.line(f"tl.store({where}, {text}.to({tensor}.dtype.element_ty), mask={mask})")
+            place = f"{tensor}_base + {start} * {tensor}_stride + {tensor}_offsets{p.suffix}"
+            _emit_call(out, "tl.store", place, f"{text}.to({tensor}.dtype.element_ty)", f"mask={mask}")
+
+
+def _emit_call(out: Emitter, function: str, *arguments: str) -> None:
+    """A call on one line if that is short, else with one argument a line."""
+    text = f"{function}({', '.join(arguments)})"
+    if len(text) <= 104:
+        out.line(text)
+        return
+    out.line(f"{function}(")
+    for argument in arguments:
+        out.line(f"    {argument},")
+    out.line(")")
 
 
 def precision(problem: Problem) -> str:

@@ -102,7 +102,8 @@ def _sorted(out: Emitter, kind: str, intervals: list[tuple[str, str]]) -> list[t
         if start != a:
             out.line(f"{start} = {a}")
         # An empty interval must not bridge a gap: it shrinks to nothing, at the far end.
-        out.line(f"{stop} = {b}")
+        if stop != b:
+            out.line(f"{stop} = {b}")
         out.line(f"{start} = tl.where({start} < {stop}, {start}, {_FAR})")
         out.line(f"{stop} = tl.where({start} < {stop}, {stop}, {_FAR})")
     for end in range(len(names) - 1, 0, -1):
@@ -113,7 +114,8 @@ def _sorted(out: Emitter, kind: str, intervals: list[tuple[str, str]]) -> list[t
             out.line(f"{b}, {d} = tl.where(swap, {d}, {b}), tl.where(swap, {b}, {d})")
     for (a, b), (c, d) in pairwise(names):
         out.line(f"joined = {c} <= {b}")
-        out.line(f"{c}, {d} = tl.where(joined, {a}, {c}), tl.where(joined, tl.maximum({b}, {d}), {d})")
+        out.line(f"{c} = tl.where(joined, {a}, {c})")
+        out.line(f"{d} = tl.where(joined, tl.maximum({b}, {d}), {d})")
         out.line(f"{b} = tl.where(joined, {a}, {b})")
     return names
 
@@ -205,6 +207,18 @@ def _numbered(out: Emitter, kind: str, segments: list[Segment]) -> tuple[str, st
     for end, shift in reversed(shifts):
         tile = f"tl.where(t < {end}, {'t' if shift == '0' else f't + {shift}'}, {tile})"
     return f"{kind}_count", tile
+
+
+def emit_start(out: Emitter, tile: str, block: str) -> None:
+    """``start``, the first position of a tile; a chain of selects has one a line."""
+    head, *selects = tile.split(", tl.where(")
+    if not selects:
+        out.line(f"start = {tile} * {block}")
+        return
+    *selects, last = selects
+    condition, otherwise = last.rsplit(", ", 1)
+    lines = [head, *(f"tl.where({x}" for x in selects), f"tl.where({condition}", f"{otherwise} * {block}"]
+    out.lines("start = " + ",\n    ".join(lines))
 
 
 def emit_table(out: Emitter) -> TileLoops:
