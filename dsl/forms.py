@@ -76,7 +76,7 @@ def form_of_value(name: str, value: object) -> Form:
             raise ParameterError(
                 f"`{name}` is a {type(value).__name__}; parameters are int, float, bool or torch.Tensor",
                 location=caller(),
-                hint="torch.from_numpy(x) or torch.tensor(x) makes a tensor" if hasattr(value, "__array__") or isinstance(value, list | tuple) else "",
+                hint="" if isinstance(value, str) else "torch.from_numpy(x) or torch.tensor(x) makes a tensor",
             )
 
 

@@ -260,6 +260,7 @@ def _is_watched(query: Tensor) -> bool:
     """Whether something besides plain eager execution must see the operator: a mode, a transform, a subclass."""
     return (
         type(query) not in _PLAIN
+        or (torch.is_autocast_enabled("cpu") and not query.is_cuda)
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..codegen.defaults import default_schedule
+from ..codegen.defaults import Direction, default_schedule
 from ..codegen.schedule import DType, Schedule, Target
 from ..codegen.triton_values import is_checked
 from ..ir.dependence import load_class
@@ -24,7 +24,6 @@ from ..ir.tiles.count import PairCount, TileCounts, Work, pair_count, tile_count
 from ..ir.traverse import loads, parameter_names, substitute
 from ..ir.types import I32
 from ..ir.variant import Variant
-from .compile import Direction
 from .inspection import Setting, Shape, plan_of, setting
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..codegen.binaries import Binary, compile_launches, sample_arguments
+from ..codegen.defaults import Direction
 from ..codegen.schedule import DType, Problem, Schedule, Target
 from ..ir.errors import ArgumentError, ParameterError, UnsupportedError
 from ..ir.lowered import lower
@@ -26,7 +27,7 @@ from ..ir.traverse import loads
 from ..ir.types import BOOL, F32, I32, I64, ScalarType
 from ..ir.variant import Variant
 from .arguments import DTYPES, check_scalar, check_tensors
-from .compile import Direction, Request, generate, target_of
+from .compile import Request, generate, target_of
 from .modules import load_module
 from .storage import as_stored
 

@@ -109,6 +109,19 @@ def test_autocast_casts_as_sdpa_does() -> None:
     assert x[0].grad is not None and x[0].grad.dtype is torch.float32
 
 
+def test_autocast_stays_outside() -> None:
+    """Scores and sums keep their precision, forward and backward, recorded or not."""
+    attn = rg.attention(rg.causal())
+    x = [t.detach().bfloat16().requires_grad_() for t in inputs()]
+    out = attn(*x)
+    gradients = torch.autograd.grad(out.sum(), x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attn(*x), out)
+        assert all(map(torch.equal, torch.autograd.grad(attn(*x).sum(), x), gradients))
+        with torch.no_grad():
+            assert torch.equal(attn(*x), out)
+
+
 @pytest.mark.parametrize("empty", ["batch", "queries", "keys"])
 def test_nothing_to_attend(empty: str) -> None:
     batch, q_len, kv_len = (0 if empty == name else n for name, n in (("batch", 2), ("queries", 5), ("keys", 7)))
