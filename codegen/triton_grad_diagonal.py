@@ -11,7 +11,7 @@ from .emitter import Emitter
 from .schedule import Schedule
 from .triton_gradients import Gradients
 from .triton_module import Argument, emit_launch, kernel
-from .triton_program import emit_product
+from .triton_program import emit_call, emit_product
 from .triton_values import Guard
 
 KERNEL = "attention_grad_diagonal"
@@ -76,7 +76,7 @@ class GradDiagonal(Gradients):
                     out.line(f"{c.name}_total += tl.sum(tl.gather({c.name}, taken, 1), 0)")
             for c in here:
                 place = f"{c.name}_sums + entry.to(tl.int64) * diagonals + block * BLOCK_M + rows"
-                out.line(f"tl.store({place}, {c.name}_total, mask=block * BLOCK_M + rows < diagonals)")
+                emit_call(out, "tl.store", place, f"{c.name}_total", "mask=block * BLOCK_M + rows < diagonals")
 
     def arguments(self) -> list[Argument]:
         """In the order of the kernel's signature."""

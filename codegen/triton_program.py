@@ -106,7 +106,7 @@ class Tiles:
                 conditions.append(f"({columns}{p.suffix} < {p.first + p.valid})")
             place = f"{tensor}_base + {start} * {tensor}_stride + {tensor}_offsets{p.suffix}"
             mask = [f"mask={' & '.join(conditions)}", "other=0.0"] if conditions else []
-            _emit_call(out, f"{name}{p.suffix} = tl.load", place, *mask)
+            emit_call(out, f"{name}{p.suffix} = tl.load", place, *mask)
 
     def store(
         self, out: Emitter, name: str, tensor: str, start: str, columns: str, parts: Sequence[Part], inside: str,
@@ -117,10 +117,10 @@ class Tiles:
             mask = f"{inside} & ({columns}{p.suffix} < {p.first + p.valid})" if p.padded else inside
             text = value.format(f"{name}{p.suffix}")
             place = f"{tensor}_base + {start} * {tensor}_stride + {tensor}_offsets{p.suffix}"
-            _emit_call(out, "tl.store", place, f"{text}.to({tensor}.dtype.element_ty)", f"mask={mask}")
+            emit_call(out, "tl.store", place, f"{text}.to({tensor}.dtype.element_ty)", f"mask={mask}")
 
 
-def _emit_call(out: Emitter, function: str, *arguments: str) -> None:
+def emit_call(out: Emitter, function: str, *arguments: str) -> None:
     """A call on one line if that is short, else with one argument a line."""
     text = f"{function}({', '.join(arguments)})"
     if len(text) <= 104:

@@ -86,7 +86,7 @@ class Values:
             if step.name in needed and step.name not in done and self._levels[step.name] == level:
                 if self._debug and isinstance(step.expr, Load):
                     self._emit_assertion(out, step.expr, level, guard)
-                out.line(f"{self._names[step.name]} = {self._step(step, guard)}")
+                out.lines(f"{self._names[step.name]} = {self._step(step, guard)}")
                 written.add(step.name)
         return done | written
 
@@ -142,8 +142,11 @@ class Values:
         address, conditions = self._address(load.indices, user_name(load.buffer), user_name(load.buffer))
         lanes = _lanes(guard, level)
         conditions = ([lanes] if lanes else []) + conditions
-        mask = f", mask={' & '.join(conditions)}, other=0" if conditions else ""
-        return f"tl.load({address}{mask}).to({TRITON_TYPES[load.type]})"
+        arguments = [address, f"mask={' & '.join(conditions)}", "other=0"] if conditions else [address]
+        text = ", ".join(arguments)
+        if len(text) > 80:
+            text = "\n" + "".join(f"    {x},\n" for x in arguments)
+        return f"tl.load({text}).to({TRITON_TYPES[load.type]})"
 
     def _emit_assertion(self, out: Emitter, load: Load, level: Level, guard: Guard) -> None:
         """Stops the kernel where a lane that may load is out of bounds; without it such a lane reads 0."""
@@ -167,7 +170,7 @@ class Values:
             text = self._print(x)
             if not is_checked(x):
                 size = f"{buffer}_size_{axis}"
-                position = f"({text})"
+                position = text if text.isidentifier() else f"({text})"
                 if not self.never_negative(x):
                     position = f"tl.where({text} < 0, {position} + {size}, {text})"
                     conditions.append(f"({position} >= 0)")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import regard as rg
 from generated_triton import generated, load
-from oracle import Part, gradients, oracle
+from oracle import Part, assert_close_to_oracle, eager, gradients, oracle
 
 F16, F32 = torch.float16, torch.float32
 LENGTH = 45
@@ -117,6 +117,24 @@ def test_forward_and_gradients(name: str) -> None:
     expected_gradients = gradients(oracle, parts, tensors, grad_out, grad_lse, module.captured)
     for a, b in zip(found, expected_gradients, strict=True):
         assert_close(a, b, F32)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("window", F32), ("softcap", F32), ("per head", F16), ("per key", F16), ("per distance", F16)]
+)
+def test_errors_are_those_of_eager_attention(name: str, dtype: torch.dtype) -> None:
+    parts = CASES[name]()
+    tensors = inputs(dtype, LENGTH, LENGTH, 24, 24)
+    module = generated(parts, sizes=(24, 24), dtype=dtype, blocks=(32, 32), descriptors=False)
+    out, lse = module.forward(*tensors)
+    (exact, exact_lse), (usual, usual_lse) = oracle(parts, *tensors), eager(parts, *tensors)
+    assert_close_to_oracle(out, exact, usual)
+    assert_close_to_oracle(lse, exact_lse, usual_lse, "lse")
+    grad_out = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    found = module.backward(*tensors, out, lse, grad_out)
+    exact_grads, usual_grads = (gradients(f, parts, tensors, grad_out, None, module.captured) for f in (oracle, eager))
+    for n, (a, b, c) in enumerate(zip(found, exact_grads, usual_grads, strict=True)):
+        assert_close_to_oracle(a, b, c.to(a.dtype), f"gradient {n}")
 
 
 @pytest.mark.parametrize(
