@@ -135,6 +135,8 @@ def test_errors_are_those_of_eager_attention(name: str, dtype: torch.dtype) -> N
     exact_grads, usual_grads = (gradients(f, parts, tensors, grad_out, None, module.captured) for f in (oracle, eager))
     for n, (a, b, c) in enumerate(zip(found, exact_grads, usual_grads, strict=True)):
         assert_close_to_oracle(a, b, c.to(a.dtype), f"gradient {n}")
+        if n > 2:  # captured: sums over many pairs, in which an error common to a row would not cancel
+            assert (a - b).norm() <= 0.1 * (c - b).norm()
 
 
 @pytest.mark.parametrize(
