@@ -114,6 +114,7 @@ def form_of_annotation(name: str, annotation: object, kind: Kind, place: Locatio
 
 
 def guessed_element(kind: Kind) -> ScalarType:
+    """The element type of an open tensor until its use says otherwise."""
     return I32 if kind == "mask" else F32
 
 

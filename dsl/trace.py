@@ -241,6 +241,7 @@ def _axes(name: str, expr: Expr) -> tuple[str, ...]:
 
 
 def numbered(base: str) -> Iterable[str]:
+    """``base``, ``base_1``, ``base_2`` and so on."""
     yield base
     n = 1
     while True:

@@ -89,6 +89,8 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Unary:
+    """``neg`` and ``abs`` keep the type of a number, ``not`` takes a boolean; the rest compute in float32."""
+
     op: UnaryOp
     x: Expr
     type: ScalarType

@@ -204,9 +204,10 @@ def test_threads_compile_once(compilations: list[str]) -> None:
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_torch_compile_with_inductor(dynamic: bool) -> None:
     torch._dynamo.reset()
+    attn = rg.attention(rg.causal())
 
     def model(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out: Tensor = rg.attention(rg.causal())(query * 2, key, value)
+        out: Tensor = attn(query * 2, key, value)
         return out.relu()
 
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic)
