@@ -158,9 +158,10 @@ def compilations() -> dict[str, Any]:
                 x = make(512, dim=dim).requires_grad_()
                 rg.attention(part, rg.softcap(20.0))(x, x, x).sum().backward()
         cold = sorted(seconds)
-        attn = rg.attention(rg.sliding_window(1000))
-        x = make(300)
-        attn(x, x, x)
+        # One call of each schedule: keys of a row split over programs, and not.
+        for length, batch in ((300, 1), (2100, 4)):
+            x = make(length, batch=batch)
+            rg.attention(rg.sliding_window(1000))(x, x, x)
         seconds.clear()
         for i in range(50):
             length = 257 + 37 * i

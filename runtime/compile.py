@@ -5,28 +5,26 @@ A program found in the disk cache skips all but the last step; neither sympy nor
 
 from __future__ import annotations
 
-import functools
 import json
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, assert_never
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..codegen.defaults import Direction
 from ..codegen.schedule import Problem, Schedule, Source, Target
+from ..codegen.skeletons import Choice
 from ..ir.errors import UnsupportedError
 from ..ir.printer import print_plan, print_variant
-from ..ir.tiles.plan import TilePlan
 from ..ir.variant import Variant
 from . import cache, config, modules, toolchain
 from .storage import as_stored
 
 if TYPE_CHECKING:
     from .launch import Launcher
-
-Direction = Literal["forward", "backward"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +36,14 @@ class Request:
     target: Target
     direction: Direction
     schedule: Schedule | None = None  # None: the default
+    # Whether calls have a tile of 128 queries for every multiprocessor.
+    fills_gpu: bool = False
 
     @property
     def key(self) -> str:
         """The name of the program in memory and on disk."""
         text = print_variant(replace(self.variant, name="attention"))
-        facts = (text, repr(self.problem), str(self.target), self.direction, repr(self.schedule))
+        facts = (text, repr(self.problem), str(self.target), self.direction, repr(self.schedule), str(self.fills_gpu))
         return cache.key_of("program", *facts, toolchain.versions())
 
 
@@ -70,14 +70,24 @@ def program(request: Request) -> Program:
     key = request.key
     with _lock:
         if key not in _programs:
-            _programs[key] = load(key, *_source(key, request), request.target)
+            found = _source(key, request)
+            # A program for large calls that is no other than that for small ones is not loaded twice.
+            _programs[key] = load(key, *found, request.target) if found else program(replace(request, fills_gpu=False))
         return _programs[key]
 
 
-def generate(request: Request) -> tuple[Source, Schedule]:
-    """The source of a program and the schedule it follows, without touching the cache."""
+class Generated(NamedTuple):
+    """A generated module, the schedule it follows, and which skeleton it is made of."""
+
+    source: Source
+    schedule: Schedule
+    choice: Choice
+
+
+def generate(request: Request) -> Generated:
+    """The program for ``request``, without touching the cache."""
     # The analysis is imported here: a warm cache must not pay for it.
-    from ..codegen.defaults import default_schedule
+    from ..codegen.skeletons import choose, emit, schedule_for
     from ..ir.passes import stages
     from ..ir.tiles.analysis import make_plan
     from ..ir.verify import verify
@@ -87,13 +97,15 @@ def generate(request: Request) -> tuple[Source, Schedule]:
     by_pass = stages(variant, check=bool(config.debug_topics()))
     *_, lowered = by_pass.values()
     plan = make_plan(lowered)
-    schedule = request.schedule or default_schedule(plan, request.problem, request.target, request.direction)
-    source = _emitter(request.target, request.direction)(plan, request.problem, schedule)
+    problem, target, direction = request.problem, request.target, request.direction
+    choice = choose(plan, problem, target, direction, request.fills_gpu)
+    schedule = request.schedule or schedule_for(choice, plan, problem, target, direction)
+    source = emit(choice, plan, problem, schedule, target, direction)
     config.debug("ir", variant.name, print_variant(variant))
     for name, after in by_pass.items():
         config.debug("passes", name, print_variant(after))
     config.debug("plan", variant.name, print_plan(plan))
-    return source, schedule
+    return Generated(source, schedule, choice)
 
 
 def target_of(device: torch.device) -> Target:
@@ -111,24 +123,30 @@ def target_of(device: torch.device) -> Target:
             raise UnsupportedError(f"tensors are on a device of type {other}; supported are cpu and cuda (or ROCm)")
 
 
-def _source(key: str, request: Request) -> tuple[str, str]:
-    """Text of the generated module, and where it lies (or would lie)."""
+def _source(key: str, request: Request) -> tuple[str, str] | None:
+    """Text of the generated module, and where it lies (or would lie); None where it is the one for small calls."""
     entry = cache.load(key)
     if entry is None:
-        source, schedule = generate(request)
+        source, schedule, choice = generate(request)
         facts = {
             "variant": print_variant(request.variant),
             "problem": asdict(request.problem),
             "target": str(request.target),
             "direction": request.direction,
+            "skeleton": asdict(choice),
             "schedule": asdict(schedule),
             "toolchain": toolchain.versions(),
             "kernels": source.kernels,
         }
-        files = {_SOURCE: source.text.encode(), "metadata.json": json.dumps(facts, indent=2).encode()}
+        files = {"metadata.json": json.dumps(facts, indent=2).encode()}
+        own = not request.fills_gpu or choice.skeleton == "gluon"
+        if own:
+            files[_SOURCE] = source.text.encode()
         entry = cache.store(key, files)
         if entry is None:
-            return source.text, f"<regard {key}>"
+            return (source.text, f"<regard {key}>") if own else None
+    if _SOURCE not in entry.files:
+        return None
     text = entry.files[_SOURCE].decode()
     config.debug("source", f"{request.variant.name}, {request.direction}, {request.target}", text)
     return text, str(entry.path / _SOURCE)
@@ -144,25 +162,3 @@ def load(key: str, text: str, path: str, target: Target) -> Program:
         launcher = module.__dict__["launch"] = Launcher(key)
     return Program(key, text, path, module.run, getattr(module, "classify", None), launcher)
 
-
-def _emitter(target: Target, direction: Direction) -> Callable[[TilePlan, Problem, Schedule], Source]:
-    # Each emitter is imported by the one case that needs it.
-    match target.backend, direction:
-        case "cpu", "forward":
-            from ..codegen import torch_program
-
-            return torch_program.emit_forward
-        case "cpu", "backward":
-            from ..codegen import torch_backward
-
-            return torch_backward.emit_backward
-        case _, "forward":
-            from ..codegen import triton_forward
-
-            return functools.partial(triton_forward.emit_forward, target=target)
-        case _, "backward":
-            from ..codegen import triton_backward
-
-            return functools.partial(triton_backward.emit_backward, target=target)
-        case _:
-            assert_never(direction)

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from ..codegen.defaults import Direction
 from ..codegen.schedule import Problem, Target
 from ..ir.dependence import load_class
 from ..ir.errors import UnsupportedError
@@ -25,7 +26,7 @@ from ..ir.variant import Variant
 from . import arguments, config, tables
 from .arguments import DTYPES, Sizes
 from .cache import key_of
-from .compile import Direction, Program, Request, load, program, target_of
+from .compile import Program, Request, load, program, target_of
 from .index_range import check_index_ranges
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Engine:
         self.variant = variant
         self.edited: dict[Direction, Program] = {}
         self._prepared: dict[tuple[object, ...], _Prepared] = {}
-        self._programs: dict[tuple[Direction, Problem, Target], Program] = {}
+        self._programs: dict[tuple[Direction, Problem, Target, bool], Program] = {}
         mask_reads = parameter_names(variant.mask)
         self._mask_buffers = [i for i, p in enumerate(variant.buffers) if p.name in mask_reads]
         self._mask_scalars = [i for i, p in enumerate(variant.scalars) if p.name in mask_reads]
@@ -217,10 +218,11 @@ class Engine:
             tf32=not on_cpu and query.dtype is torch.float32 and _tf32_allowed(),
             debug=bool(config.debug_topics()),
         )
-        wanted = (direction, problem, target)
+        fills_gpu = direction == "forward" and target.backend == "cuda" and _fills(sizes, query.device)
+        wanted = (direction, problem, target, fills_gpu)
         if wanted not in self._programs:
             # The scale is an argument of each run, so that it changes no program.
-            request = Request(replace(self.variant, scale=None), problem, target, direction)
+            request = Request(replace(self.variant, scale=None), problem, target, direction, fills_gpu=fills_gpu)
             self._programs[wanted] = self.edited.get(direction) or program(request)
         return _Prepared(self._programs[wanted], sizes, {})
 
@@ -306,11 +308,27 @@ def _aligned(tensors: Sequence[Tensor]) -> bool:
     return True
 
 
+def _fills(sizes: Sizes, device: torch.device) -> bool:
+    """Whether there is a tile of 128 queries for every multiprocessor."""
+    if device.type != "cuda":  # Triton's interpreter
+        return False
+    tiles = -(-sizes.q_len // 128) * sizes.batch * sizes.heads
+    return tiles >= torch.cuda.get_device_properties(device).multi_processor_count
+
+
+_HERE = nullcontext()
+_thread = threading.local()
+
+
 def _on_device_of(x: Tensor) -> AbstractContextManager[None]:
     """Kernels start on the current device; this makes it the one of ``x``."""
-    if x.is_cuda and x.device.index != torch.cuda.current_device():
-        return torch.cuda.device(x.device)
-    return nullcontext()
+    if not x.is_cuda:
+        return _HERE
+    if not hasattr(_thread, "has_context"):
+        # A new thread has no CUDA context until it asks the runtime for something; the driver would refuse.
+        torch.cuda.mem_get_info(x.device)
+        _thread.has_context = True
+    return _HERE if x.device.index == torch.cuda.current_device() else torch.cuda.device(x.device)
 
 
 def _tf32_allowed() -> bool:

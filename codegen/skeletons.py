@@ -1,0 +1,85 @@
+"""Which kernel skeleton runs. Every choice has its reason, which ``explain`` prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..ir.nodes import Unary
+from ..ir.tiles.plan import TilePlan
+from ..ir.traverse import walk
+from .defaults import Direction
+from .schedule import Problem, Schedule, Source, Target
+
+Skeleton = Literal["torch", "triton", "gluon"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A skeleton, and in one sentence why it and not a faster or more general one."""
+
+    skeleton: Skeleton
+    reason: str
+
+
+def choose(plan: TilePlan, problem: Problem, target: Target, direction: Direction, fills_gpu: bool) -> Choice:
+    """The skeleton for ``plan``.
+
+    ``fills_gpu``: whether calls have a tile of 128 queries for every multiprocessor. Preferences between
+    skeletons that could both run are measured (bf16 on an H200; see benchmarks/results).
+    """
+    if target.backend == "cpu":
+        return Choice("torch", "the printed PyTorch program is what runs on a CPU")
+    if direction == "backward":
+        return Choice("triton", "the warp-specialised skeleton (gluon) has no backward pass")
+    # Imported late: other targets do not need it.
+    from .gluon_forward import unsupported_reason
+
+    reason = unsupported_reason(plan, problem, target)
+    if reason is not None:
+        return Choice("triton", f"the warp-specialised skeleton (gluon) cannot: {reason}")
+    if max(problem.head_dim, problem.value_dim) < 128:
+        return Choice("triton", "the warp-specialised skeleton (gluon) was measured no faster below head size 128")
+    if any(isinstance(x, Unary) and x.op not in ("neg", "not", "abs") for s in plan.variant.scores for x in walk(s)):
+        return Choice("triton", "the warp-specialised skeleton (gluon) was measured slower where scores call functions")
+    if not fills_gpu:
+        return Choice("triton", "too few tiles of queries for the persistent grid of the warp-specialised skeleton")
+    return Choice("gluon", "warp-specialised: TMA, wgmma, softmax beside both products")
+
+
+def schedule_for(choice: Choice, plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> Schedule:
+    """The default schedule of the chosen skeleton."""
+    if choice.skeleton == "gluon":
+        from .gluon_forward import default_schedule
+
+        return default_schedule(plan, problem)
+    from .defaults import default_schedule as default_triton_schedule
+
+    return default_triton_schedule(plan, problem, target, direction)
+
+
+def emit(
+    choice: Choice, plan: TilePlan, problem: Problem, schedule: Schedule, target: Target, direction: Direction
+) -> Source:
+    """The generated module; each emitter is imported by the one case that needs it."""
+    match choice.skeleton, direction:
+        case "torch", "forward":
+            from . import torch_program
+
+            return torch_program.emit_forward(plan, problem, schedule)
+        case "torch", "backward":
+            from . import torch_backward
+
+            return torch_backward.emit_backward(plan, problem, schedule)
+        case "triton", "forward":
+            from . import triton_forward
+
+            return triton_forward.emit_forward(plan, problem, schedule, target)
+        case "triton", "backward":
+            from . import triton_backward
+
+            return triton_backward.emit_backward(plan, problem, schedule, target)
+        case _:
+            from . import gluon_forward
+
+            return gluon_forward.emit_forward(plan, problem, schedule, target)
