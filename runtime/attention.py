@@ -18,7 +18,7 @@ from ..ir.printer import print_variant
 from ..ir.variant import Align, StaticParameter, Variant
 from . import ops
 from .arguments import check_is_tensor, check_scalar, check_tensors
-from .engine import edited_engine, engine_of
+from .engine import edited_engine, engine_of, key_text
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 # What to write for keywords of torch.nn.functional.scaled_dot_product_attention.
@@ -53,7 +53,7 @@ class Attention:
         if edited:
             self._text, self._engine = edited_engine(variant, *edited)
         else:
-            self._text = print_variant(variant)
+            self._text = key_text(variant)
             self._engine = engine_of(self._text, variant)
         parameters = [p for p in variant.parameters if not isinstance(p, StaticParameter)]
         self._open = tuple(p for p in parameters if p.name not in binding)

@@ -37,7 +37,7 @@ _PREPARED_LIMIT = 4096
 # Values of scalars for which launches of one shape are kept.
 _REPLAYS_LIMIT = 64
 # What tells the text of an attention with an edited source from that of the variant; a comment in the language.
-EDITED = "\n# edited: "
+EDITED = ";# edited: "
 
 
 class _Prepared(NamedTuple):
@@ -252,6 +252,11 @@ class Engine:
         return tables.tiles(facts, [buffers[i] for i in self._mask_buffers], device, make)
 
 
+def key_text(variant: Variant) -> str:
+    """The variant's text in one line, as operators carry it: inductor (torch 2.11) breaks lines inside strings."""
+    return print_variant(variant).replace("\n", ";")
+
+
 # Attentions keep their engines alive.
 _engines: WeakValueDictionary[str, Engine] = WeakValueDictionary()
 _engines_lock = threading.Lock()
@@ -273,7 +278,7 @@ def _parsed(text: str) -> Engine:
 
     if EDITED in text:
         raise UnsupportedError("the attention with an edited source, which this graph was traced with, is gone")
-    return Engine(parse_variant(text)[0])
+    return Engine(parse_variant(text.replace(";", "\n"))[0])
 
 
 def edited_engine(variant: Variant, path: str, source: str) -> tuple[str, Engine]:
@@ -283,7 +288,7 @@ def edited_engine(variant: Variant, path: str, source: str) -> tuple[str, Engine
     edited = load(key, source, path, target)
     engine = Engine(variant)
     engine.edited["backward" if "grad_out" in signature(edited.run).parameters else "forward"] = edited
-    text = f"{print_variant(variant)}{EDITED}{path} {key}"
+    text = f"{key_text(variant)}{EDITED}{path} {key}"
     with _engines_lock:
         return text, _engines.setdefault(text, engine)
 
