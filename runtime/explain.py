@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..codegen.defaults import Direction, default_schedule
+from ..codegen.defaults import Direction
 from ..codegen.schedule import DType, Schedule, Target
+from ..codegen.skeletons import choose, schedule_for
 from ..codegen.triton_values import is_checked
 from ..ir.dependence import load_class
 from ..ir.location import Location
@@ -41,6 +42,10 @@ _METHODS = {
 _TILE_ENDS: dict[Expr, Expr] = {Index(f"tile_{end}", I32): Index(end, I32) for end in ("first", "last")}
 
 
+# Of an H100 or H200, for which the choice between skeletons is explained without one.
+_MULTIPROCESSORS = 132
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """What runs in one direction, and whether its result repeats bit for bit."""
@@ -49,10 +54,13 @@ class Kernel:
     skeleton: str
     schedule: Schedule
     deterministic: bool
+    reason: str = ""
 
     def __str__(self) -> str:
         repeats = "repeatable bit by bit" if self.deterministic else "last bits vary (atomic additions)"
         head = f"{self.direction}: {self.skeleton}, {repeats}"
+        if self.reason:
+            head += f"\n  {self.reason}"
         if self.schedule.grad_query is None:
             return f"{head}\n  {_describe(self.schedule, self.skeleton)}"
         return (
@@ -216,14 +224,19 @@ def _count(plan: TilePlan, what: Setting, schedule: Schedule, exact: bool) -> Co
 
 def _kernel(plan: TilePlan, what: Setting, direction: Direction) -> Kernel:
     problem = what.problem(plan.variant, direction)
-    schedule = default_schedule(plan, problem, what.target, direction)
+    # Without sizes, calls are taken to be large.
+    sizes = what.sizes
+    fills_gpu = sizes is None or -(-sizes.q_len // 128) * sizes.batch * sizes.heads >= _MULTIPROCESSORS
+    choice = choose(plan, problem, what.target, direction, fills_gpu)
+    schedule = schedule_for(choice, plan, problem, what.target, direction)
     on_cpu = what.target.backend == "cpu"
     gradients = problem.buffer_gradients or (False,) * len(plan.variant.buffers)
     differentiated = {p.name for p, wanted in zip(plan.variant.buffers, gradients, strict=True) if wanted}
     score_loads = [load for score in plan.variant.scores for load in loads(score)]
     scattered = any(load.buffer in differentiated and load_class(load) == "pair" for load in score_loads)
-    skeleton = "PyTorch tile program" if on_cpu else f"triton_{direction}"
-    return Kernel(direction, skeleton, schedule, deterministic=on_cpu or not scattered)
+    skeleton = "PyTorch tile program" if on_cpu else f"{choice.skeleton}_{direction}"
+    reason = "" if on_cpu else choice.reason
+    return Kernel(direction, skeleton, schedule, deterministic=on_cpu or not scattered, reason=reason)
 
 
 def _reads(variant: Variant) -> tuple[Read, ...]:

@@ -138,7 +138,9 @@ def source(
     """
     what = setting(attn, target=target, dtype=dtype, head_dim=head_dim, value_dim=value_dim)
     problem = what.problem(attn.variant, direction, aligned)
-    return generate(Request(attn.variant, problem, what.target, direction, schedule))[0].text
+    return generate(
+        Request(attn.variant, problem, what.target, direction, schedule, fills_gpu=schedule is None)
+    ).source.text
 
 
 def ptx(attn: Attention, **options: Any) -> str:
@@ -192,7 +194,7 @@ def plan_of(attn: Attention, what: Setting) -> TilePlan:
 
 
 def parse_target(target: Target | str) -> Target:
-    """"sm_90" and the like as a :class:`Target`.
+    """ "sm_90" and the like as a :class:`Target`.
 
     >>> parse_target("sm_90"), parse_target("cpu").backend, parse_target("gfx942").backend
     (Target(backend='cuda', arch=90), 'cpu', 'hip')
