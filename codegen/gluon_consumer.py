@@ -185,22 +185,23 @@ class Consumer:
         """
         steps = Emitter()
         done = self.values.emit(steps, "key", wanted, guard, done)
-        lines = steps.text().split("\n")[:-1]
+        # Statements: a long load continues on indented lines and a closing parenthesis.
+        statements = re.split(r"\n(?=\w)", steps.text().rstrip("\n")) if steps.text() else []
         loaded: dict[str, None] = {}
-        for line in lines:
-            name, _, text = line.partition(" = ")
+        for statement in statements:
+            name, _, text = statement.partition(" = ")
             if "tl.load(" in text or any(re.search(rf"(?<!\w){re.escape(x)}(?!\w)", text) for x in loaded):
                 loaded[name] = None
         if loaded:
             out.line("kv_index = start + lanes")
-            for line in lines:
-                out.line(line)
+            for statement in statements:
+                out.lines(statement)
             for name in loaded:
                 out.line(f"{name} = tl.convert_layout({name}, tl.SliceLayout(0, SCORES))[None, :]")
         out.line("kv_index = start + keys[None, :]")
-        for line in lines:
-            if line.partition(" = ")[0] not in loaded:
-                out.line(line)
+        for statement in statements:
+            if statement.partition(" = ")[0] not in loaded:
+                out.lines(statement)
         return done
 
     def _emit_epilogue(self, out: Emitter) -> None:
