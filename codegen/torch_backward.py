@@ -10,7 +10,7 @@ from __future__ import annotations
 from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
 from .schedule import Problem, Schedule, Source
-from .torch_functions import Call, emit_float_parameters, emit_score_gradients
+from .torch_definitions import Call, emit_float_parameters, emit_score_gradients
 from .torch_module import (
     PROGRAM_NAMES,
     Program,

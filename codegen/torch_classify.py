@@ -12,7 +12,7 @@ from ..ir.tiles.plan import Classification, TilePlan
 from ..ir.traverse import index_names, substitute, walk
 from .emitter import Emitter
 from .print_torch import Printed, Scope, as_tensor, helper_functions
-from .torch_functions import (
+from .torch_definitions import (
     RESERVED,
     Call,
     arguments,

@@ -14,7 +14,7 @@ from .emitter import Emitter
 from .print_torch import Scope, helper_functions
 from .schedule import Schedule, Source
 from .torch_classify import CLASSIFY_NAMES, emit_classify_functions
-from .torch_functions import Call, emit_mask, emit_scores, module_scope, parameter_names
+from .torch_definitions import Call, emit_mask, emit_scores, module_scope, parameter_names
 from .torch_tiles import TILE_NAMES, emit_tile_loop
 
 # Scores of one run of keys: 4 MiB of float32, about what two cores keep in their caches.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
 from .schedule import Problem, Schedule, Source
-from .torch_functions import emit_float_parameters
+from .torch_definitions import emit_float_parameters
 from .torch_module import (
     PROGRAM_NAMES,
     Program,

@@ -12,9 +12,9 @@ from ..ir.traverse import walk
 from ..ir.types import I32
 from .emitter import Emitter
 from .print_torch import Scope
-from .torch_functions import Call, emit_ranges
+from .torch_definitions import Call, emit_ranges
 
-# Names that the printed loop uses; see `RESERVED` in torch_functions.
+# Names that the printed loop uses; see `RESERVED` in torch_definitions.
 TILE_NAMES = frozenset((
     "BLOCK_M", "BLOCK_N", "TILE", "MERGE", "tile_loop", "runs_of", "joined", "key_ranges", "hull",
     "intervals", "tile_classes", "may", "must", "here", "start", "stop", "runs", "items", "limit", "masked",

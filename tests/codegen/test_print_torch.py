@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from regard.codegen.emitter import Emitter
 from regard.codegen.print_torch import Printed, as_tensor, helper_functions, print_torch
-from regard.codegen.torch_functions import module_scope
+from regard.codegen.torch_definitions import module_scope
 from regard.ir import build
 from regard.ir.interpret import evaluate
 from regard.ir.nodes import BinaryOp, Expr, Load, Param, Score, Select, Unary
