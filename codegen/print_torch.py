@@ -15,7 +15,7 @@ from enum import IntEnum
 from typing import assert_never
 
 from ..ir.errors import InternalError
-from ..ir.nodes import Binary, Cast, Const, Expr, Index, Load, Param, Reduction, Score, Select, Unary, Value
+from ..ir.nodes import Binary, Cast, Const, Coordinate, Expr, Index, Load, Param, Reduction, Score, Select, Unary, Value
 from ..ir.types import BOOL, F32
 
 
@@ -86,7 +86,6 @@ def divisor(x):
     return torch.where(x == 0, 1, x) if isinstance(x, torch.Tensor) else x or 1
 ''',
 }
-HELPER_NAMES = frozenset(HELPERS)
 
 
 def helper_functions(code: str) -> str:
@@ -146,7 +145,7 @@ def print_torch(e: Expr, scope: Scope) -> Printed:
                 return _select(e, go(e.condition), go(e.a), go(e.b))
             case Cast():
                 return _cast(e, go(e.x))
-            case Index() | Score() | Param() | Value() | Reduction():
+            case Index() | Score() | Param() | Value() | Coordinate() | Reduction():
                 raise InternalError(f"no name for {e} in the printed PyTorch code")
             case _:
                 assert_never(e)

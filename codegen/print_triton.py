@@ -11,6 +11,7 @@ from ..ir.nodes import (
     BinaryOp,
     Cast,
     Const,
+    Coordinate,
     Expr,
     Index,
     Load,
@@ -133,8 +134,8 @@ def print_triton(
                 return f"{go(a, BIT_OR)} != 0", COMPARE
             case Cast(a, type):
                 return f"{go(a, POSTFIX)}.to({TRITON_TYPES[type]})", POSTFIX
-            case Reduction():
-                raise ValueError("a reduction over a tile has no place in a kernel")
+            case Reduction() | Coordinate():
+                raise ValueError("reductions and coordinates have no place in a kernel")
             case _:
                 assert_never(x)
 

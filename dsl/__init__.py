@@ -25,6 +25,7 @@ from .functions import (
     to_int,
     where,
 )
+from .grid import Grid, grid
 from .part import MaskFunction, MaskPart, ScoreFunction, ScorePart, mask, score
 from .static import static
 from .stock import (
@@ -55,10 +56,10 @@ from .stock import (
 )
 
 __all__ = [
-    "Binding", "MaskFunction", "MaskPart", "Part", "ScoreFunction", "ScorePart",
-    "abs", "alibi", "assemble", "block_diagonal", "causal", "checkerboard", "chunked_causal", "clamp", "cos", "decay",
-    "dilated", "distance_decay", "document", "exp", "exp2", "floor", "full", "global_tokens", "key_bias", "key_mask",
+    "Binding", "Grid", "MaskFunction", "MaskPart", "Part", "ScoreFunction", "ScorePart", "abs", "alibi", "assemble",
+    "block_diagonal", "causal", "checkerboard", "chunked_causal", "clamp", "cos", "decay", "dilated",
+    "distance_decay", "document", "exp", "exp2", "floor", "full", "global_tokens", "grid", "key_bias", "key_mask",
     "log", "log2", "log_n", "mask", "maximum", "minimum", "padding", "prefix_lm", "relative_bias", "rsqrt", "score",
-    "sigmoid", "sin", "sinks", "sliding_window", "softcap", "softmax", "sqrt", "static", "strided", "t5_bias", "tanh",
-    "temperature", "to_float", "to_int", "token_decay", "where",
+    "sigmoid", "sin", "sinks", "sliding_window", "softcap", "softmax", "sqrt", "static", "strided", "t5_bias",
+    "tanh", "temperature", "to_float", "to_int", "token_decay", "where",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ import numbers
 
 from ..ir import build
 from ..ir.errors import ParameterError
+from ..ir.grids import check_grids
 from ..ir.variant import Align, Normalizer, Softmax, Variant
 from .binding import Binding
 from .callsite import caller
@@ -29,7 +30,7 @@ def assemble(
     ``align``: "start" lets query 0 meet key 0, "end" the last query the last key. ``scale`` multiplies the scores
     before anything else sees them; None means D**-0.5. ``name`` is a label, made of the names of the parts
     by default. Raises :class:`ParameterError` for anything that is no part, a second normaliser, open
-    parameters that disagree, and bad options.
+    parameters or grids that disagree, and bad options.
     """
     if align not in ("start", "end"):
         raise ParameterError(f'align is "start" or "end", got {align!r}', location=caller())
@@ -65,4 +66,5 @@ def assemble(
         scale=None if scale is None else float(scale),
         name=name or "_".join(dict.fromkeys(part.name for part in applied)) or "attention",
     )
+    check_grids(variant)
     return variant, Binding(values)

@@ -14,9 +14,10 @@ from ..ir.errors import ParameterError
 from ..ir.location import Location
 from ..ir.types import BOOL, F32, I32, I64, ScalarType
 from .callsite import caller
+from .grid import Grid
 from .static import StaticFloat, StaticInt
 
-Value = bool | int | float | torch.Tensor | None
+Value = bool | int | float | torch.Tensor | Grid | None
 Kind = Literal["mask", "score"]
 
 
@@ -32,7 +33,7 @@ class ScalarForm:
 class ConstantForm:
     """A value that the user's function receives as it is; static numbers keep their name in the text."""
 
-    value: bool | StaticInt | StaticFloat | None
+    value: bool | StaticInt | StaticFloat | Grid | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ _BUFFER = re.compile(r"\b(bool|i32|i64|f32)\[([\w, ]*)\]")
 def form_of_value(name: str, value: object) -> Form:
     """The form of a bound parameter, or :class:`ParameterError` if such a value cannot be one."""
     match value:
-        case None | bool() | StaticInt() | StaticFloat():
+        case None | bool() | StaticInt() | StaticFloat() | Grid():
             return ConstantForm(value)
         case int():
             return ScalarForm(I32)
@@ -74,7 +75,7 @@ def form_of_value(name: str, value: object) -> Form:
             )
         case _:
             raise ParameterError(
-                f"`{name}` is a {type(value).__name__}; parameters are int, float, bool or torch.Tensor",
+                f"`{name}` is a {type(value).__name__}; parameters are int, float, bool, torch.Tensor or rg.grid",
                 location=caller(),
                 hint="" if isinstance(value, str) else "torch.from_numpy(x) or torch.tensor(x) makes a tensor",
             )

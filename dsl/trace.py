@@ -207,11 +207,8 @@ def _traced(run: Trace, expr: Expr, definition: Location) -> Traced:
             raise ParameterError(
                 f"`{name}` is never used", location=definition, hint="remove it from the arguments, or give it a value"
             )
-    values = {
-        p.name: value
-        for p in parameters
-        if not isinstance(p, StaticParameter) and (value := run.values.get(p.name)) is not None
-    }
+    bound = ((p.name, run.values.get(p.name)) for p in parameters if not isinstance(p, StaticParameter))
+    values = {name: value for name, value in bound if isinstance(value, int | float | torch.Tensor)}
     return Traced(expr, parameters, values)
 
 

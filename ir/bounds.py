@@ -21,6 +21,7 @@ from .nodes import (
     Binary,
     Cast,
     Const,
+    Coordinate,
     Expr,
     Index,
     Load,
@@ -109,6 +110,11 @@ def _node(e: Expr, operands: list[Range], env: Mapping[str, Range]) -> Range:
             return _float_binary(e, *operands)
         case Binary():
             return _integer_binary(e, *operands)
+        case Coordinate():
+            place = operands[0]
+            for op, n in e.steps:
+                place = _corners(lambda x, y: x // y, place, (n, n)) if op == "floordiv" else _modulo(place, (n, n))
+            return place
         case Select():
             condition, a, b = operands
             if condition[0] == condition[1]:

@@ -15,6 +15,7 @@ from .nodes import (
     BinaryOp,
     Cast,
     Const,
+    Coordinate,
     Expr,
     Index,
     Load,
@@ -139,6 +140,13 @@ def load(buffer: str, type: BufferType, indices: tuple[Expr, ...], loc: Location
     return Load(buffer, indices, type.element, loc)
 
 
+def coordinate(x: Expr, axis: int, sizes: tuple[int, ...], loc: Location | None = None) -> Coordinate:
+    """Coordinate ``axis`` of the flattened position ``x``; ``sizes`` are positive and hold fewer than 2**28 tokens."""
+    if not x.type.is_integer:
+        raise TypeMismatchError(f"a grid takes an integer position, got {x.type}", location=loc)
+    return Coordinate(x, axis, sizes, x.type, loc)
+
+
 def rebuilt(e: Expr, operands: tuple[Expr, ...]) -> Expr:
     """``e`` with other operands, whose types may differ: the result's type follows them.
 
@@ -156,6 +164,8 @@ def rebuilt(e: Expr, operands: tuple[Expr, ...]) -> Expr:
             return unary(e.op, operands[0], e.loc)
         case Cast():
             return cast(operands[0], e.type, e.loc)
+        case Coordinate():
+            return coordinate(operands[0], e.axis, e.sizes, e.loc)
         case Reduction():
             return Reduction(e.op, operands[0], e.axis, operands[0].type, e.loc)
         case Binary():

@@ -8,7 +8,22 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from . import build
-from .nodes import Binary, BinaryOp, Cast, Const, Expr, Index, Load, Param, Reduction, Score, Select, Unary, Value
+from .nodes import (
+    Binary,
+    BinaryOp,
+    Cast,
+    Const,
+    Coordinate,
+    Expr,
+    Index,
+    Load,
+    Param,
+    Reduction,
+    Score,
+    Select,
+    Unary,
+    Value,
+)
 from .traverse import loads, share
 from .types import F32
 
@@ -63,7 +78,7 @@ def _one(e: Expr, by: Score | Load, d: Callable[[Expr], Expr]) -> Expr:
     match e:
         case Score() | Load():
             return _ONE if e == by else _NOTHING
-        case Const() | Index() | Param() | Value() | Reduction():
+        case Const() | Index() | Param() | Coordinate() | Value() | Reduction():
             return _NOTHING
         case Cast(x):
             return d(x)

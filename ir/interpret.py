@@ -14,7 +14,22 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import IndexRangeError, ParameterError
-from .nodes import Binary, Cast, Const, Expr, Index, Load, Param, Reduction, ReductionOp, Score, Select, Unary, Value
+from .nodes import (
+    Binary,
+    Cast,
+    Const,
+    Coordinate,
+    Expr,
+    Index,
+    Load,
+    Param,
+    Reduction,
+    ReductionOp,
+    Score,
+    Select,
+    Unary,
+    Value,
+)
 from .traverse import children, walk
 from .types import BOOL, F32, I32, I64, ScalarType
 from .variant import Variant
@@ -72,6 +87,11 @@ def _node(e: Expr, operands: list[Array], env: Env, clamp: bool) -> Array:
             return np.where(operands[0], operands[1], operands[2])
         case Cast():
             return operands[0] != 0 if e.type is BOOL else operands[0]
+        case Coordinate():
+            place = operands[0]
+            for step, n in e.steps:
+                place = place // n if step == "floordiv" else place % n
+            return place
         case Reduction(op, _, axis):
             return _reduced(op, operands[0], -1 if axis == "kv" else -2)
         case _:

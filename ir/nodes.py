@@ -6,6 +6,7 @@ constructors here check nothing.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -128,6 +129,31 @@ class Cast:
     loc: Location | None = field(default=None, compare=False, repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Coordinate:
+    """Coordinate ``axis`` of position ``x`` in a row-major grid of ``sizes``; what it computes, :attr:`steps` says.
+
+    Its type is that of ``x``: no coordinate is larger than the position.
+    """
+
+    x: Expr
+    axis: int
+    sizes: tuple[int, ...]
+    type: ScalarType
+    loc: Location | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def stride(self) -> int:
+        """Positions between neighbours along the axis."""
+        return math.prod(self.sizes[self.axis + 1 :])
+
+    @property
+    def steps(self) -> tuple[tuple[Literal["floordiv", "mod"], int], ...]:
+        """What is done to ``x``, in order. Axis 0 has no end: only the length bounds it."""
+        quotient: tuple[Literal["floordiv", "mod"], int] = "floordiv", self.stride
+        return (quotient, ("mod", self.sizes[self.axis])) if self.axis else (quotient,)
+
+
 ReductionOp = Literal["min", "max", "any", "all"]
 
 
@@ -154,7 +180,7 @@ class Value:
     loc: Location | None = field(default=None, compare=False, repr=False)
 
 
-Expr = Const | Index | Score | Param | Load | Unary | Binary | Select | Cast | Reduction | Value
+Expr = Const | Index | Score | Param | Load | Unary | Binary | Select | Cast | Coordinate | Reduction | Value
 
 TRUE, FALSE = Const(True, BOOL), Const(False, BOOL)
 ZERO, ONE = Const(0, I64), Const(1, I64)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from . import build
 from .errors import TextError, TypeMismatchError
+from .grids import check_grid_sizes, shape
 from .location import Location
 from .nodes import (
     BITWISE,
@@ -203,8 +204,25 @@ class Reader:
         if self.typed and name in _REDUCTIONS:
             x, axis = self._arguments(name, operands, 2, loc)
             return Reduction(_REDUCTIONS[name], x, _axis(axis, loc), x.type, loc)
-        known = (*casts, *_UNARY_FUNCTIONS, *_BINARY_FUNCTIONS, "where", *(_REDUCTIONS if self.typed else ()))
+        if name == "coordinate":
+            return self._coordinate(operands, loc)
+        others = ("where", "coordinate", *(_REDUCTIONS if self.typed else ()))
+        known = (*casts, *_UNARY_FUNCTIONS, *_BINARY_FUNCTIONS, *others)
         raise TextError(f"unknown function `{name}`", location=loc, hint=suggestion(name, known))
+
+    def _coordinate(self, operands: list[Expr], loc: Location) -> Expr:
+        numbers = [x.value for x in operands[1:] if isinstance(x, Const) and x.type.is_integer]
+        if len(operands) < 3 or len(numbers) < len(operands) - 1:
+            raise TextError(
+                "`coordinate` takes a position, an axis, and the sizes of the grid as numbers",
+                location=loc,
+                hint="write coordinate(q, 0, 16, 32)",
+            )
+        axis, *sizes = map(int, numbers)
+        check_grid_sizes(sizes, loc)
+        if not axis < len(sizes):
+            raise TextError(f"a grid of {shape(sizes)} has no axis {axis}", location=loc)
+        return build.coordinate(operands[0], axis, tuple(sizes), loc)
 
     def _arguments(self, name: str, operands: list[Expr], count: int, loc: Location) -> list[Expr]:
         if len(operands) != count:

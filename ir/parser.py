@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import build
 from .errors import TextError, TypeMismatchError
+from .grids import check_grids
 from .location import Location
 from .lowered import Lowered, Step
 from .nodes import TRUE, Expr, Score
@@ -50,7 +51,7 @@ _HINTS = {
 def parse_variant(text: str) -> tuple[Variant, dict[str, int | float]]:
     """The variant that ``text`` describes, and the values it gives for run-time scalars.
 
-    Raises :class:`TextError` or :class:`TypeMismatchError`.
+    Raises :class:`TextError`, :class:`TypeMismatchError`, or :class:`ParameterError` for grids that disagree.
 
     >>> v, values = parse_variant("attention local(window: int = 8) { keep abs(q - kv) < window }")
     >>> v.name, v.scalars[0].name, values
@@ -82,7 +83,9 @@ def parse_variant(text: str) -> tuple[Variant, dict[str, int | float]]:
             case _:
                 scale = float(_typed_literal(reader, content, F32))
     mask = build.conjunction(masks) if masks else TRUE
-    return Variant(mask, tuple(scores), declared, align=align, scale=scale, name=str(name)), values
+    variant = Variant(mask, tuple(scores), declared, align=align, scale=scale, name=str(name))
+    check_grids(variant)
+    return variant, values
 
 
 def parse_expr(text: str, parameters: Iterable[Parameter] = ()) -> Expr:

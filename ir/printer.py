@@ -17,6 +17,7 @@ from .nodes import (
     BinaryOp,
     Cast,
     Const,
+    Coordinate,
     Expr,
     Index,
     Load,
@@ -156,6 +157,8 @@ def _show(
             return f"{buffer}[{commas(indices)}]", ATOM
         case Cast(x, type):
             return f"{casts[type]}({show(x)[0]})", ATOM
+        case Coordinate(x, axis, sizes):
+            return f"coordinate({show(x)[0]}, {axis}, {', '.join(map(str, sizes))})", ATOM
         case Reduction(op, x, axis):
             return f"tile_{op}({show(x)[0]}, {axis})", ATOM
         case Unary("not"):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import assert_never
 
-from .nodes import Binary, Cast, Const, Expr, Index, Load, Param, Reduction, Score, Select, Unary, Value
+from .nodes import Binary, Cast, Const, Coordinate, Expr, Index, Load, Param, Reduction, Score, Select, Unary, Value
 
 
 def children(e: Expr) -> tuple[Expr, ...]:
@@ -16,7 +16,7 @@ def children(e: Expr) -> tuple[Expr, ...]:
             return ()
         case Load():
             return e.indices
-        case Unary() | Cast() | Reduction():
+        case Unary() | Cast() | Coordinate() | Reduction():
             return (e.x,)
         case Binary():
             return (e.a, e.b)
@@ -33,7 +33,7 @@ def with_children(e: Expr, new: tuple[Expr, ...]) -> Expr:
             return e
         case Load():
             return replace(e, indices=new)
-        case Unary() | Cast() | Reduction():
+        case Unary() | Cast() | Coordinate() | Reduction():
             return replace(e, x=new[0])
         case Binary():
             return replace(e, a=new[0], b=new[1])

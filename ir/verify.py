@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import assert_never
 
 from .errors import InternalError
+from .grids import MOST_TOKENS
 from .nodes import (
     BITWISE,
     COMPARISONS,
@@ -13,6 +15,7 @@ from .nodes import (
     Binary,
     Cast,
     Const,
+    Coordinate,
     Expr,
     Index,
     Load,
@@ -108,6 +111,10 @@ def _verify_node(e: Expr, parameters: dict[str, Parameter]) -> None:
             _require(a.type is b.type is e.type, f"a selection of {a.type} and {b.type} gives {e.type}")
         case Cast(x):
             _require(x.type is not e.type, f"a conversion from {e.type} to itself")
+        case Coordinate(x, axis, sizes):
+            _require(x.type is e.type and x.type.is_integer, f"a coordinate of {x.type} gives {e.type}")
+            fits = all(n > 0 for n in sizes) and math.prod(sizes) <= MOST_TOKENS
+            _require(0 <= axis < len(sizes) and fits, f"there is no axis {axis} in a grid of {sizes}")
         case Reduction() | Value():
             raise InternalError(f"{type(e).__name__} stands in a variant")
         case _:

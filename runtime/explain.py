@@ -17,6 +17,7 @@ from ..codegen.schedule import DType, Schedule, Target
 from ..codegen.skeletons import choose, schedule_for
 from ..codegen.triton_values import is_checked
 from ..ir.dependence import load_class
+from ..ir.grids import check_lengths
 from ..ir.location import Location
 from ..ir.nodes import Expr, Index, Load
 from ..ir.printer import print_expr
@@ -196,6 +197,8 @@ def explain(
     what = setting(
         attn, inputs, target=target, dtype=dtype, head_dim=head_dim, value_dim=value_dim, parameters=parameters
     )
+    if what.sizes is not None:
+        check_lengths(attn.variant, what.sizes.q_len, what.sizes.kv_len)
     plan = plan_of(attn, what)
     kernels = tuple(_kernel(plan, what, direction) for direction in ("forward", "backward"))
     missing = tuple(sorted(parameter_names(plan.variant.mask) - set(what.values)))

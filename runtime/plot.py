@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..ir.errors import ArgumentError, ParameterError, UnsupportedError
+from ..ir.grids import check_lengths
 from ..ir.tiles.count import tile_map
 from ..ir.traverse import index_names, parameter_names
 from .inspection import Setting, Shape, plan_of, setting
@@ -64,6 +65,7 @@ def plot(
     rows, columns = _tile_size(what, tile)
     assert what.sizes is not None  # there are inputs
     q_len, kv_len = what.sizes.q_len, what.sizes.kv_len
+    check_lengths(attn.variant, q_len, kv_len)
     if exact is None:
         exact = q_len * kv_len <= _FEW_PAIRS or plan_of(attn, what).method == "exact"
     shown, maps = _maps(attn, what, (rows, columns), heads, batch, exact)

@@ -178,7 +178,7 @@ def _integers(draw: DrawFn, depth: int, knobs: Knobs) -> Expr:
             leaves += [_load("ids", _index("batch"), _index("kv")), _load("wide", _index("q"))]
         return draw(st.one_of(st.sampled_from(leaves), _bounds(knobs)))
     ops = ["add", "sub", "mul", "min", "max", "abs", "neg", "where", "bitand", "bitxor", "shl", "shr", "trunc"]
-    op: Any = draw(st.sampled_from(ops + ["floordiv", "mod"] * 3 * knobs.division))
+    op: Any = draw(st.sampled_from(ops + ["floordiv", "mod", "coordinate"] * 3 * knobs.division))
     x = draw(_integers(depth - 1, knobs))
     match op:
         case "add" | "sub" | "min" | "max" | "bitand" | "bitxor":
@@ -190,6 +190,9 @@ def _integers(draw: DrawFn, depth: int, knobs: Knobs) -> Expr:
             return build.binary(op, x, _param("step") if knobs.parameters and draw(st.booleans()) else divisor)
         case "shl" | "shr":
             return build.binary(op, x, build.const(draw(st.integers(0, 3))))
+        case "coordinate":
+            sizes = draw(st.sampled_from(((8,), (3, 5), (2, 3, 4))))
+            return build.coordinate(x, draw(st.integers(0, len(sizes) - 1)), sizes)
         case "where":
             return build.select(draw(_masks(depth - 1, knobs)), x, draw(_integers(depth - 1, knobs)))
         case "trunc":
@@ -324,7 +327,7 @@ def expressions(draw: DrawFn, depth: int = 4) -> Expr:
         return draw(st.one_of(st.sampled_from(leaves), st.builds(build.const, _LITERALS)))
     x, y = draw(expressions(depth - 1)), draw(expressions(depth - draw(st.integers(1, depth))))
     op: Any
-    kind = draw(st.sampled_from(("unary", "function", "binary", "binary", "binary", "where", "cast", "load")))
+    kind = draw(st.sampled_from(("unary", "function", "binary", "binary", "binary", "where", "cast", "load", "grid")))
     match kind:
         case "unary":
             op = draw(st.sampled_from(("neg", "abs", "not")))
@@ -335,6 +338,10 @@ def expressions(draw: DrawFn, depth: int = 4) -> Expr:
             return build.cast(x, draw(st.sampled_from((BOOL, I64, F32))))
         case "where":
             return build.select(build.cast(x, BOOL), y, draw(expressions(depth - 1)))
+        case "grid":
+            sizes = draw(st.sampled_from(((1,), (16, 32), (4, 1, 7))))
+            position = x if x.type.is_integer else build.cast(x, I64)
+            return build.coordinate(position, draw(st.integers(0, len(sizes) - 1)), sizes)
         case "load":
             return _load("table", _index("head"), x if x.type.is_integer else build.cast(x, I64))
         case _:

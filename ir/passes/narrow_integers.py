@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..bounds import Range, intervals
-from ..nodes import Binary, Cast, Const, Expr, Reduction, Select, Unary
+from ..nodes import Binary, Cast, Const, Coordinate, Expr, Reduction, Select, Unary
 from ..traverse import children, walk, with_children
 from ..types import F32, I32, I64
 from ..variant import Variant
@@ -71,7 +71,7 @@ def _narrowed(e: Expr, operands: tuple[Expr, ...], fits: bool) -> Expr:
         case Select() if e.type.is_integer:
             a, b = _common(operands[1:])
             return replace(e, condition=operands[0], a=a, b=b, type=a.type)
-        case Reduction():
+        case Coordinate() | Reduction():
             return replace(e, x=operands[0], type=operands[0].type)
         case _:
             return with_children(e, operands)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..interpret import evaluate
-from ..nodes import COMPARISONS, FALSE, TRUE, Binary, Cast, Const, Expr, Select, Unary
+from ..nodes import COMPARISONS, FALSE, TRUE, Binary, Cast, Const, Coordinate, Expr, Select, Unary
 from ..traverse import children, rewrite
 from ..types import BOOL, F32, I32, I64
 from ..variant import Variant
@@ -43,6 +43,8 @@ def _rule(e: Expr) -> Expr:
     match e:
         case Binary() | Unary() | Cast() if all(isinstance(c, Const) for c in children(e)):
             return _folded(e)
+        case Coordinate(Const()):
+            return Const(evaluate(e, {}).item(), e.type, e.loc)
         case Unary("not" | "neg" as op, Unary(inner, x)) if op == inner:
             return x
         case Cast(x, type) if x.type is type:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..build import binary, const
 from ..nodes import Expr, Index, Load
+from ..passes.expand_coordinates import expand_coordinates
 from ..symbolic import at_least
 from ..traverse import substitute, walk
 from ..types import I32
@@ -21,6 +22,7 @@ def make_plan(v: Variant) -> TilePlan:
 
     Takes milliseconds and no values: the plan holds for all lengths, parameters and tile sizes.
     """
+    v = expand_coordinates(v)
     mask = with_bounded_loads(v.mask)
     formula = to_formula(mask)
     keys = tile_ranges(formula, "q", "kv")

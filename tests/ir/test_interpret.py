@@ -31,6 +31,20 @@ def test_integers_floor_as_in_python(q: int, kv: int) -> None:
         assert evaluate(parse_expr(text), {"q": q, "kv": kv}) == expected
 
 
+@pytest.mark.parametrize("sizes", [(60,), (4, 15), (3, 4, 5), (1, 60, 1)])
+def test_coordinates_are_those_of_a_row_major_grid(sizes: tuple[int, ...]) -> None:
+    expected = np.unravel_index(np.arange(60), sizes)
+    for axis, coordinates in enumerate(expected):
+        e = parse_expr(f"coordinate(q, {axis}, {', '.join(map(str, sizes))})")
+        np.testing.assert_array_equal(evaluate(e, {"q": np.arange(60)}), coordinates)
+
+
+def test_beyond_a_grid_only_coordinate_0_goes_on() -> None:
+    for axis, expected in ((0, [-1, 2, 2]), (1, [2, 0, 1])):
+        found = evaluate(parse_expr(f"coordinate(q, {axis}, 2, 3)"), {"q": np.array([-1, 6, 7])})
+        assert found.tolist() == expected
+
+
 def test_integers_wrap_in_64_bits() -> None:
     assert evaluate(parse_expr("9223372036854775807 + q"), {"q": 1}) == -(2**63)
 

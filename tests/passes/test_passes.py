@@ -19,6 +19,7 @@ from regard.ir.lowered import lower
 from regard.ir.nodes import COMPARISONS, LOGIC, Binary, Expr, Unary
 from regard.ir.parser import parse_variant
 from regard.ir.passes import PIPELINE, inline_statics, narrow_integers, run_pipeline, simplified, stages
+from regard.ir.passes.expand_coordinates import expand_coordinates
 from regard.ir.printer import print_lowered, print_variant
 from regard.ir.traverse import walk
 from regard.ir.types import F32
@@ -27,6 +28,7 @@ from regard.ir.verify import verify
 from strategies import expressions, grid, sample_values, variants
 
 HERE = Path(__file__).parent
+PASSES = (*PIPELINE, expand_coordinates)
 
 
 def _cases() -> list[tuple[str, str, str, str]]:
@@ -41,7 +43,7 @@ def _cases() -> list[tuple[str, str, str, str]]:
 
 @pytest.mark.parametrize(("name", "title", "source", "expected"), _cases())
 def test_fixture(name: str, title: str, source: str, expected: str) -> None:
-    (apply,) = (p for p in PIPELINE if p.__name__ == name)
+    (apply,) = (p for p in PASSES if p.__name__ == name)
     after = apply(parse_variant(source)[0])
     verify(after)
     if apply is narrow_integers:  # its result has types that the surface form does not show
@@ -52,7 +54,7 @@ def test_fixture(name: str, title: str, source: str, expected: str) -> None:
 
 
 def test_every_pass_has_fixtures() -> None:
-    assert {case[0] for case in _cases()} == {p.__name__ for p in PIPELINE}
+    assert {case[0] for case in _cases()} == {p.__name__ for p in PASSES}
 
 
 @given(variants(), st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9))
