@@ -5,13 +5,17 @@ from __future__ import annotations
 import datetime
 import platform
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import torch
 
+# Distributions, and the names they are known by.
+PEERS = {"fa3-fwd": "FlashAttention-3", "flash-attn-4": "FlashAttention-4", "nvidia-cutlass-dsl": "CuTe DSL"}
+
 
 def describe() -> dict[str, str]:
-    """Device, versions, commit and date."""
+    """Device, versions, commit and date; of peers those that are installed."""
     try:
         import triton
 
@@ -25,9 +29,18 @@ def describe() -> dict[str, str]:
         "torch": torch.__version__,
         "triton": triton_version,
         "python": platform.python_version(),
+        **({"cuDNN": str(torch.backends.cudnn.version())} if torch.cuda.is_available() else {}),
+        **{title: version for name, title in PEERS.items() if (version := _installed(name))},
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> str:

@@ -17,7 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from .cases import CASES, Case, build
+from .case import Case
+from .cases import CASES, build
 from .environment import describe, matmul_peak
 from .timing import Timing, interleaved
 

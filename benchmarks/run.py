@@ -1,0 +1,190 @@
+"""The benchmark suite: every case against every peer that can be imported, in one run.
+
+``python -m benchmarks.run [--minutes N] [--only REGEX] [--resume FILE] [--out PATH]`` needs a GPU. It writes PATH.json
+after every case, and PATH.md and PATH.png (with matplotlib) at the end. ``--list`` shows the cases in their order,
+which is that of suite.py. Cases run in a process of their own, replaced when it crashes or hangs; other processes
+compile ahead while nothing is timed (``--jobs``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from . import report
+from .case import Task
+from .measure import machine, measure, warm
+from .suite import GROUPS, SUITE, Entry
+from .worker import Done, Lost, Raised, Worker
+
+# Compiling a case of FlexAttention's search takes minutes; a hanging kernel should not take more.
+CASE_SECONDS = 300.0
+# Compiled ahead in one wave, for each process: few, so that figures come early.
+WAVE = 2
+
+
+class Session:
+    """What is left of the time, the results so far, and the process that measures."""
+
+    def __init__(self, results: dict[str, Any], minutes: float, save: Callable[[dict[str, Any]], object]) -> None:
+        self.results, self.save = results, save
+        self.started = time.monotonic()
+        self.deadline = self.started + 60 * minutes
+        self.worker = Worker()
+        self._seconds: list[float] = []
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.deadline - time.monotonic()
+
+    def fits(self) -> bool:
+        """Whether a case like those before would end in time."""
+        return self.left > (statistics.median(self._seconds) if self._seconds else 0.0)
+
+    def row(self, task: Task, job: Callable[..., Any]) -> dict[str, Any] | None:
+        """Measures one case; None where the time ran out. Contenders that end the process are left out and said."""
+        started = time.monotonic()
+        excluded: dict[str, str] = {}
+        while True:
+            limit = min(CASE_SECONDS, self.left)
+            if limit <= 0:
+                return None
+            match self.worker.run(job, replace(task, excluded=dict(excluded)), timeout=limit):
+                case Done(row):
+                    self._seconds.append(time.monotonic() - started)
+                    return dict(row)
+                case Raised(text):
+                    return {"error": text}
+                case Lost(place, text):
+                    if self.left <= 0:
+                        return None
+                    if place in excluded or place not in task.names:
+                        return {"error": f"{text}, at {place}"}
+                    excluded[place] = text
+
+
+def run_suite(
+    entries: Sequence[Entry],
+    session: Session,
+    jobs: int,
+    flush: bool = True,
+    device: str = "cuda",
+    measuring: Callable[..., Any] = measure,
+    warming: Callable[..., Any] = warm,
+) -> None:
+    """Measures the entries in order until the time is over, saving after each; what was not reached is listed."""
+    rows = session.results["rows"]
+    done = {row["title"] for row in rows}
+    todo = [entry for entry in entries if entry.title not in done]
+    session.results["not_run"] = [entry.title for entry in todo]
+    compilers = [Worker({"TORCHINDUCTOR_COMPILE_THREADS": "1"}) for _ in range(jobs)]
+    try:
+        for start in range(0, len(todo), max(1, WAVE * jobs)):
+            wave = todo[start : start + max(1, WAVE * jobs)]
+            tasks = [Task(entry.case, GROUPS[entry.group], flush=flush, device=device) for entry in wave]
+            # A search that times kernels must not run beside others.
+            ahead = [task for entry, task in zip(wave, tasks, strict=True) if entry.group != "autotune"]
+            if jobs and session.fits():
+                _compile_ahead(ahead, compilers, session, warming)
+            for entry, task in zip(wave, tasks, strict=True):
+                found = session.row(task, measuring) if session.fits() else None
+                if found is None:
+                    return
+                rows.append({"title": entry.title, "group": entry.group} | found)
+                session.results["not_run"].remove(entry.title)
+                session.save(session.results)
+                at = time.monotonic() - session.started
+                print(f"[{len(rows)} of {len(rows) + len(session.results['not_run'])}, {at:.0f} s] "
+                      f"{report.line(rows[-1])}", flush=True)  # fmt: skip
+    finally:
+        for worker in (*compilers, session.worker):
+            worker.stop()
+        session.save(session.results)
+
+
+def _compile_ahead(tasks: list[Task], workers: list[Worker], session: Session, job: Callable[..., Any]) -> None:
+    """Runs ``job`` on all tasks, side by side. What fails here is met again, and reported, when it is measured."""
+    print(f"compiling {len(tasks)} cases", end=" ", flush=True)
+    waiting, busy = list(tasks), dict[int, float]()
+    # Never more than half of what is left: without measuring, nothing is gained.
+    until = time.monotonic() + session.left / 2
+    while (waiting or busy) and time.monotonic() < until:
+        for i, worker in enumerate(workers):
+            if i in busy:
+                if worker.reply(0.05) is not None:
+                    print(".", end="", flush=True)
+                    del busy[i]
+                elif time.monotonic() - busy[i] > CASE_SECONDS:
+                    worker.stop()
+                    del busy[i]
+            if i not in busy and waiting:
+                worker.submit(job, waiting.pop(0))
+                busy[i] = time.monotonic()
+    for i in busy:
+        workers[i].stop()
+    print(flush=True)
+
+
+def selected(pattern: str) -> list[Entry]:
+    """Entries whose title contains the regular expression, in the order of the suite."""
+    return [entry for entry in SUITE if re.search(pattern, entry.title)]
+
+
+def opened(path: Path | None, facts: dict[str, Any]) -> dict[str, Any]:
+    """New results, or those of a file to go on with. Raises SystemExit if they are of another machine or version."""
+    if path is None:
+        return facts | {"rows": [], "not_run": []}
+    earlier = report.load(path)
+    for name in ("device", "torch", "triton", "commit"):
+        then, now = earlier["environment"].get(name), facts["environment"].get(name)
+        if then != now:
+            raise SystemExit(f"{path}: measured with {name} {then}, this is {now}; figures of one table must agree")
+    return earlier | {"not_run": []}
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    made.add_argument("--minutes", type=float, default=24 * 60.0, help="stop after so long; the rest is listed")
+    made.add_argument("--only", default="", metavar="REGEX", help="cases whose title contains it, e.g. 'S8192 D128$'")
+    made.add_argument("--resume", type=Path, metavar="FILE", help="JSON of an earlier run: measure what it lacks")
+    made.add_argument("--out", type=Path, help="without suffix; default: where --resume is, or benchmarks/results/run")
+    made.add_argument("--jobs", type=int, default=min(8, (os.cpu_count() or 1) // 2), help="processes that compile")
+    made.add_argument("--warm-l2", action="store_true", help="do not overwrite the L2 cache before every call")
+    made.add_argument("--list", action="store_true", help="show the cases and stop")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    entries = selected(options.only)
+    if not entries:
+        raise SystemExit(f"no case matches {options.only!r}; --list shows them")
+    if options.list:
+        print("\n".join(entry.title for entry in entries))
+        return
+    # FlashAttention-4 keeps what it compiles only on request.
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+    out = options.out or (options.resume or Path("benchmarks/results/run.json")).with_suffix("")
+    session = Session({}, options.minutes, lambda results: report.save(results, out))
+    match session.worker.run(machine, timeout=CASE_SECONDS):
+        case Done(facts):
+            session.results = opened(options.resume, facts | {"l2": "as left" if options.warm_l2 else "overwritten"})
+        case Raised(text) | Lost(_, text):
+            session.worker.stop()
+            raise SystemExit(f"the device cannot be used: {text}")
+    print(f"{facts['environment']['device']}, bf16 matmul {facts['matmul_tflops']:.0f} TFLOP/s, "
+          f"{len(entries)} cases", flush=True)  # fmt: skip
+    run_suite(entries, session, max(0, options.jobs), flush=not options.warm_l2)
+    report.write(session.results, out)
+
+
+if __name__ == "__main__":
+    main()
