@@ -6,6 +6,8 @@ arXiv:2307.08691).
 
 from __future__ import annotations
 
+from functools import partial
+
 from ..ir.nodes import TRUE, Expr, Score
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import substitute
@@ -25,7 +27,7 @@ from .triton_program import (
 )
 from .triton_skeleton import Skeleton
 from .triton_split import MERGE, emit_shares
-from .triton_tiles import TileLoops, emit_start
+from .triton_tiles import Masked, TileLoops, emit_exact_loops, emit_tile_loops
 from .triton_values import Guard, Values
 
 KERNEL = "attention_forward"
@@ -113,19 +115,22 @@ class _Forward(Skeleton):
             loops = self.emit_key_tiles(out)
             out.line()
             self._emit_state(out)
-            begin_full, end_full, begin_partial, end_partial = "0", loops.full_count, "0", loops.partial_count
-            if self.schedule.split_keys and loops.partial_count:
-                begin_full, end_full, begin_partial, end_partial = emit_shares(out, loops)
+            share = emit_shares(out, loops) if self.schedule.split_keys and loops.partial_count else None
             done = values.emit(out, "program", wanted, Guard())
             done = values.emit(out, "query", wanted, Guard(query="(q_index < q_len)"), done)
-            if loops.full_count:
-                out.comment("Tiles in which every pair is allowed.")
-                with out.block(f"for t in range({begin_full}, {end_full}):"):
-                    self._emit_step(out, values, loops.full_tile, loops, done, masked=False)
-            if loops.partial_count:
-                out.comment("Tiles in which the mask decides.")
-                with out.block(f"for t in range({begin_partial}, {end_partial}):"):
-                    self._emit_step(out, values, loops.partial_tile, loops, done, masked=True)
+
+
+            def step(masked: Masked, exact: bool) -> None:
+                self._emit_step(out, values, loops, done, masked=masked, exact=exact)
+
+            # One loop saves short rows a start of the pipeline; a score that reads by pair needs the mask first.
+            merged = loops.table and not values.reads("score", "pair")
+            hot = partial(step, exact=not self.optimistic)
+            emit_tile_loops(out, loops, "BLOCK_N", hot, share=share, merged=merged)
+            if self.optimistic and loops.partial_count:
+                with self.emit_again(out, "acc", self.value):
+                    self._emit_sums(out)
+                    emit_exact_loops(out, loops, "BLOCK_N", partial(step, exact=True), share)
             out.line()
             self._emit_epilogue(out)
 
@@ -143,34 +148,44 @@ class _Forward(Skeleton):
         out.line()
 
     def _emit_state(self, out: Emitter) -> None:
+        self._emit_sums(out)
+        self.emit_unit(out)
+
+    def _emit_sums(self, out: Emitter) -> None:
         times = ", times log2(e)" if self.fused else ""
         out.comment(f"Running maximum{times}: finite, so that it is never subtracted from itself as infinity.")
         out.line("m = tl.full([BLOCK_M], -3.0e38, tl.float32)")
         out.line("l = tl.zeros([BLOCK_M], tl.float32)  # running sum of exponentials")
         for p in self.value:
             out.line(f"acc{p.suffix} = tl.zeros([BLOCK_M, {p.width}], tl.float32)")
-        self.emit_unit(out)
 
     def _emit_step(
-        self, out: Emitter, values: Values, tile: str, loops: TileLoops, done: frozenset[str], *, masked: bool
+        self, out: Emitter, values: Values, loops: TileLoops, done: frozenset[str], *, masked: Masked, exact: bool
     ) -> None:
-        """One tile of keys."""
-        wanted = [x for x in self.results if masked or x != "mask"]
-        rows = "(start + keys[:, None] < kv_len)" if masked else ""
-        emit_start(out, tile, "BLOCK_N")
+        """One tile of keys; with ``exact`` values that nobody sees are zeroed."""
+        wanted = [x for x in self.results if masked == "all" or x != "mask"]
+        rows = "(start + keys[:, None] < kv_len)" if masked != "none" else ""
         self.tiles.load(out, "k", "key", "kv_head", "start", "BLOCK_N", "columns", self.head, rows)
         emit_product(out, "s", "q", "k", self.head, self.precision)
-        if masked or wanted:
+        if masked != "none" or wanted:
             out.line("kv_index = start + keys[None, :]")
-        done = values.emit(out, "key", wanted, Guard(key="(kv_index < kv_len)" if masked else ""), done)
-        if masked:
+        guard = Guard(key="(kv_index < kv_len)" if masked != "none" else "")
+        done = values.emit(out, "key", wanted, guard, done)
+        if masked == "all":
             done = self.emit_allowed(out, values, done)
         self.emit_scaled(out)
         if self.has_scores:
-            values.emit(out, "pair", ("score",), Guard(pair="allowed" if masked else "(q_index < q_len)"), done)
+            lanes = "allowed" if masked == "all" else "(q_index < q_len)"
+            done = values.emit(out, "pair", ("score",), Guard(pair=lanes), done)
             out.line(f"s = {values.result('score', 'BLOCK_M, BLOCK_N')}")
-        if masked:
-            out.line('s = tl.where(allowed, s, float("-inf"))')
+        match masked:
+            case "all":
+                out.line(_SELECT)
+            case "some":
+                with out.block("if t >= full_count:"):
+                    done = values.emit(out, "key", ("mask",), guard, done)
+                    self.emit_allowed(out, values, done)
+                    out.line(_SELECT)
         if self.fused:
             out.line(f"m_new = tl.maximum(m, tl.max(s, 1) * {self.unit})")
             out.line("alpha = tl.exp2(m - m_new)")
@@ -182,10 +197,10 @@ class _Forward(Skeleton):
         out.line("m = m_new")
         for part in self.value:
             out.line(f"acc{part.suffix} *= alpha[:, None]")
-        rows = self.rows_in_hull(loops) if masked else ""
+        rows = self.rows_in_hull(loops) if masked != "none" else ""
         self.tiles.load(out, "v", "value", "kv_head", "start", "BLOCK_N", self.value_columns, self.value, rows)
-        if masked:
-            self.emit_unseen(out, "v", self.value, rows)
+        if masked == "all" and exact:
+            self.emit_unseen(out, "v", self.value, rows, "p")
         emit_accumulate(out, "acc", "p", "v", self.value, self.precision)
 
     def _emit_epilogue(self, out: Emitter) -> None:
@@ -239,6 +254,7 @@ class _Forward(Skeleton):
         out.lines(_MERGE_LAUNCH.format(width=width, columns=1 << (width - 1).bit_length()))
 
 
+_SELECT = 's = tl.where(allowed, s, float("-inf"))'
 _SHARE = """
 shares = share_count(programs, triton.cdiv(kv_len, options["BLOCK_N"]), query.device)
 target, target_lse, out_share, lse_share = out, lse, 0, 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .emitter import Emitter
 from .schedule import Schedule
-from .triton_gradients import Gradients
+from .triton_gradients import Gradients, emit_select
 from .triton_module import Argument, emit_launch, kernel
 from .triton_program import emit_call, emit_product
 from .triton_values import Guard
@@ -69,9 +69,9 @@ class GradDiagonal(Gradients):
                     steps = values.emit(out, "pair", ("mask",), Guard(pair="allowed"), steps)
                     out.line(f"allowed &= {values.result('mask')}")
                 self.emit_probabilities(
-                    out, values, steps, wanted, shape="BLOCK_M, BLOCK_N", rows="[:, None]", lanes="allowed"
+                    out, values, steps, wanted, shape="BLOCK_M, BLOCK_N", rows="[:, None]", lanes="allowed",
                 )
-                self.emit_score_gradient(out, values, here, delta="delta_rows[:, None]", masked=True)
+                emit_select(out, self.emit_score_gradient(out, values, here, delta="delta_rows[:, None]"))
                 for c in here:
                     out.line(f"{c.name}_total += tl.sum(tl.gather({c.name}, taken, 1), 0)")
             for c in here:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from .emitter import Emitter
 from .schedule import Schedule
-from .triton_gradients import Gradients
+from .triton_gradients import Gradients, emit_select
 from .triton_module import Argument, emit_launch, kernel
 from .triton_program import INDICES, emit_accumulate, emit_place, emit_product, table_arguments, uses_table
-from .triton_tiles import emit_ranges, emit_start, emit_table
+from .triton_tiles import emit_ranges, emit_table, emit_tile_loops
 from .triton_values import Guard, Values
 
 KERNEL = "attention_grad_key_value"
@@ -94,25 +94,19 @@ class GradKey(Gradients):
         needed = self.wanted(here, masked=True)
         done = values.emit(out, "program", needed, Guard())
         done = values.emit(out, "key", needed, Guard(key="(kv_index < kv_len)"), done)
-        if loops.full_count:
-            out.comment("Tiles in which every pair is allowed.")
-            with out.block(f"for t in range(0, {loops.full_count}):"):
-                self._emit_step(out, values, loops.full_tile, done, masked=False)
-        if loops.partial_count:
-            out.comment("Tiles in which the mask decides.")
-            with out.block(f"for t in range(0, {loops.partial_count}):"):
-                self._emit_step(out, values, loops.partial_tile, done, masked=True)
+        emit_tile_loops(
+            out, loops, "BLOCK_M", lambda masked: self._emit_step(out, values, done, masked=masked == "all")
+        )
         for c in here:
             place = f"{c.name}_sums + entry.to(tl.int64) * kv_len + tile_first + rows"
             out.line(f"tl.store({place}, {c.name}_total, mask=tile_first + rows < kv_len)")
 
-    def _emit_step(self, out: Emitter, values: Values, tile: str, done: frozenset[str], *, masked: bool) -> None:
+    def _emit_step(self, out: Emitter, values: Values, done: frozenset[str], *, masked: bool) -> None:
         """One tile of queries."""
         here = self.of_kinds("key")
         wanted = self.wanted(here, masked=masked)
         inside = "(start + queries[:, None] < q_len)" if masked else ""
         mask = ", mask=start + queries < q_len, other=0.0" if masked else ""
-        emit_start(out, tile, "BLOCK_M")
         self.tiles.load(out, "q", "query", "head", "start", "BLOCK_M", "columns", self.head, inside)
         if self.exact_rows:
             out.line(f"norm_rows = tl.load(norm + row + start + queries{mask})")
@@ -125,13 +119,15 @@ class GradKey(Gradients):
             done = self.emit_allowed(out, values, done)
         self.emit_probabilities(
             out, values, done, wanted, shape="BLOCK_N, BLOCK_M", rows="[None, :]",
-            lanes="allowed" if masked else "(kv_index < kv_len)",
+            lanes="allowed" if masked else "(kv_index < kv_len)", select=masked,
         )  # fmt: skip
         self.tiles.load(out, "do", "grad_out", "head", "start", "BLOCK_M", self.value_columns, self.value, inside)
         emit_accumulate(out, "dv", "p", "do", self.value, self.precision)
         out.line(f"delta_rows = tl.load(delta + row + start + queries{mask})")
         emit_product(out, "dp", "v", "do", self.value, self.precision)
-        self.emit_score_gradient(out, values, here, delta="delta_rows[None, :]", masked=masked)
+        found = self.emit_score_gradient(out, values, here, delta="delta_rows[None, :]")
+        if masked:
+            emit_select(out, found)
         for c in here:
             out.line(f"{c.name}_total += tl.sum({c.name}, 1)")
         emit_accumulate(out, "dk", "ds", "q", self.head, self.precision)

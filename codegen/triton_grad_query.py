@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from .emitter import Emitter
 from .schedule import Schedule
-from .triton_gradients import Contribution
+from .triton_gradients import Contribution, emit_select
 from .triton_module import Argument, emit_launch, kernel
 from .triton_over_keys import OverKeys
 from .triton_program import emit_accumulate
-from .triton_tiles import TileLoops
-from .triton_values import Values
+from .triton_tiles import Masked, TileLoops, emit_exact_loops
+from .triton_values import Guard, Values
 
 KERNEL = "attention_grad_query"
 
@@ -44,10 +44,20 @@ class GradQuery(OverKeys):
                 out.line(f"{c.name}_total = tl.zeros([BLOCK_M], tl.float32)")
             self.emit_unit(out)
 
-            def step(tile: str, done: frozenset[str], masked: bool) -> None:
-                self._emit_step(out, values, tile, loops, done, masked=masked)
+            def step(done: frozenset[str], masked: Masked) -> None:
+                self._emit_step(out, values, loops, done, self.here, masked=masked, exact=not self.optimistic)
 
-            self.emit_loops(out, values, loops, self.wanted(self.here, masked=True), step)
+            wanted = self.wanted(self.here, masked=True)
+            merged = loops.table and not any(values.reads(x, "pair") for x in wanted if x != "mask")
+            done = self.emit_loops(out, values, loops, wanted, step, merged=merged)
+            if self.optimistic and loops.partial_count:
+                with self.emit_again(out, "dq", self.head):
+                    for p in self.head:
+                        out.line(f"dq{p.suffix} = tl.zeros([BLOCK_M, {p.width}], tl.float32)")
+                    emit_exact_loops(
+                        out, loops, "BLOCK_N",
+                        lambda masked: self._emit_step(out, values, loops, done, [], masked=masked, exact=True),
+                    )
             out.line()
             self.tiles.open(out, "grad_query", "head", "rows", "columns", self.head)
             self.tiles.store(
@@ -72,20 +82,31 @@ class GradQuery(OverKeys):
         ]
 
     def _emit_step(
-        self, out: Emitter, values: Values, tile: str, loops: TileLoops, done: frozenset[str], *, masked: bool
-    ) -> None:
-        """One tile of keys."""
-        rows = self.rows_in_hull(loops) if masked else ""
-        self.emit_pairs(out, values, tile, done, self.wanted(self.here, masked=masked), rows=rows, masked=masked)
-        self.emit_score_gradient(out, values, self.here, delta="delta_rows[:, None]", masked=masked)
-        for c in self.sums:
-            out.line(f"{c.name}_total += tl.sum({c.name}, 1)")
-        for c in self.of_kinds("pair"):
+        self, out: Emitter, values: Values, loops: TileLoops, done: frozenset[str], here: list[Contribution], *,
+        masked: Masked, exact: bool,
+    ) -> None:  # fmt: skip
+        """One tile of keys, and the contributions ``here``; with ``exact`` keys that nobody sees are zeroed."""
+        rows = self.rows_in_hull(loops) if masked != "none" else ""
+        wanted = self.wanted(here, masked=masked == "all")
+        done = self.emit_pairs(out, values, done, wanted, rows=rows, masked=masked)
+        found = self.emit_score_gradient(out, values, here, delta="delta_rows[:, None]")
+        match masked:
+            case "all":
+                emit_select(out, found)
+            case "some":
+                with out.block("if t >= full_count:"):
+                    done = values.emit(out, "key", ("mask",), Guard(key="(kv_index < kv_len)"), done)
+                    self.emit_allowed(out, values, done)
+                    emit_select(out, found)
+        for c in here:
+            if c.kind != "pair":
+                out.line(f"{c.name}_total += tl.sum({c.name}, 1)")
+                continue
             address, conditions = values.address(c.index_names, c.load.buffer, f"{c.name}_to")
             mask = " & ".join([self.lanes(masked), *conditions])
             out.line(f"tl.{'store' if c.injective else 'atomic_add'}({address}, {c.name}, mask={mask})")
-        if masked:
-            self.emit_unseen(out, "k", self.head, rows)
+        if masked == "all" and exact:
+            self.emit_unseen(out, "k", self.head, rows, "ds")
         emit_accumulate(out, "dq", "ds", "k", self.head, self.precision)
 
     def emit_launch(self, out: Emitter) -> None:

@@ -165,11 +165,12 @@ class Gradients(Skeleton):
 
     def emit_probabilities(
         self, out: Emitter, values: Values, done: frozenset[str], wanted: Sequence[str], *, shape: str, rows: str,
-        lanes: str, normed: bool = True,
+        lanes: str, normed: bool = True, select: bool = False,
     ) -> None:  # fmt: skip
         """``p`` of ``shape`` from the raw product ``s``; leaves all that the derivatives need computed.
 
-        ``rows`` spreads a vector over queries to the pairs; ``lanes`` are the pairs whose loads may be read.
+        ``rows`` spreads a vector over queries to the pairs; ``lanes`` are the pairs whose loads may be read;
+        with ``select`` pairs that are not allowed have p = 0, else anything.
         """
         final = "s"
         self.emit_scaled(out)
@@ -180,12 +181,15 @@ class Gradients(Skeleton):
         text = self.exponential(final, f"lse_rows{rows}")
         if self.exact_rows and normed:
             text += f" * norm_rows{rows}"
-        out.line(f"p = {f'tl.where(allowed, {text}, 0.0)' if lanes == 'allowed' else text}")
+        out.line(f"p = {f'tl.where(allowed, {text}, 0.0)' if select else text}")
 
     def emit_score_gradient(
-        self, out: Emitter, values: Values, here: Sequence[Contribution], *, delta: str, masked: bool
-    ) -> None:
-        """``ds``, the gradient of the scaled product, from ``p`` and ``dp``, and contributions on the way."""
+        self, out: Emitter, values: Values, here: Sequence[Contribution], *, delta: str
+    ) -> tuple[str, ...]:
+        """``ds``, the gradient of the scaled product, from ``p`` and ``dp``, and contributions on the way.
+
+        Returns their names; they have yet to be selected from where pairs are not allowed.
+        """
         out.line(f"ds = p * (dp - {delta})")
         started: set[str] = set()
         for i in reversed(range(len(self.factors))):
@@ -197,6 +201,10 @@ class Gradients(Skeleton):
                     started.add(c.name)
             if self.factors[i]:
                 out.line(f"ds *= {values.result(self.factors[i])}")
-        if masked:
-            for x in (*sorted(started), "ds"):
-                out.line(f"{x} = tl.where(allowed, {x}, 0.0)")
+        return (*sorted(started), "ds")
+
+
+def emit_select(out: Emitter, names: Sequence[str]) -> None:
+    """Zeroes what pairs that are not allowed have in these matrices."""
+    for x in names:
+        out.line(f"{x} = tl.where(allowed, {x}, 0.0)")

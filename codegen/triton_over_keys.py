@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from .emitter import Emitter
 from .schedule import Schedule
 from .triton_gradients import Gradients
 from .triton_module import Argument
 from .triton_program import emit_place, emit_product, table_arguments, uses_table
-from .triton_tiles import TileLoops, emit_start
+from .triton_tiles import Masked, TileLoops, emit_tile_loops
 from .triton_values import Guard, Values
 
 
@@ -37,43 +38,37 @@ class OverKeys(Gradients):
 
     def emit_loops(
         self, out: Emitter, values: Values, loops: TileLoops, needed: Sequence[str],
-        step: Callable[[str, frozenset[str], bool], None],
-    ) -> None:  # fmt: skip
-        """Both loops; ``step`` writes the body from the tile's number, the steps done, and whether to mask."""
+        step: Callable[[frozenset[str], Masked], None], *, merged: bool = False,
+    ) -> frozenset[str]:  # fmt: skip
+        """The loops; ``step`` writes the body from the steps done, which are returned, and what to mask."""
         done = values.emit(out, "program", needed, Guard())
         done = values.emit(out, "query", needed, Guard(query="(q_index < q_len)"), done)
-        if loops.full_count:
-            out.comment("Tiles in which every pair is allowed.")
-            with out.block(f"for t in range(0, {loops.full_count}):"):
-                step(loops.full_tile, done, False)
-        if loops.partial_count:
-            out.comment("Tiles in which the mask decides.")
-            with out.block(f"for t in range(0, {loops.partial_count}):"):
-                step(loops.partial_tile, done, True)
+        emit_tile_loops(out, loops, "BLOCK_N", partial(step, done), merged=merged)
+        return done
 
     def emit_pairs(
-        self, out: Emitter, values: Values, tile: str, done: frozenset[str], wanted: Sequence[str], *, rows: str,
-        masked: bool, normed: bool = True,
-    ) -> None:  # fmt: skip
-        """``k``, ``p`` and ``dp`` of one tile of keys, of which ``rows`` are read."""
-        emit_start(out, tile, "BLOCK_N")
+        self, out: Emitter, values: Values, done: frozenset[str], wanted: Sequence[str], *, rows: str,
+        masked: Masked, normed: bool = True, select: bool = False,
+    ) -> frozenset[str]:  # fmt: skip
+        """``k``, ``p`` and ``dp`` of one tile of keys, of which ``rows`` are read; returns the steps done."""
         self.tiles.load(out, "k", "key", "kv_head", "start", "BLOCK_N", "columns", self.head, rows)
         emit_product(out, "s", "q", "k", self.head, self.precision)
         self.tiles.load(out, "v", "value", "kv_head", "start", "BLOCK_N", self.value_columns, self.value, rows)
         emit_product(out, "dp", "do", "v", self.value, self.precision)
-        if wanted or masked:
+        if wanted or masked != "none":
             out.line("kv_index = start + keys[None, :]")
-        done = values.emit(out, "key", wanted, Guard(key="(kv_index < kv_len)" if masked else ""), done)
-        if masked:
+        done = values.emit(out, "key", wanted, Guard(key="" if masked == "none" else "(kv_index < kv_len)"), done)
+        if masked == "all":
             done = self.emit_allowed(out, values, done)
         self.emit_probabilities(
             out, values, done, wanted, shape="BLOCK_M, BLOCK_N", rows="[:, None]", lanes=self.lanes(masked),
-            normed=normed,
+            normed=normed, select=select,
         )  # fmt: skip
+        return done
 
-    def lanes(self, masked: bool) -> str:
+    def lanes(self, masked: Masked) -> str:
         """The pairs whose loads may be read, as text."""
-        return "allowed" if masked else "(q_index < q_len)"
+        return "allowed" if masked == "all" else "(q_index < q_len)"
 
     def inputs(self) -> list[Argument]:
         """The tensors that all these kernels read."""

@@ -11,6 +11,7 @@ from .emitter import Emitter
 from .schedule import Schedule
 from .triton_module import Argument, emit_launch, kernel
 from .triton_over_keys import OverKeys
+from .triton_tiles import Masked
 
 KERNEL = "row_terms"
 
@@ -30,12 +31,13 @@ class RowTerms(OverKeys):
             out.line("total = tl.zeros([BLOCK_M], tl.float32)")
             self.emit_unit(out)
 
-            def step(tile: str, done: frozenset[str], masked: bool) -> None:
-                rows = self.rows_in_hull(loops) if masked else ""
-                wanted = self.wanted_for_probabilities(masked=masked)
-                self.emit_pairs(out, values, tile, done, wanted, rows=rows, masked=masked, normed=False)
+            def step(done: frozenset[str], masked: Masked) -> None:
+                select = masked == "all"
+                rows = self.rows_in_hull(loops) if select else ""
+                wanted = self.wanted_for_probabilities(masked=select)
+                self.emit_pairs(out, values, done, wanted, rows=rows, masked=masked, normed=False, select=select)
                 out.line("total += tl.sum(p, 1)")
-                terms = "tl.where(allowed, p * dp, 0.0)" if masked else "p * dp"
+                terms = "tl.where(allowed, p * dp, 0.0)" if select else "p * dp"
                 out.line(f"delta_rows += tl.sum({terms}, 1)")
 
             self.emit_loops(out, values, loops, self.wanted_for_probabilities(masked=True), step)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 from ..ir.nodes import TRUE, Expr
 from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
@@ -125,11 +127,28 @@ class Skeleton:
         below = f"(start + keys[:, None] < {stop})"
         return below if start == "0" else f"(start + keys[:, None] >= {start}) & {below}"
 
-    def emit_unseen(self, out: Emitter, name: str, parts: tuple[Part, ...], rows: str) -> None:
-        """Zeroes rows of a partial tile of keys that no query sees, unless loads by ``rows`` did: 0 * NaN is NaN."""
+    @property
+    def optimistic(self) -> bool:
+        """Whether loops go without :meth:`emit_unseen`, and run again with it where their sums are not finite.
+
+        What a query sees is then known only from the mask of the tile; to zero rows by it, they would have to
+        pass through registers on their way to the tensor cores.
+        """
+        return not self.exact_hull
+
+    def emit_again(self, out: Emitter, name: str, parts: tuple[Part, ...]) -> AbstractContextManager[None]:
+        """A block that runs if the sums ``name`` have a number that is not finite."""
+        out.comment("Not finite: rows that no query sees may be the reason, as 0 * NaN is NaN. Again without them.")
+        return out.block(f"if {' + '.join(f'tl.sum({name}{p.suffix} * 0.0)' for p in parts)} != 0.0:")
+
+    def emit_unseen(self, out: Emitter, name: str, parts: tuple[Part, ...], rows: str, weights: str) -> None:
+        """Zeroes rows of a partial tile of keys that no query sees, unless loads by ``rows`` did: 0 * NaN is NaN.
+
+        The rows are about to be summed with ``weights``, which are 0 where a query does not see a row.
+        """
         if self.exact_hull and not self.descriptors:
             return
         out.comment("Rows that no query of the tile sees may hold anything, even NaN.")
-        out.line(f"seen = {rows if self.exact_hull else 'tl.max(allowed.to(tl.int32), 0)[:, None] != 0'}")
+        out.line(f"seen = {rows if self.exact_hull else f'tl.max(tl.abs({weights}), 0)[:, None] != 0.0'}")
         for p in parts:
             out.line(f"{name}{p.suffix} = tl.where(seen, {name}{p.suffix}, 0.0)")

@@ -6,18 +6,12 @@ from .emitter import Emitter
 from .triton_tiles import TileLoops
 
 
-def emit_shares(out: Emitter, loops: TileLoops) -> tuple[str, str, str, str]:
-    """This share of the tiles: first and last number in the loop over full, then over partial tiles."""
-    full = loops.full_count or "0"
-    out.line(f"work = {' + '.join(x for x in (loops.full_count, loops.partial_count) if x)}")
+def emit_shares(out: Emitter, loops: TileLoops) -> tuple[str, str]:
+    """This share of the tiles, full ones first: the first, and the one after the last."""
+    out.line(f"work = {loops.count}")
     out.line("begin = work * share // shares")
     out.line("end = work * (share + 1) // shares")
-    return (
-        f"tl.minimum(begin, {full})",
-        f"tl.minimum(end, {full})",
-        f"tl.maximum(begin - {full}, 0)",
-        f"tl.maximum(end - {full}, 0)",
-    )
+    return "begin", "end"
 
 
 MERGE = '''

@@ -1,14 +1,16 @@
 """Which tiles a program visits: the plan's ranges as scalar arithmetic, or rows of a table.
 
 A program's tiles are numbered ``0 .. full_count`` (no mask needed) and ``0 .. partial_count`` (mask
-applied); :class:`TileLoops` spells the counts and the way from a number to a tile.
+applied); :class:`TileLoops` spells the counts and the way from a number to a tile. In a row of a table both
+kinds stand one after the other: there the numbers of partial tiles start at ``full_count``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 from ..ir.nodes import Const, Expr, Index
 from ..ir.tiles.plan import Interval, Ranges
@@ -34,6 +36,7 @@ class TileLoops:
     """Text of the number of tiles, and of the ``t``-th tile (an atom); a count of "" says that there are none.
 
     ``hull``: the positions that a partial tile may see, from start to stop, where they are one interval.
+    ``table``: the tiles are a row of a table, of which ``full_tile`` and ``partial_tile`` say nothing.
     """
 
     full_count: str
@@ -41,6 +44,12 @@ class TileLoops:
     partial_count: str
     partial_tile: str
     hull: tuple[str, str] | None = None
+    table: bool = False
+
+    @property
+    def count(self) -> str:
+        """All tiles."""
+        return " + ".join(x for x in (self.full_count, self.partial_count) if x)
 
 
 def ranges_results(ranges: Ranges) -> dict[str, Expr]:
@@ -228,4 +237,82 @@ def emit_table(out: Emitter) -> TileLoops:
         out.line(f"{name} = tile_{name} + {place}")
     out.line("full_count = tl.load(counts)")
     out.line("partial_count = tl.load(counts + 1)")
-    return TileLoops("full_count", "tl.load(indices + t)", "partial_count", "tl.load(indices + full_count + t)")
+    return TileLoops("full_count", "", "partial_count", "", table=True)
+
+
+# Which tiles a loop's body has to mask: none, all, or those for which ``t >= full_count``.
+Masked = Literal["none", "all", "some"]
+
+
+def emit_tile_loops(
+    out: Emitter, loops: TileLoops, block: str, step: Callable[[Masked], None], *,
+    share: tuple[str, str] | None = None, merged: bool = False,
+) -> None:  # fmt: skip
+    """The loops over a program's tiles; ``step`` writes the body, for which ``start`` is the tile's first position.
+
+    ``share``: the first of the tiles that count, and the one after the last; all without it. ``merged``: one
+    loop over both kinds of a table's tiles.
+    """
+    if not loops.table:
+        _emit_range_loops(out, loops, block, step, share, "range({}, {})")
+        return
+    begin, end = share or ("0", "visited")
+    if not share:
+        out.line(f"visited = {loops.count}")
+    out.comment("Tiles are looked up two steps ahead, so that loads of their contents start without waiting.")
+    out.line(f"next_start = tl.load(indices + {begin}, mask={begin} < {end}, other=0) * {block}")
+    out.line(f"ahead = tl.load(indices + {begin} + 1, mask={begin} + 1 < {end}, other=0)")
+    full = loops.full_count
+    if share:
+        middle = f"tl.minimum(tl.maximum({begin}, {full}), {end})"
+        ranges = ((begin, f"tl.minimum({end}, {full})"), (middle, end))
+    else:
+        ranges = ((begin, full), (full, end))
+    kinds: tuple[tuple[Masked, str, tuple[str, str]], ...] = (
+        ("none", "Tiles in which every pair is allowed.", ranges[0]),
+        ("all", "Tiles in which the mask decides.", ranges[1]),
+    )
+    if merged:
+        kinds = (("some", "Tiles in which every pair is allowed, then those in which the mask decides.", (begin, end)),)
+    for masked, comment, (first, stop) in kinds:
+        out.comment(comment)
+        with out.block(f"for t in range({first}, {stop}):"):
+            out.line("start = next_start")
+            out.line(f"next_start = ahead * {block}")
+            out.line(f"ahead = tl.load(indices + t + 2, mask=t + 2 < {end}, other=0)")
+            step(masked)
+
+
+def emit_exact_loops(
+    out: Emitter, loops: TileLoops, block: str, step: Callable[[Masked], None], share: tuple[str, str] | None = None
+) -> None:
+    """As :func:`emit_tile_loops`, for code that hardly ever runs: little of it, and no pipeline."""
+    if not loops.table:
+        _emit_range_loops(out, loops, block, step, share, "tl.range({}, {}, num_stages=1)")
+        return
+    begin, end = share or ("0", "visited")
+    with out.block(f"for t in tl.range({begin}, {end}, num_stages=1):"):
+        out.line(f"start = tl.load(indices + t) * {block}")
+        step("all")
+
+
+def _emit_range_loops(
+    out: Emitter, loops: TileLoops, block: str, step: Callable[[Masked], None], share: tuple[str, str] | None,
+    numbers: str,
+) -> None:  # fmt: skip
+    full, partial = ("0", loops.full_count), ("0", loops.partial_count)
+    if share and loops.partial_count:
+        begin, end = share
+        count = loops.full_count or "0"
+        full = f"tl.minimum({begin}, {count})", f"tl.minimum({end}, {count})"
+        partial = f"tl.maximum({begin} - {count}, 0)", f"tl.maximum({end} - {count}, 0)"
+    if loops.full_count:
+        out.comment("Tiles in which every pair is allowed.")
+        with out.block(f"for t in {numbers.format(*full)}:"):
+            emit_start(out, loops.full_tile, block)
+            step("none")
+    if loops.partial_count:
+        out.comment("Tiles in which the mask decides.")
+        with out.block(f"for t in {numbers.format(*partial)}:"):
+            emit_start(out, loops.partial_tile, block)
+            step("all")

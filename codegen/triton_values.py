@@ -90,6 +90,14 @@ class Values:
                 written.add(step.name)
         return done | written
 
+    def reads(self, name: str, level: Level) -> bool:
+        """Whether the result ``name``, if there is one, needs an element of a tensor at this level."""
+        needed = self._needed([x for x in self._results if x == name])
+        return any(
+            step.name in needed and isinstance(step.expr, Load) and self._levels[step.name] == level
+            for step in self._lowered.steps
+        )
+
     def _needed(self, wanted: Sequence[str]) -> set[str]:
         by_name = {step.name: step.expr for step in self._lowered.steps}
         needed: set[str] = set()

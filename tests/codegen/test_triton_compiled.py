@@ -56,6 +56,18 @@ def test_backward_on_sm_90(size: int) -> None:
         assert binary.shared <= 227 * 1024
 
 
+@pytest.mark.parametrize("size", [64, 128])
+def test_tiles_from_a_table_on_sm_90(size: int) -> None:
+    module = generated([rg.causal(), rg.document(torch.zeros(1024, dtype=torch.int32))], sizes=(size, size))
+    kernels = compiled(module, "forward") | compiled(module, "backward")
+    for name in ("attention_forward", "attention_grad_query"):
+        loops = re.finditer(r"^( *)\S+ = scf\.for.*?^\1\}", kernels[name].assembly["ttgir"], re.MULTILINE | re.DOTALL)
+        loop = next(loops).group()
+        assert loop.count("async_tma_copy") == 2  # of a tile to come, while this one is computed
+        assert "local_alloc" not in loop  # no tile passes through registers on its way to the tensor cores
+        assert kernels[name].spills() <= 8
+
+
 @pytest.mark.parametrize("aligned", [True, False])
 def test_only_aligned_tensors_are_loaded_sixteen_bytes_at_a_time(aligned: bool) -> None:
     module = generated([rg.causal()], target=Target("cuda", 80), dtype=F16, aligned=aligned)

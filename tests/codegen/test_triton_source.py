@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 import regard as rg
 from generated_triton import generated
@@ -16,6 +17,7 @@ GOLDEN = Path(__file__).parent / "golden"
 VARIANTS: dict[str, list[Part]] = {
     "causal": [rg.causal()],
     "window_and_sinks": [rg.sliding_window(1023, 0) | rg.sinks(4), rg.softcap(30.0)],
+    "documents": [rg.causal(), rg.document(torch.zeros(1024, dtype=torch.int32))],
 }
 
 
@@ -49,8 +51,6 @@ def test_debugging_asserts_that_guarded_indices_are_inside() -> None:
     @rg.score
     def shifted(s, q, bias):
         return s + bias[q + 1]
-
-    import torch
 
     for debug in (False, True):
         for text in generated([shifted(bias=torch.zeros(9))], debug=debug).sources:
