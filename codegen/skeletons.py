@@ -13,6 +13,9 @@ from .schedule import Problem, Schedule, Source, Target
 
 Skeleton = Literal["torch", "triton", "gluon"]
 
+# Of an H100 or H200, for which choices are explained where there is none.
+_MULTIPROCESSORS = 132
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -22,10 +25,19 @@ class Choice:
     reason: str
 
 
+def fills(q_len: int, batch: int, heads: int, multiprocessors: int = _MULTIPROCESSORS) -> bool:
+    """Whether there is a tile of 128 queries for every multiprocessor.
+
+    >>> fills(128, batch=2, heads=66), fills(128, batch=2, heads=65)
+    (True, False)
+    """
+    return -(-q_len // 128) * batch * heads >= multiprocessors
+
+
 def choose(plan: TilePlan, problem: Problem, target: Target, direction: Direction, fills_gpu: bool) -> Choice:
     """The skeleton for ``plan``.
 
-    ``fills_gpu``: whether calls have a tile of 128 queries for every multiprocessor. Preferences between
+    ``fills_gpu``: whether calls are large, see :func:`fills`. Preferences between
     skeletons that could both run are measured (bf16 on an H200; see benchmarks/results).
     """
     if target.backend == "cpu":

@@ -98,7 +98,9 @@ class Attention:
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        differentiating = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value, *buffers))
+        differentiating = torch.is_grad_enabled() and (
+            query.requires_grad or key.requires_grad or value.requires_grad or any(b.requires_grad for b in buffers)
+        )
         if differentiating:
             self._check_deterministic(query, buffers, deterministic)
         if compiling or differentiating or _is_watched(query):
@@ -260,7 +262,7 @@ def _is_watched(query: Tensor) -> bool:
     """Whether something besides plain eager execution must see the operator: a mode, a transform, a subclass."""
     return (
         type(query) not in _PLAIN
-        or (torch.is_autocast_enabled("cpu") and not query.is_cuda)
+        or (not query.is_cuda and torch.is_autocast_enabled("cpu"))
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
     )

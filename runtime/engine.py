@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,8 +16,10 @@ from torch import Tensor
 
 from ..codegen.defaults import Direction
 from ..codegen.schedule import Problem, Target
+from ..codegen.skeletons import fills
 from ..ir.dependence import load_class
 from ..ir.errors import UnsupportedError
+from ..ir.grids import check_lengths
 from ..ir.nodes import Index
 from ..ir.printer import print_variant
 from ..ir.traverse import loads, parameter_names
@@ -82,35 +84,47 @@ class Engine:
         prepared = self._prepare("forward", (query, key, value), buffers, scalars, ())
         if prepared.program is None:
             return _nothing_attended(query, value)
-        with _on_device_of(query):
-            tiles = self._tiles(prepared, query, buffers, scalars, reuse_tables)
-            return self._run_forward(prepared, (query, key, value, *buffers, *(tiles or ())), tuple(scalars))
+        if _is_here(query):
+            return self._run_forward(prepared, query, key, value, buffers, scalars, reuse_tables)
+        with torch.cuda.device(query.device):
+            return self._run_forward(prepared, query, key, value, buffers, scalars, reuse_tables)
 
     def _run_forward(
-        self, prepared: _Prepared, tensors: tuple[Tensor, ...], scalars: tuple[int | float, ...]
+        self,
+        prepared: _Prepared,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        buffers: Sequence[Tensor],
+        scalars: Sequence[int | float],
+        reuse_tables: bool,
     ) -> tuple[Tensor, Tensor]:
         """Query, key, value, buffers and tile tables through the program, or through a replay of it."""
         program, _, replays = prepared
         assert program is not None
-        replay = replays.get(scalars)
+        tensors = (query, key, value, *buffers)
+        if program.classify is not None:
+            tensors += self._tiles(prepared, query, buffers, scalars, reuse_tables)
+        values = tuple(scalars)
+        replay = replays.get(values)
         if replay is not None:
-            done = replay(tensors, tensors[0].device)
+            done = replay(tensors)
             if done is not None:
                 return done
-        inputs = 3 + len(self.variant.buffers)
+        inputs = 3 + len(buffers)
 
         def run(*given: Tensor) -> tuple[Tensor, Tensor]:
             tables = given[inputs:] or None
-            out, lse = program.run(*given[:inputs], *scalars, scale=self.variant.scale, tiles=tables)
+            out, lse = program.run(*given[:inputs], *values, scale=self.variant.scale, tiles=tables)
             return out, lse
 
-        if program.launcher is None or scalars in replays:
+        if program.launcher is None or values in replays:
             return run(*tensors)
         from .replay import record  # it imports triton
 
         if len(replays) >= _REPLAYS_LIMIT:
             replays.clear()
-        outputs, replays[scalars] = record(program.launcher, run, tensors)
+        outputs, replays[values] = record(program.launcher, run, tensors)
         return outputs
 
     def backward(
@@ -139,7 +153,7 @@ class Engine:
         if prepared.program is None:
             marked = [b for b, wanted in zip(buffers, buffer_gradients, strict=True) if wanted]
             return [torch.zeros_like(x) for x in (query, key, value, *marked)]
-        with _on_device_of(query):
+        with nullcontext() if _is_here(query) else torch.cuda.device(query.device):
             tiles = self._tiles(prepared, query, buffers, scalars, reuse_tables)
             gradients = prepared.program.run(
                 query, key, value, out, lse, grad_out, grad_lse, *buffers, *scalars,
@@ -169,19 +183,18 @@ class Engine:
         scalars: Sequence[int | float],
         gradients: tuple[bool, ...],
     ) -> _Prepared:
-        facts: list[object] = [direction, gradients]
+        key: tuple[object, ...] = (direction, gradients)
         bases = 0
         for x in tensors:
-            facts += (x.shape, x.stride(), x.dtype, x.device)
+            key += (x.shape, x.stride(), x.dtype, x.device)
             bases |= x.data_ptr()
-        facts.append(bases % 16)
+        key += (bases & 15,)
         for x in buffers:
-            facts += (x.shape, x.dtype, x.device)
+            key += (x.shape, x.stride(), x.dtype, x.device)
         if self._ranges_depend_on_scalars:
-            facts += scalars
+            key += tuple(scalars)
         if tensors[0].dtype is torch.float32:
-            facts.append(_tf32_allowed())
-        key = tuple(facts)
+            key += (_tf32_allowed(),)
         prepared = self._prepared.get(key)
         if prepared is None:
             prepared = self._check_and_compile(direction, tensors, buffers, scalars, gradients)
@@ -203,6 +216,7 @@ class Engine:
         named = {p.name: b for p, b in zip(self.variant.buffers, buffers, strict=True)}
         arguments.check_buffers(self.variant, named, sizes, query.device)
         values = {p.name: x for p, x in zip(self.variant.scalars, scalars, strict=True)}
+        check_lengths(self.variant, sizes.q_len, sizes.kv_len)
         check_index_ranges(self.variant, named, values, sizes)
         if 0 in sizes:
             return _Prepared(None, sizes, {})
@@ -314,26 +328,25 @@ def _aligned(tensors: Sequence[Tensor]) -> bool:
 
 
 def _fills(sizes: Sizes, device: torch.device) -> bool:
-    """Whether there is a tile of 128 queries for every multiprocessor."""
+    """Whether ``device`` is a GPU that a call of such sizes fills."""
     if device.type != "cuda":  # Triton's interpreter
         return False
-    tiles = -(-sizes.q_len // 128) * sizes.batch * sizes.heads
-    return tiles >= torch.cuda.get_device_properties(device).multi_processor_count
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    return fills(sizes.q_len, sizes.batch, sizes.heads, multiprocessors)
 
 
-_HERE = nullcontext()
 _thread = threading.local()
 
 
-def _on_device_of(x: Tensor) -> AbstractContextManager[None]:
-    """Kernels start on the current device; this makes it the one of ``x``."""
+def _is_here(x: Tensor) -> bool:
+    """Whether kernels, which start on the current device, start on that of ``x``."""
     if not x.is_cuda:
-        return _HERE
+        return True
     if not hasattr(_thread, "has_context"):
         # A new thread has no CUDA context until it asks the runtime for something; the driver would refuse.
         torch.cuda.mem_get_info(x.device)
         _thread.has_context = True
-    return _HERE if x.device.index == torch.cuda.current_device() else torch.cuda.device(x.device)
+    return x.get_device() == torch._C._cuda_getDevice()
 
 
 def _tf32_allowed() -> bool:

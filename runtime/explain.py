@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..codegen.defaults import Direction
 from ..codegen.schedule import DType, Schedule, Target
-from ..codegen.skeletons import choose, schedule_for
+from ..codegen.skeletons import choose, fills, schedule_for
 from ..codegen.triton_values import is_checked
 from ..ir.dependence import load_class
 from ..ir.grids import check_lengths
@@ -41,10 +41,6 @@ _METHODS = {
 }
 # Shorter names for the ends of a tile, as the report explains them.
 _TILE_ENDS: dict[Expr, Expr] = {Index(f"tile_{end}", I32): Index(end, I32) for end in ("first", "last")}
-
-
-# Of an H100 or H200, for which the choice between skeletons is explained without one.
-_MULTIPROCESSORS = 132
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +225,7 @@ def _kernel(plan: TilePlan, what: Setting, direction: Direction) -> Kernel:
     problem = what.problem(plan.variant, direction)
     # Without sizes, calls are taken to be large.
     sizes = what.sizes
-    fills_gpu = sizes is None or -(-sizes.q_len // 128) * sizes.batch * sizes.heads >= _MULTIPROCESSORS
+    fills_gpu = sizes is None or fills(sizes.q_len, sizes.batch, sizes.heads)
     choice = choose(plan, problem, what.target, direction, fills_gpu)
     schedule = schedule_for(choice, plan, problem, what.target, direction)
     on_cpu = what.target.backend == "cpu"

@@ -38,6 +38,14 @@ class Ready(NamedTuple):
     trailing: tuple[object, ...]
 
 
+class Launch(NamedTuple):
+    """One launch that took place."""
+
+    ready: Ready
+    grid: tuple[int, int, int]
+    arguments: tuple[Any, ...]
+
+
 class Launcher:
     """``launch`` of one generated module; ``module_key`` names its source."""
 
@@ -48,9 +56,9 @@ class Launcher:
         self._thread = threading.local()
 
     @contextmanager
-    def recording(self) -> Iterator[list[tuple[Ready, tuple[int, int, int], tuple[Any, ...]]]]:
-        """Collects this thread's launches: kernel, grid and arguments."""
-        launches: list[tuple[Ready, tuple[int, int, int], tuple[Any, ...]]] = []
+    def recording(self) -> Iterator[list[Launch]]:
+        """Collects this thread's launches."""
+        launches: list[Launch] = []
         self._thread.launches = launches
         try:
             yield launches
@@ -89,7 +97,7 @@ class Launcher:
         x, y, z = (*grid, 1, 1)[:3]
         launches = getattr(self._thread, "launches", None)
         if launches is not None:
-            launches.append((ready, (x, y, z), args))
+            launches.append(Launch(ready, (x, y, z), args))
         ready.run(
             x, y, z, active.get_current_stream(device), ready.function, ready.metadata, described,
             enter, leave if getattr(leave, "calls", leave) else None, *args, *ready.trailing,
