@@ -125,8 +125,8 @@ def _emit_visit(out: Emitter, program: Program, chain: list[Call]) -> None:
     stages = emit_run_scores(out, program, keep_stages=True)
     out.lines(_GRADIENT.format(s=stages[-1]))
     if program.mask is not None:
-        with out.block("for a, b, keep in spans:"):
-            out.line("hide(grad[..., a - start : b - start], keep, 0)")
+        with out.block("for a, b, stay, _ in spans:"):
+            out.line("hide(grad[..., a - start : b - start], stay)")
         with out.block("if spans and not finite:"):
             out.line("keys = cleared(keys, start, spans)")
     for call, stage in reversed(list(zip(chain, stages, strict=False))):

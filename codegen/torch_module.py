@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from ..ir.dependence import constant_along_diagonals
 from ..ir.nodes import TRUE
 from ..ir.printer import print_expr, print_variant
+from ..ir.tiles.overflow import is_exact
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import index_names
 from ..ir.variant import Variant
@@ -19,8 +21,12 @@ from .torch_tiles import TILE_NAMES, emit_tile_loop
 
 # Scores of one run of keys: 4 MiB of float32, about what two cores keep in their caches.
 TILE_ELEMENTS = 1 << 20
-# Runs and spans of fewer keys than this are not worth a matrix product or a slice of their own.
+# Gaps of fewer keys than this are not worth a matrix product of their own.
 SHORT_RUN = 64
+# Parts of a run of fewer keys than this are masked even where all pairs may attend.
+SHORT_SPAN = 192
+# Masks kept for later tiles, where tiles see the same of them: those of the first tiles and of all others.
+KEPT_MASKS = 8
 
 # Names that the programs use themselves; a user's parameter of such a name is renamed.
 PROGRAM_NAMES = CLASSIFY_NAMES | TILE_NAMES | {
@@ -28,6 +34,7 @@ PROGRAM_NAMES = CLASSIFY_NAMES | TILE_NAMES | {
     "rows", "keys", "values", "spans", "p", "top", "total", "sums", "peak", "base", "decay", "cleared", "keep",
     "grad_out", "grad_lse", "grad_query", "grad_key", "grad_value", "grad_rows", "delta", "empty", "accumulate",
     "times", "a", "b", "positions", "hide", "exponential", "NEGATIVE_INFINITY",
+    "bits", "stay", "hidden", "masks", "place",
 }  # fmt: skip
 
 _POSITIONS = '''
@@ -38,23 +45,30 @@ def positions(start, stop):
 
 _EXPONENTIAL = '''
 def exponential(x):
-    """exp(x), into x. What would be no normal float32 is 0: there torch.exp is up to fifty times as slow."""
+    """exp(x), into x. What would be no normal float32 is 0: arithmetic on such numbers is fifty times as slow."""
     return torch.threshold_(x.clamp_(min=-87.0).exp_(), 1.7e-38, 0.0)
 '''
 
 _HIDE = '''
-def hide(x, keep, filling):
-    """Overwrites x where keep is False. On the bits of float32, because masked_fill_ is ten times as slow."""
-    ones = -keep.to(torch.int32)  # all bits where x stays
-    x.view(torch.int32).bitwise_and_(ones).bitwise_or_(~ones & filling)
+def bits(keep):
+    """The mask for `hide`: all bits of a float32 where keep is True and none elsewhere; the bits of -inf there."""
+    stay = -keep.to(torch.int32)
+    return stay, ~stay & NEGATIVE_INFINITY
+
+
+def hide(x, stay, filling=None):
+    """Overwrites x by ``filling``, or 0, where ``stay`` has no bits: masked_fill_ is ten times as slow."""
+    x = x.view(torch.int32).bitwise_and_(stay)
+    if filling is not None:
+        x.bitwise_or_(filling)
 '''
 
 _CLEARED = '''
 def cleared(rows, start, spans):
     """A copy of key or value rows, the first of which is ``start``; those that no query sees are zero."""
     rows = rows.clone()
-    for a, b, keep in spans:
-        rows[:, :, a - start : b - start].masked_fill_(~keep.any(-2).unsqueeze(-1), 0.0)
+    for a, b, stay, _ in spans:
+        rows[:, :, a - start : b - start].masked_fill_(~stay.any(-2).unsqueeze(-1), 0.0)
     return rows
 '''
 
@@ -77,6 +91,12 @@ class Program:
     @property
     def mask_differs_by_head(self) -> bool:
         return bool({"head", "kv_head"} & index_names(self.plan.variant.mask))
+
+    @property
+    def masks_repeat(self) -> bool:
+        """Whether tiles that lie alike have the same mask."""
+        mask = self.plan.variant.mask
+        return "batch" not in index_names(mask) and is_exact(mask) and constant_along_diagonals(mask)
 
 
 def emit_program(out: Emitter, plan: TilePlan, schedule: Schedule) -> Program:
@@ -113,6 +133,8 @@ def emit_positions(out: Emitter, program: Program) -> None:
         out.line('head = torch.arange(heads, device="cpu")[:, None, None]')
     if "kv_head" in used:
         out.line("kv_head = head // group")
+    if program.mask is not None and program.masks_repeat:
+        out.line("masks = {}  # of earlier tiles")
     if program.plan.method != "closed":
         with out.block("if tiles is None:"):
             sizes = "batch_size, heads, kv_heads, q_len, kv_len"
@@ -153,10 +175,26 @@ def emit_run_scores(out: Emitter, program: Program, *, keep_stages: bool = False
     for call, before, after in zip(program.scores, stages, stages[1:], strict=False):
         out.line(f"{after} = {call.passing(before, to='s')}")
     if program.mask is not None:
-        out.line(f"spans = [(a, b, {program.mask.passing('positions(a, b)', to='kv')}) for a, b in masked]")
-        with out.block("for a, b, keep in spans:"):
-            out.line(f"hide({stages[-1]}[..., a - start : b - start], keep, NEGATIVE_INFINITY)")
+        _emit_spans(out, program, program.mask)
+        with out.block("for a, b, stay, hidden in spans:"):
+            out.line(f"hide({stages[-1]}[..., a - start : b - start], stay, hidden)")
     return stages
+
+
+def _emit_spans(out: Emitter, program: Program, mask: Call) -> None:
+    """``spans``: the masked parts of a run, (start, stop, two tensors for `hide`)."""
+    made = f"bits({mask.passing('positions(a, b)', to='kv')})"
+    if not program.masks_repeat:
+        out.line(f"spans = [(a, b, *{made}) for a, b in masked]")
+        return
+    out.line("spans = []")
+    with out.block("for a, b in masked:"):
+        out.line("place = (stop - first, a - first, b - first)  # the mask depends on nothing else")
+        with out.block("if place not in masks:"):
+            with out.block(f"if len(masks) == {KEPT_MASKS}:"):
+                out.line("masks.clear()")
+            out.line(f"masks[place] = {made}")
+        out.line("spans.append((a, b, *masks[place]))")
 
 
 def finish(out: Emitter, title: str, plan: TilePlan, schedule: Schedule) -> Source:
@@ -180,6 +218,8 @@ def finish(out: Emitter, title: str, plan: TilePlan, schedule: Schedule) -> Sour
     if plan.variant.mask != TRUE:
         head.line("NEGATIVE_INFINITY = -0x800000  # the bits of float32")
     head.line(f"MERGE = {SHORT_RUN}  # runs of keys with a smaller gap are one")
+    head.line(f"PLAIN = {SHORT_SPAN}  # parts of a run without a mask have at least so many keys")
+    head.line("LINE = 16  # float32 in a line of the cache")
     code = out.text()
     helpers = helper_functions(code)
     if helpers:

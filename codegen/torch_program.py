@@ -37,13 +37,19 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule) -> Source
 
 
 _SOFTMAX = """
-peak = torch.maximum(top, s.amax(-1, keepdim=True))
+peak = s.amax(-1, keepdim=True)
+if top is not None:
+    peak = torch.maximum(peak, top)
 base = peak.masked_fill(peak == float("-inf"), 0.0)  # rows without any pair so far
 p = exponential(s.sub_(base))
-decay = torch.exp(top - base)
-total = total * decay + p.sum(-1, keepdim=True)
 part = p.reshape(-1, kv_heads, group * (stop - first), end - start) @ values
-sums = sums * decay + part.view(-1, heads, stop - first, value_dim)
+part = part.view(-1, heads, stop - first, value_dim)
+if top is None:
+    total, sums = p.sum(-1, keepdim=True), part
+else:
+    decay = torch.exp(top - base)
+    total = total.mul_(decay).add_(p.sum(-1, keepdim=True))
+    sums = sums.mul_(decay).add_(part)
 top = peak
 """
 
@@ -64,7 +70,7 @@ def _emit_run(out: Emitter, program: Program) -> None:
         emit_tile_positions(out, program)
         out.line("rows = query[here, :, first:stop].float() * scale")
         out.line("rows = rows.reshape(-1, kv_heads, group * (stop - first), head_dim)")
-        out.line("top, total, sums = lse[here, :, first:stop, None], 0.0, 0.0")
+        out.line("top = None")
         with out.block("for start, end, masked in runs:"):
             emit_run_scores(out, program)
             out.line("values = value[here, :, start:end].float()")
@@ -72,6 +78,6 @@ def _emit_run(out: Emitter, program: Program) -> None:
                 with out.block("if spans and not finite:"):
                     out.line("values = cleared(values, start, spans)")
             out.lines(_SOFTMAX)
-        out.line("out[here, :, first:stop] = sums / total.masked_fill(total == 0, 1.0)")
+        out.line("out[here, :, first:stop] = sums.div_(total.masked_fill(total == 0, 1.0))")
         out.line("lse[here, :, first:stop] = (top + total.log()).squeeze(-1)")
     out.line("return out, lse")

@@ -16,7 +16,7 @@ from .torch_definitions import Call, emit_ranges
 
 # Names that the printed loop uses; see `RESERVED` in torch_definitions.
 TILE_NAMES = frozenset((
-    "BLOCK_M", "BLOCK_N", "TILE", "MERGE", "tile_loop", "runs_of", "joined", "key_ranges", "hull",
+    "BLOCK_M", "BLOCK_N", "TILE", "MERGE", "PLAIN", "LINE", "tile_loop", "runs_of", "joined", "key_ranges", "hull",
     "intervals", "tile_classes", "may", "must", "here", "start", "stop", "runs", "items", "limit", "masked",
     "end", "tile",
 ))  # fmt: skip
@@ -41,11 +41,15 @@ def joined(intervals, kv_len, gap):
 def runs_of(may, must, kv_len, limit):
     """Runs (start, stop, masked spans) of at most ``limit`` keys that cover what may attend.
 
+    Long runs are widened to whole lines of the cache: reductions of other rows are twice as slow.
     A short full span between masked ones is masked too: the mask costs less than another span.
     """
-    full = [(a, b) for a, b in joined(must, kv_len, 0) if b - a >= MERGE]
+    full = [(a + -a % LINE, b - b % LINE if b < kv_len else b) for a, b in joined(must, kv_len, 0)]
+    full = [(a, b) for a, b in full if b - a >= PLAIN]
     runs = []
     for first, last in joined(may, kv_len, MERGE):
+        if last - first >= MERGE:
+            first, last = first - first % LINE, min(last + -last % LINE, kv_len)
         for start in range(first, last, limit):
             stop, masked, at = min(start + limit, last), [], start
             for a, b in full:
@@ -115,7 +119,7 @@ def emit_tile_loop(out: Emitter, plan: TilePlan, scope: Scope) -> Call:
         many = "1 if heads * BLOCK_M * kv_len > TILE else batch_size"
         # Work on all items at once amortises the interpreter; one by one skips more.
         out.line(f"items = {many if batch_matters(plan) else 'batch_size'}")
-        out.line("limit = max(TILE // (items * heads * BLOCK_M), MERGE)")
+        out.line("limit = max(TILE // (items * heads * BLOCK_M) // LINE * LINE, MERGE)")
         if closed:
             out.line('first = torch.arange(0, q_len, BLOCK_M, device="cpu")[:, None]')
             out.line("last = (first + (BLOCK_M - 1)).clamp(max=q_len - 1)")

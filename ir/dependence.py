@@ -1,4 +1,4 @@
-"""What an expression depends on, and which loads follow a diagonal of the attention matrix."""
+"""What an expression depends on, and what follows the diagonals of the attention matrix."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Literal
 
 from . import build
-from .nodes import DIAGONAL, Binary, Cast, Const, Expr, Index, Load, Reduction, Score, Unary, Value
+from .nodes import COMPARISONS, DIAGONAL, Binary, Cast, Const, Expr, Index, Load, Reduction, Score, Unary, Value
 from .traverse import children
+from .types import BOOL
 
 LoadClass = Literal["batch_head", "query", "key", "diagonal", "pair"]
 
@@ -86,6 +87,25 @@ def diagonal_form(load: Load) -> tuple[Expr, ...]:
             raise ValueError(f"an index of `{load.buffer}` does not depend on kv - q alone")
         forms.append(form)
     return tuple(forms)
+
+
+def constant_along_diagonals(e: Expr) -> bool:
+    """Whether ``e`` depends on q and kv through ``kv - q`` alone, provided that no integer wraps.
+
+    >>> q, kv = build.index("q"), build.index("kv")
+    >>> constant_along_diagonals(build.binary("ge", q, kv))
+    True
+    >>> constant_along_diagonals(build.binary("ge", q, build.const(2)))
+    False
+    """
+    match e:
+        case Binary(op, a, b) if op in COMPARISONS and a.type.is_integer:
+            return _on_diagonal(build.binary("sub", a, b)) is not None
+        case _ if _on_diagonal(e) is not None:
+            return True
+        case _:
+            operands = children(e)
+            return e.type is BOOL and bool(operands) and all(map(constant_along_diagonals, operands))
 
 
 def _on_diagonal(e: Expr) -> Expr | None:

@@ -69,5 +69,6 @@ def printed(
     forward, backward = (load(source) for source in sources)
     for module in (forward, backward):
         module["TILE"] = scores_at_a_time
+        module["PLAIN"] = 24  # so that some parts have no mask
     detached = tuple(x.detach() if isinstance(x, Tensor) else x for x in ordered)
     return Printed(plan, (sources[0], sources[1]), forward, backward, detached)
