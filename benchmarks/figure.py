@@ -48,6 +48,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
                 (shown[name],) = axes.plot(lengths, rates, marker, ls="-", color=colour, ms=3, lw=width)
             axes.axhline(results["matmul_tflops"], color="#c8c8c8", lw=0.8, ls=":")
             axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1024:g}k")
             axes.set_ylim(bottom=0)
             axes.tick_params(labelsize=6)
             axes.grid(alpha=0.25)

@@ -24,7 +24,7 @@ def load(path: Path) -> dict[str, Any]:
     """Results from JSON. Raises SystemExit if the file is not one that :func:`save` wrote."""
     try:
         results: dict[str, Any] = json.loads(path.read_text())
-        if not {"environment", "rows", "not_run"} <= results.keys():
+        if not {"environment", "matmul_tflops", "l2", "rows", "not_run"} <= results.keys():
             raise ValueError("keys are missing")
     except (OSError, ValueError) as error:
         raise SystemExit(f"{path} holds no results: {error}") from error
@@ -103,11 +103,17 @@ def _head(results: dict[str, Any]) -> Iterator[str]:
     yield (
         f"TFLOP/s in bfloat16 on random data: 4·D FLOPs for each pair that the mask allows, × 2.5 backward, the same "
         f"for all contenders; medians of 7 interleaved rounds ± half the range between them. A matrix product reaches "
-        f"{results['matmul_tflops']:.0f} in this run (“of peak”). The L2 cache is {results['l2']} before "
+        f"{_peaks(results)} in the same run (“of peak”). The L2 cache is {results['l2']} before "
         f"each call. Every contender reads its own layout; preparing masks, ordering tokens, compiling is not timed. "
         f"Outputs and gradients of one key head are compared with float32: “wrong” is a relative deviation above 3 %. "
         f"“–”: no kernel for the case, or not installed."
     )
+
+
+def _peaks(results: dict[str, Any]) -> str:
+    """One number, or the ends of a range where a run was resumed."""
+    peaks = sorted({round(row["matmul_tflops"]) for row in results["rows"]} or {round(results["matmul_tflops"])})
+    return str(peaks[0]) if len(peaks) == 1 else f"{peaks[0]} to {peaks[-1]}"
 
 
 def _summary(results: dict[str, Any]) -> Iterator[str]:
@@ -151,7 +157,7 @@ def _tables(results: dict[str, Any]) -> Iterator[str]:
                     row["title"],
                     *(_cell(row, name, direction) for name in shown),
                     f"{best:.2f}" if best else "–",
-                    f"{own / results['matmul_tflops']:.0%}" if own else "–",
+                    f"{own / row['matmul_tflops']:.0%}" if own else "–",
                 ))  # fmt: skip
 
 
@@ -193,7 +199,7 @@ def _failures(results: dict[str, Any]) -> Iterator[str]:
 def _rest(results: dict[str, Any]) -> Iterator[str]:
     if results["not_run"]:
         yield from ("", "## Not run, for want of time", "")
-        yield f"{len(results['not_run'])} cases: {', '.join(results['not_run'])}"
+        yield f"<details><summary>{len(results['not_run'])} cases</summary>{', '.join(results['not_run'])}</details>"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -20,7 +20,6 @@ from typing import Any
 
 from . import report
 from .case import Task
-from .measure import machine, measure, warm
 from .suite import GROUPS, SUITE, Entry
 from .worker import Done, Lost, Raised, Worker
 
@@ -74,13 +73,15 @@ class Session:
 def run_suite(
     entries: Sequence[Entry],
     session: Session,
+    measuring: Callable[..., Any],
+    warming: Callable[..., Any],
     jobs: int,
     flush: bool = True,
-    device: str = "cuda",
-    measuring: Callable[..., Any] = measure,
-    warming: Callable[..., Any] = warm,
 ) -> None:
-    """Measures the entries in order until the time is over, saving after each; what was not reached is listed."""
+    """Measures the entries in order until the time is over, saving after each; what was not reached is listed.
+
+    ``measuring`` and ``warming`` take a :class:`Task`, in a worker; ``jobs`` workers run the latter ahead.
+    """
     rows = session.results["rows"]
     done = {row["title"] for row in rows}
     todo = [entry for entry in entries if entry.title not in done]
@@ -89,7 +90,7 @@ def run_suite(
     try:
         for start in range(0, len(todo), max(1, WAVE * jobs)):
             wave = todo[start : start + max(1, WAVE * jobs)]
-            tasks = [Task(entry.case, GROUPS[entry.group], flush=flush, device=device) for entry in wave]
+            tasks = [Task(entry.case, GROUPS[entry.group], flush=flush) for entry in wave]
             # A search that times kernels must not run beside others.
             ahead = [task for entry, task in zip(wave, tasks, strict=True) if entry.group != "autotune"]
             if jobs and session.fits():
@@ -98,7 +99,8 @@ def run_suite(
                 found = session.row(task, measuring) if session.fits() else None
                 if found is None:
                     return
-                rows.append({"title": entry.title, "group": entry.group} | found)
+                peak = session.results["matmul_tflops"]
+                rows.append({"title": entry.title, "group": entry.group, "matmul_tflops": peak} | found)
                 session.results["not_run"].remove(entry.title)
                 session.save(session.results)
                 at = time.monotonic() - session.started
@@ -147,7 +149,9 @@ def opened(path: Path | None, facts: dict[str, Any]) -> dict[str, Any]:
         then, now = earlier["environment"].get(name), facts["environment"].get(name)
         if then != now:
             raise SystemExit(f"{path}: measured with {name} {then}, this is {now}; figures of one table must agree")
-    return earlier | {"not_run": []}
+    if earlier["l2"] != facts["l2"]:
+        raise SystemExit(f"{path}: measured with the L2 cache {earlier['l2']}; --warm-l2 must be as it was")
+    return earlier | {"matmul_tflops": facts["matmul_tflops"], "not_run": []}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -170,6 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.list:
         print("\n".join(entry.title for entry in entries))
         return
+    # Only now, because worker processes import this module before they have their own environment.
+    from .measure import machine, measure, warm
+
     # FlashAttention-4 keeps what it compiles only on request.
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
     out = options.out or (options.resume or Path("benchmarks/results/run.json")).with_suffix("")
@@ -182,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise SystemExit(f"the device cannot be used: {text}")
     print(f"{facts['environment']['device']}, bf16 matmul {facts['matmul_tflops']:.0f} TFLOP/s, "
           f"{len(entries)} cases", flush=True)  # fmt: skip
-    run_suite(entries, session, max(0, options.jobs), flush=not options.warm_l2)
+    run_suite(entries, session, measure, warm, max(0, options.jobs), flush=not options.warm_l2)
     report.write(session.results, out)
 
 

@@ -14,8 +14,9 @@ from benchmarks.suite import SUITE, Entry, shaped
 
 import benchmark_jobs as jobs
 
-FACTS = {
-    "environment": {"device": "None", "torch": "2", "triton": "3", "commit": "c0ffee", "date": "2026-01-01"},
+ENVIRONMENT = {"device": "None", "torch": "2", "triton": "3", "commit": "c0ffee", "date": "2026-01-01"}
+FACTS: dict[str, Any] = {
+    "environment": ENVIRONMENT,
     "matmul_tflops": 600.0,
     "l2": "overwritten",
 }
@@ -35,7 +36,7 @@ def measured(
     # The time begins when the process runs.
     session.worker.run(jobs.process_id, timeout=60)
     session.deadline = time.monotonic() + seconds
-    run.run_suite(entries, session, jobs=compilers, measuring=job, warming=jobs.nothing)
+    run.run_suite(entries, session, job, jobs.nothing, jobs=compilers)
     return report.load(out.with_name(f"{out.name}.json"))
 
 
@@ -90,8 +91,9 @@ def test_resume(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text, message", [
     ("{", "holds no results"),
     ('{"rows": []}', "holds no results: keys are missing"),
-    (json.dumps({"environment": {**FACTS["environment"], "commit": "other"}, "rows": [], "not_run": []}),  # type: ignore[dict-item]
+    (json.dumps(FACTS | {"environment": {**ENVIRONMENT, "commit": "other"}, "rows": [], "not_run": []}),
      "measured with commit other, this is c0ffee"),
+    (json.dumps(FACTS | {"l2": "as left", "rows": [], "not_run": []}), "measured with the L2 cache as left"),
 ])  # fmt: skip
 def test_resume_refuses(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "run.json"
