@@ -16,12 +16,11 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
-from types import BuiltinFunctionType, FunctionType, SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
+import triton
 from torch import Tensor
-from triton.backends.nvidia.driver import TMA_DTYPE_DEVICE_TO_HOST
 from triton.runtime import driver
 
 from .launch import Launch
@@ -81,20 +80,22 @@ def call_of(launch: Launch) -> Call:
 def _ordinary(launch: Launch) -> Call:
     """Triton's own launcher, which takes a tensor descriptor where the C function takes a map."""
     ready, grid, given = launch
-    front = [*grid, None, ready.function, ready.metadata, None, None, None]
+    arguments = [*grid, None, ready.function, ready.metadata, None, None, None, *given, *ready.trailing]
     pointers, maps = [], []
-    for i, a in enumerate(given, len(front)):
+    for i, a in enumerate(arguments):
         if isinstance(a, Tensor):
             pointers.append((i, a))
+            arguments[i] = None
         elif is_descriptor(a):
-            maps.append((i, a.base, TensorMaps(functools.partial(_descriptor_at, a))))
-    return Call(ready.run, [*front, *given, *ready.trailing], None, tuple(pointers), tuple(maps))
+            maps.append((i, a.base, TensorMaps(functools.partial(_with_base, _with_base(a, None)))))
+            arguments[i] = None
+    return Call(ready.run, arguments, None, tuple(pointers), tuple(maps))
 
 
-def _descriptor_at(like: Any, address: int) -> Any:
+def _with_base(like: Any, address: int | None) -> Any:
     """A descriptor of another tensor of the same shape; its constructor would check the shape again."""
     descriptor = copy.copy(like)
-    descriptor.base = SimpleNamespace(data_ptr=lambda: address)
+    descriptor.base = None if address is None else SimpleNamespace(data_ptr=lambda: address)
     return descriptor
 
 
@@ -139,15 +140,15 @@ def _direct(launch: Launch) -> Call | None:
 
 @functools.cache
 def _version() -> tuple[int, int]:
-    major, minor = metadata.version("triton").split(".")[:2]
+    major, minor = triton.__version__.split(".")[:2]
     return int(major), int(minor)
 
 
-def _c_function(launch: Any) -> BuiltinFunctionType | None:
+def _c_function(launch: Any) -> Callable[..., object] | None:
     """``launch`` itself, or what it calls after it has taken tensor descriptors apart."""
     if isinstance(launch, FunctionType):
         launch = inspect.getclosurevars(launch).nonlocals.get("launcher")
-    return launch if isinstance(launch, BuiltinFunctionType) else None
+    return None if isinstance(launch, FunctionType) else launch
 
 
 def _same(some: Sequence[object], others: Sequence[object]) -> bool:
@@ -160,6 +161,8 @@ def _encoder(descriptor: Any, form: dict[str, Any] | None) -> Callable[[int], An
         return None
     if getattr(descriptor, "round_f32_to_tf32", False):
         return None
+    from triton.backends.nvidia.driver import TMA_DTYPE_DEVICE_TO_HOST
+
     utils = driver.active.utils
     encode = utils.fill_tma_descriptor if _version() == (3, 6) else utils.fill_tma_descriptor_tiled
     swizzle, size, block = form["swizzle"], form["elem_size"], form["block_size"]

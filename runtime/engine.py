@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from inspect import signature
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
@@ -47,8 +47,8 @@ class _Prepared(NamedTuple):
 
     program: Program | None  # None where there is nothing to compute: no rows, no keys
     sizes: Sizes
-    # By the values of scalars; None where the program cannot be replayed. Absent: not tried yet.
-    replays: dict[tuple[int | float, ...], Replay | None]
+    # By the values of scalars; None where the program cannot be replayed, False before a second call tries.
+    replays: dict[tuple[int | float, ...], Replay | Literal[False] | None]
 
 
 class Engine:
@@ -107,7 +107,7 @@ class Engine:
             tensors += self._tiles(prepared, query, buffers, scalars, reuse_tables)
         values = tuple(scalars)
         replay = replays.get(values)
-        if replay is not None:
+        if replay:
             done = replay(tensors)
             if done is not None:
                 return done
@@ -118,14 +118,18 @@ class Engine:
             out, lse = program.run(*given[:inputs], *values, scale=self.variant.scale, tiles=tables)
             return out, lse
 
-        if program.launcher is None or values in replays:
+        if program.launcher is None:
             return run(*tensors)
-        from .replay import record  # it imports triton
+        if values not in replays:
+            if len(replays) >= _REPLAYS_LIMIT:
+                replays.clear()
+            replays[values] = False
+        elif replay is False:
+            from .replay import record  # it imports triton
 
-        if len(replays) >= _REPLAYS_LIMIT:
-            replays.clear()
-        outputs, replays[values] = record(program.launcher, run, tensors)
-        return outputs
+            outputs, replays[values] = record(program.launcher, run, tensors)
+            return outputs
+        return run(*tensors)
 
     def backward(
         self,

@@ -1,6 +1,6 @@
 """Repeating a forward pass for a shape that was seen before, without the Python of the generated module.
 
-The first call for a shape, strides and scalar values runs the module under :func:`record`. Where all that it does
+The second call for a shape, strides and scalar values runs the module under :func:`record`. Where all that it does
 is to allocate and to launch kernels on its inputs and on what it allocated, later calls do the same with their own
 tensors. Everything else (copies of inputs, computed tables) goes through the module every time.
 """
@@ -37,16 +37,19 @@ class _Watch(TorchDispatchMode):
         # Base and offset in bytes by identity, and the views themselves, so that no identity is used twice.
         self.begins: dict[int, tuple[Tensor, int]] = {id(x): (x, 0) for x in inputs}
         self._views: list[Tensor] = []
+        self._device = inputs[0].device
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        if func is _aten.empty.memory_format:
+        if not isinstance(made, Tensor) or made.device != self._device:
+            self.only_allocates = False
+        elif func is _aten.empty.memory_format:
             self.allocated.append(made)
             self.begins[id(made)] = made, 0
         elif func is _aten.zeros.default and made.dtype is torch.int32 and made.numel() == 1:
             self.zeros.append(made)
             self.begins[id(made)] = made, 0
-        elif func.is_view and isinstance(made, Tensor) and id(args[0]) in self.begins:
+        elif func.is_view and id(args[0]) in self.begins:
             base, offset = self.begins[id(args[0])]
             self._views.append(made)
             self.begins[id(made)] = base, offset + made.data_ptr() - args[0].data_ptr()
