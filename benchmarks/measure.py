@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch._functorch.config
 from torch import Tensor
 
 from . import reference
@@ -115,6 +116,8 @@ def _ready(
 ) -> tuple[Contestants, _Inputs, dict[str, Any], dict[str, Contender]]:
     """Contenders that ran once, forward and backward; what became of the others is in the row."""
     torch._dynamo.reset()
+    # Each graph runs backward many times.
+    torch._functorch.config.donated_buffer = False
     made = build(task.case, task.device)
     inputs = _Inputs(task, made)
     row: dict[str, Any] = {}

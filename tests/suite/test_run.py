@@ -12,7 +12,7 @@ import pytest
 from benchmarks import report, run
 from benchmarks.suite import SUITE, Entry, shaped
 
-import benchmark_jobs as jobs
+from suite import benchmark_jobs as jobs
 
 ENVIRONMENT = {"device": "None", "torch": "2", "triton": "3", "commit": "c0ffee", "date": "2026-01-01"}
 FACTS: dict[str, Any] = {

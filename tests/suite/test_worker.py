@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from benchmarks.worker import Done, Lost, Raised, Worker
 
-import benchmark_jobs as jobs
+from suite import benchmark_jobs as jobs
 
 
 @pytest.fixture
