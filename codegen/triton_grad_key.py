@@ -11,7 +11,7 @@ from .schedule import Schedule
 from .triton_gradients import Gradients, emit_select
 from .triton_module import Argument, emit_launch, kernel
 from .triton_program import INDICES, emit_accumulate, emit_place, emit_product, table_arguments, uses_table
-from .triton_tiles import emit_ranges, emit_table, emit_tile_loops
+from .triton_tiles import Masked, emit_ranges, emit_table, emit_tile_loops
 from .triton_values import Guard, Values
 
 KERNEL = "attention_grad_key_value"
@@ -94,40 +94,51 @@ class GradKey(Gradients):
         needed = self.wanted(here, masked=True)
         done = values.emit(out, "program", needed, Guard())
         done = values.emit(out, "key", needed, Guard(key="(kv_index < kv_len)"), done)
+        merged = loops.table and not any(values.reads(x, "pair") for x in needed if x != "mask")
         emit_tile_loops(
-            out, loops, "BLOCK_M", lambda masked: self._emit_step(out, values, done, masked=masked == "all")
+            out, loops, "BLOCK_M", lambda masked: self._emit_step(out, values, done, masked=masked), merged=merged
         )
         for c in here:
             place = f"{c.name}_sums + entry.to(tl.int64) * kv_len + tile_first + rows"
             out.line(f"tl.store({place}, {c.name}_total, mask=tile_first + rows < kv_len)")
 
-    def _emit_step(self, out: Emitter, values: Values, done: frozenset[str], *, masked: bool) -> None:
+    def _emit_step(self, out: Emitter, values: Values, done: frozenset[str], *, masked: Masked) -> None:
         """One tile of queries."""
         here = self.of_kinds("key")
-        wanted = self.wanted(here, masked=masked)
-        inside = "(start + queries[:, None] < q_len)" if masked else ""
-        mask = ", mask=start + queries < q_len, other=0.0" if masked else ""
+        wanted = self.wanted(here, masked=masked == "all")
+        inside = mask = ""
+        if masked != "none":
+            inside, mask = "(start + queries[:, None] < q_len)", ", mask=start + queries < q_len, other=0.0"
         self.tiles.load(out, "q", "query", "head", "start", "BLOCK_M", "columns", self.head, inside)
         if self.exact_rows:
             out.line(f"norm_rows = tl.load(norm + row + start + queries{mask})")
         out.line(f"lse_rows = tl.load(lse + row + start + queries{mask}){self.row_unit}")
         emit_product(out, "s", "k", "q", self.head, self.precision)
-        if wanted or masked:
+        if wanted or masked != "none":
             out.line("q_index = start + queries[None, :]")
-        done = values.emit(out, "query", wanted, Guard(query="(q_index < q_len)" if masked else ""), done)
-        if masked:
+        guard = Guard(query="" if masked == "none" else "(q_index < q_len)")
+        done = values.emit(out, "query", wanted, guard, done)
+        if masked == "all":
             done = self.emit_allowed(out, values, done)
         self.emit_probabilities(
             out, values, done, wanted, shape="BLOCK_N, BLOCK_M", rows="[None, :]",
-            lanes="allowed" if masked else "(kv_index < kv_len)", select=masked,
+            lanes="allowed" if masked == "all" else "(kv_index < kv_len)", select=masked == "all",
         )  # fmt: skip
         self.tiles.load(out, "do", "grad_out", "head", "start", "BLOCK_M", self.value_columns, self.value, inside)
-        emit_accumulate(out, "dv", "p", "do", self.value, self.precision)
+        if masked != "some":
+            emit_accumulate(out, "dv", "p", "do", self.value, self.precision)
         out.line(f"delta_rows = tl.load(delta + row + start + queries{mask})")
         emit_product(out, "dp", "v", "do", self.value, self.precision)
         found = self.emit_score_gradient(out, values, here, delta="delta_rows[None, :]")
-        if masked:
-            emit_select(out, found)
+        match masked:
+            case "all":
+                emit_select(out, found)
+            case "some":
+                with out.block("if t >= full_count:"):
+                    done = values.emit(out, "query", ("mask",), guard, done)
+                    self.emit_allowed(out, values, done)
+                    emit_select(out, ("p", *found))
+                emit_accumulate(out, "dv", "p", "do", self.value, self.precision)
         for c in here:
             out.line(f"{c.name}_total += tl.sum({c.name}, 1)")
         emit_accumulate(out, "dk", "ds", "q", self.head, self.precision)

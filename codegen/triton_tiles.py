@@ -256,9 +256,9 @@ def emit_tile_loops(
     if not loops.table:
         _emit_range_loops(out, loops, block, step, share, "range({}, {})")
         return
-    begin, end = share or ("0", "visited")
     if not share:
-        out.line(f"visited = {loops.count}")
+        out.line(f"begin, end = 0, {loops.count}")
+    begin, end = share or ("begin", "end")
     out.comment("Tiles are looked up two steps ahead, so that loads of their contents start without waiting.")
     out.line(f"next_start = tl.load(indices + {begin}, mask={begin} < {end}, other=0) * {block}")
     out.line(f"ahead = tl.load(indices + {begin} + 1, mask={begin} + 1 < {end}, other=0)")
@@ -290,7 +290,7 @@ def emit_exact_loops(
     if not loops.table:
         _emit_range_loops(out, loops, block, step, share, "tl.range({}, {}, num_stages=1)")
         return
-    begin, end = share or ("0", "visited")
+    begin, end = share or ("begin", "end")
     with out.block(f"for t in tl.range({begin}, {end}, num_stages=1):"):
         out.line(f"start = tl.load(indices + t) * {block}")
         step("all")

@@ -73,6 +73,9 @@ CASES: dict[str, Callable[[], list[Part]]] = {
     "two intervals": lambda: [rg.sliding_window(9, 0) | rg.sinks(3)],
     "stripes": lambda: [rg.dilated(3)],
     "documents": lambda: [rg.causal(), rg.document(documents())],
+    "documents, per pair": lambda: [
+        rg.causal(), rg.document(documents()), per_pair(bias=captured(4, LENGTH, LENGTH)),
+    ],
     "a list of pairs": lambda: [listed(near=torch.rand(LENGTH, LENGTH) > 0.7)],
     "empty rows": lambda: [every_other_query()],
     "softcap": lambda: [rg.causal(), rg.softcap(2.0)],
@@ -167,7 +170,9 @@ def test_sizes_and_ways_of_loading(
         assert_close(a, b, dtype)
 
 
-@pytest.mark.parametrize(("name", "descriptors"), [*product(("window", "stripes", "documents"), (False, True))])
+@pytest.mark.parametrize(
+    ("name", "descriptors"), [*product(("window", "stripes", "documents", "documents, per pair"), (False, True))]
+)
 def test_keys_that_nobody_sees_may_be_anything(name: str, descriptors: bool) -> None:
     parts = CASES[name]() if name != "stripes" else [rg.dilated(3), rg.sliding_window(1000, 0)]
     query, key, value = inputs(F32, 30, LENGTH, 16, 16)
