@@ -112,14 +112,19 @@ def _peak_bytes(call: Callable[[], object]) -> int:
 
 
 def host_cost() -> dict[str, float]:
-    """Microseconds of host time a warm call takes, without gradients, on a problem too small to hide it."""
+    """Microseconds of host time a warm call takes, without gradients, on problems too small to hide it."""
     q = make(128, heads=1)
-    attn = rg.attention(rg.causal())
+    # Enough tiles for the warp-specialised kernel; a token after many keys, which are split over programs.
+    many = make(128, heads=16, dim=128, batch=12)
+    token, keys = make(1, heads=8, dim=128), make(16384, heads=8, dim=128)
+    causal, decoding = rg.attention(rg.causal()), rg.attention(rg.causal(), align="end")
     torch._dynamo.reset()
     compiled: Any = torch.compile(flex_attention)
     block_mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, 128, 128, device="cuda")
     calls: dict[str, Callable[[], object]] = {
-        "regard": lambda: attn(q, q, q),
+        "regard": lambda: causal(q, q, q),
+        "regard_warp_specialised": lambda: causal(many, many, many),
+        "regard_decoding": lambda: decoding(token, keys, keys),
         "flex": lambda: compiled(q, q, q, block_mask=block_mask),
         "sdpa": lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True),
     }
