@@ -188,7 +188,7 @@ def _order(x: Expr) -> tuple[int, str]:
     match x:
         case Index(name=name):
             places = ("tile_first", "tile_last", "q", "kv", "kv_len", "q_len", "batch", "head", "kv_head")
-            return places.index(name), name
+            return places.index(name) if name in places else 10, name  # coordinates, in the analysis of boxes
         case Cast(x=inner) if inner.type.is_integer:
             return _order(inner)
         case Param(name=name):

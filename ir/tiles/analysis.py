@@ -9,6 +9,7 @@ from ..symbolic import at_least
 from ..traverse import substitute, walk
 from ..types import I32
 from ..variant import Variant
+from .boxes import find_boxes
 from .classify import classify, positions
 from .formula import Atom, Formula, atoms, to_formula
 from .overflow import with_bounded_loads
@@ -22,6 +23,7 @@ def make_plan(v: Variant) -> TilePlan:
 
     Takes milliseconds and no values: the plan holds for all lengths, parameters and tile sizes.
     """
+    boxes = find_boxes(v.mask)
     v = expand_coordinates(v)
     mask = with_bounded_loads(v.mask)
     formula = to_formula(mask)
@@ -38,6 +40,7 @@ def make_plan(v: Variant) -> TilePlan:
         proofs=tuple(prove(a) for a in atoms(formula)),
         rows_never_empty=never_empty,
         rows_reason=reason,
+        boxes=boxes,
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import assert_never
 
 from ..build import binary, cast, const, unary
-from ..nodes import Binary, Cast, Const, Expr, Select, Unary
+from ..nodes import Binary, BinaryOp, Cast, Const, Expr, Select, Unary
 from ..symbolic import NEGATED
 from ..traverse import children, walk
 from ..types import BOOL
@@ -103,6 +104,32 @@ def disjoin(parts: tuple[Formula, ...]) -> Formula:
     """Any of ``parts``, flattened."""
     flat = tuple(q for p in parts for q in (p.parts if isinstance(p, Any) else (p,)))
     return All(()) if All(()) in flat else flat[0] if len(flat) == 1 else Any(flat)
+
+
+def negated(f: Formula) -> Formula:
+    """The opposite of ``f``."""
+    match f:
+        case Atom():
+            return to_formula(f.condition, True)
+        case All():
+            return disjoin(tuple(negated(p) for p in f.parts))
+        case Any():
+            return conjoin(tuple(negated(p) for p in f.parts))
+        case _:
+            assert_never(f)
+
+
+def to_condition(f: Formula) -> Expr:
+    """``f`` as a boolean expression."""
+    match f:
+        case Atom():
+            return f.condition
+        case All() | Any():
+            op: BinaryOp = "and" if isinstance(f, All) else "or"
+            conditions = [to_condition(p) for p in f.parts]
+            return functools.reduce(lambda a, b: binary(op, a, b), conditions) if conditions else const(op == "and")
+        case _:
+            assert_never(f)
 
 
 def atoms(f: Formula) -> tuple[Expr, ...]:

@@ -46,6 +46,58 @@ class Classification:
     must: Expr
 
 
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Queries, or keys, along one axis of the token space.
+
+    ``stride``: positions between neighbouring coordinates. ``size``: number of coordinates, a literal, or an
+    expression of a length where the axis is the outermost.
+    """
+
+    stride: int
+    size: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class BoxAxis:
+    """One axis of the token space, cut into classes. A coordinate ``y`` is read as
+
+        y + offset == block * b + residue * x + c,   0 <= c < residue,   0 <= residue * x < block
+
+    (no ``b`` and no end of ``x`` where ``block`` is 0). The query and the key of an allowed pair have the same
+    ``b``, and the key's ``c`` is ``(c + shift) % residue`` for the query's ``c``. ``keys`` are the ``x`` of keys for
+    the run ``tile_first <= x <= tile_last`` of queries of one class, ``queries`` the other way round; both may
+    depend on the class of that run, named ``block0``, ``residue0`` (for axis 0), besides what any range depends on.
+    Users clip them to the coordinates that exist: ``0 <= y < size``.
+    """
+
+    query: Side
+    key: Side
+    block: int
+    offset: int
+    residue: int
+    shift: Expr
+    keys: Ranges
+    queries: Ranges
+
+    @property
+    def has_classes(self) -> bool:
+        return self.block > 0 or self.residue > 1
+
+
+@dataclass(frozen=True, slots=True)
+class BoxTerm:
+    """Pairs whose tiles are boxes of a token space: the product of what ``axes`` allow.
+
+    ``mask`` says exactly which pairs belong to the term, on rows and columns. ``remaining`` are atoms that the axes
+    only approximate; without any, the product of the axes is the mask.
+    """
+
+    mask: Expr
+    axes: tuple[BoxAxis, ...]
+    remaining: tuple[Expr, ...]
+
+
 Verdict = Literal["closed form", "interval", "partial"]
 
 
@@ -71,6 +123,8 @@ class TilePlan:
     O((S/N)**2) tiles) and the kernel follows its lists.
     ``exact``: the mask is evaluated on all pairs, in chunks, and the kernel follows the lists.
     ``keys`` and ``queries`` are sound under every method (a hull where they are not sharp).
+    ``boxes``: the same pairs as boxes of token spaces, for skeletons that can walk them; terms are disjoint and
+    together they are the mask. Empty where the mask has neither coordinates nor classes.
     """
 
     variant: Variant
@@ -81,3 +135,4 @@ class TilePlan:
     proofs: tuple[Proof, ...]
     rows_never_empty: bool
     rows_reason: str
+    boxes: tuple[BoxTerm, ...] = ()

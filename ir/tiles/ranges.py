@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import assert_never
 
-from ..build import binary, const
-from ..nodes import FALSE, TRUE, Expr
+from ..build import binary, const, select
+from ..nodes import FALSE, TRUE, Expr, Index
 from ..symbolic import TILE_FIRST, TILE_LAST, linear, mentions, simplify
 from ..traverse import substitute
+from ..types import I32
 from .extremes import extremes
 from .formula import Atom, Formula
 from .plan import Ranges
@@ -36,7 +37,9 @@ def _closed(s: Solution, tile: Axis) -> bool:
     match s:
         case Both() | Either():
             return all(_closed(p, tile) for p in s.parts)
-        case Limit(bound=e) | Side(difference=e):
+        case Limit(bound=e):
+            return all(extremes(x, tile) is not None for x in (e, *s.unless))
+        case Side(difference=e):
             return extremes(e, tile) is not None
         case Free():
             return True
@@ -54,7 +57,7 @@ def _may(s: Solution, tile: Axis, other: Axis) -> Union:
         case Either():
             return at_most(unite(tuple(_may(p, tile, other) for p in s.parts)), WIDEST)
         case _:
-            return _leaf(s, tile, easiest=True)
+            return _leaf(s, tile, other, easiest=True)
 
 
 def _must(s: Solution, tile: Axis, other: Axis) -> Union:
@@ -71,10 +74,10 @@ def _must(s: Solution, tile: Axis, other: Axis) -> Union:
             remaining = [binary("sub", const(1), p.difference) for p in s.parts if isinstance(p, Side)]
             return _narrowed(union[:WIDEST], remaining, tile, other)
         case _:
-            return _leaf(s, tile, easiest=False)
+            return _leaf(s, tile, other, easiest=False)
 
 
-def _leaf(s: Limit | Side | Free | Unsolved, tile: Axis, easiest: bool) -> Union:
+def _leaf(s: Limit | Side | Free | Unsolved, tile: Axis, other: Axis, easiest: bool) -> Union:
     """What one atom allows for some (``easiest``), or for all, positions of the tile."""
     match s:
         case Free(condition=condition):
@@ -91,11 +94,27 @@ def _leaf(s: Limit | Side | Free | Unsolved, tile: Axis, easiest: bool) -> Union
             if ends is None:
                 return EVERYTHING if easiest else ()
             low, high = ends
+            free = _unless(s, tile, easiest)
             if direction == "at most":
-                return (Span(stop=simplify(binary("add", high if easiest else low, const(1)))),)
-            return (Span(start=low if easiest else high),)
+                stop = simplify(binary("add", high if easiest else low, const(1)))
+                length = binary("max", stop, Index(f"{other}_len", I32))
+                return (Span(stop=simplify(select(free, length, stop))),)
+            start = low if easiest else high
+            return (Span(start=simplify(select(free, binary("min", start, const(0)), start))),)
         case _:
             assert_never(s)
+
+
+def _unless(s: Limit, tile: Axis, easiest: bool) -> Expr:
+    """Whether the limit does not matter to some (``easiest``), or to all, positions of the tile."""
+    free: Expr = FALSE
+    for difference in s.unless:
+        ends = extremes(difference, tile)
+        if ends is not None:
+            free = binary("or", free, binary("le", ends[0] if easiest else ends[1], const(0)))
+        elif easiest:
+            return TRUE
+    return simplify(free)
 
 
 def _conjunction(s: Both, tile: Axis, other: Axis) -> Union:
@@ -108,7 +127,7 @@ def _conjunction(s: Both, tile: Axis, other: Axis) -> Union:
 def _limits(s: Both) -> tuple[Limit, ...]:
     """The limits that all hold, also those of nested conjunctions."""
     nested = (_limits(p) if isinstance(p, Both) else (p,) if isinstance(p, Limit) else () for p in s.parts)
-    return tuple(x for group in nested for x in group)
+    return tuple(x for group in nested for x in group if not x.unless)
 
 
 def _pairs(limits: tuple[Limit, ...], tile: Axis) -> Iterator[Expr]:
@@ -169,5 +188,5 @@ def _narrowed(u: Union, differences: list[Expr], tile: Axis, other: Axis) -> Uni
 def _tile_limits(difference: Expr, tile: Axis, other: Axis) -> tuple[Limit, ...]:
     """``difference <= 0`` solved for ``tile``, where that gives limits that all hold."""
     solved = solve(Atom(binary("le", difference, const(0))), other, tile)
-    found = _limits(solved) if isinstance(solved, Both) else (solved,) if isinstance(solved, Limit) else ()
+    found = _limits(Both((solved,)))
     return tuple(x for x in found if not mentions(x.bound, tile))

@@ -6,7 +6,7 @@ tile is given. Bounds may depend on ``tile`` but never on ``other``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..build import binary, const, unary
@@ -21,10 +21,15 @@ Direction = Literal["at most", "at least"]
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """``other <= bound`` ("at most") or ``other >= bound`` ("at least")."""
+    """``other <= bound`` ("at most") or ``other >= bound`` ("at least").
+
+    It does not matter where some ``difference <= 0`` among ``unless``, conditions on ``tile`` alone: the clamped
+    ``min(q - 2, 5) <= kv`` is ``q <= kv + 2`` unless ``5 - kv <= 0``.
+    """
 
     direction: Direction
     bound: Expr
+    unless: tuple[Expr, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +154,13 @@ def _term(term: Expr, direction: Direction, bound: Expr, tile: Axis, other: Axis
 
     def join(kind: type[Both] | type[Either], *parts: Solution | None) -> Solution | None:
         known = tuple(p for p in parts if p is not None)
-        return kind(known) if len(known) == len(parts) else None
+        if len(known) < len(parts):
+            return None
+        limits = [p for p in known if isinstance(p, Limit)]
+        sides = tuple(p.difference for p in known if isinstance(p, Side))
+        if kind is Either and len(limits) == 1 and len(sides) == len(known) - 1:
+            return replace(limits[0], unless=(*limits[0].unless, *sides))
+        return kind(known)
 
     at_most = direction == "at most"
     match term:

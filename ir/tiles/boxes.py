@@ -1,0 +1,306 @@
+"""Masks as boxes of a token space: for every axis the keys that a run of queries sees, as ranges of coordinates.
+
+Each axis is analysed alone, by the rules of :mod:`.ranges`, over coordinates in place of positions. The product of
+what the axes may allow covers the mask; where every condition belongs to one axis, it is the mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, assert_never
+
+from ..bounds import Range, interval
+from ..build import binary, const
+from ..nodes import COMPARISONS, ZERO, Binary, BinaryOp, Coordinate, Expr, Index
+from ..passes.expand_coordinates import expanded
+from ..symbolic import Linear, Monomial, linear, simplify, to_expr
+from ..traverse import index_names, substitute, walk
+from ..types import I32
+from .classes import Classes, Relation, joined, relation
+from .digits import digit, rewritten
+from .formula import All, Any, Atom, Formula, atoms, conjoin, negated, to_condition, to_formula
+from .overflow import is_exact, with_bounded_loads
+from .plan import BoxAxis, BoxTerm, Interval, Ranges, Side
+from .ranges import is_solved, tile_ranges
+from .token_space import Space, declared_space, inferred_space
+
+# Disjoint parts that a disjunction is written as, at most: each costs a skeleton another walk.
+TERMS = 3
+
+Direction = Literal["keys", "queries"]
+
+
+def find_boxes(mask: Expr) -> tuple[BoxTerm, ...]:
+    """``mask`` (after the pipeline, with its coordinates) as disjoint terms; none where boxes say no more than runs."""
+    if not any(e.type.is_integer and _divides(e) for e in walk(mask)):
+        return ()
+    space = declared_space(mask)
+    if space is None:
+        return ()
+    formula = to_formula(expanded(mask))
+    best: tuple[BoxTerm, ...] = (_term(formula, space),)
+    for reverse in (False, True):
+        if _vagueness(best):
+            parts = tuple(_term(part, space) for part in _disjoint(formula, reverse))
+            best = min(best, parts, key=_vagueness)
+    return best if any(map(_says_more, best)) else ()
+
+
+def _vagueness(terms: tuple[BoxTerm, ...]) -> int:
+    return sum(len(term.remaining) for term in terms)
+
+
+def _divides(e: Expr) -> bool:
+    return isinstance(e, Coordinate) or (isinstance(e, Binary) and e.op in ("floordiv", "mod"))
+
+
+def _says_more(term: BoxTerm) -> bool:
+    """Whether a term is more than runs of the flattened order: it has classes, or limits an inner axis."""
+    return any(a.has_classes or (i > 0 and _limits(a)) for i, a in enumerate(term.axes))
+
+
+def _limits(axis: BoxAxis) -> bool:
+    size = _extent(axis.key, Classes(axis.residue, axis.shift, axis.block, axis.offset))
+    return axis.keys.may != (Interval(ZERO, size),)
+
+
+def _disjoint(f: Formula, reverse: bool) -> tuple[Formula, ...]:
+    """``f`` as alternatives of which at most one holds; ``f`` alone where it is no short disjunction.
+
+    Each excludes those before it: simple ones come first, because the opposite of a band is two bands, or last.
+    """
+    parts = f.parts if isinstance(f, All) else (f,)
+    choices = [p for p in parts if isinstance(p, Any) and len(p.parts) <= TERMS]
+    if not choices:
+        return (f,)
+    rest = tuple(p for p in parts if p is not choices[0])
+    divisions = {p: sum(_divides(e) for a in atoms(p) for e in walk(a)) for p in choices[0].parts}
+    ordered = sorted(divisions, key=divisions.__getitem__, reverse=reverse)
+    return tuple(
+        conjoin((*rest, part, *(negated(before) for before in ordered[:i]))) for i, part in enumerate(ordered)
+    )
+
+
+def _term(f: Formula, declared: Space) -> BoxTerm:
+    """``f`` over the declared axes, or, where remainders are left over, over those that they make."""
+    term = _over(f, declared)
+    if term.remaining and len(declared.query) == 1:
+        space = inferred_space([_over_coordinates(a, declared) for a in term.remaining])
+        if space is not None:
+            return _over(f, space)
+    return term
+
+
+def _over_coordinates(condition: Expr, space: Space) -> Expr:
+    return rewritten(with_bounded_loads(condition), space.table(), space.ranges())
+
+
+def _over(f: Formula, space: Space) -> BoxTerm:
+    parts = f.parts if isinstance(f, All) else (f,)
+    relations = [_relation(part, space) for part in parts]
+    classes = [
+        joined([known for axis, known in filter(None, relations) if axis == i]) for i in range(len(space.query))
+    ]
+    rest = [
+        part
+        for part, known in zip(parts, relations, strict=True)
+        if known is None or not classes[known[0]].implies(known[1])
+    ]
+    keys, remaining = _ranges(rest, space, classes, "keys")
+    queries, _ = _ranges(rest, space, classes, "queries")
+    axes = tuple(
+        BoxAxis(query, key, c.block, c.offset, c.residue, c.shift, k, q)
+        for query, key, c, k, q in zip(space.query, space.key, classes, keys, queries, strict=True)
+    )
+    return BoxTerm(to_condition(f), axes, remaining)
+
+
+def _relation(part: Formula, space: Space) -> tuple[int, Relation] | None:
+    """The axis that ``part`` puts into classes, and how."""
+    if not isinstance(part, Atom) or not _is_integer_comparison(part.condition):
+        return None
+    condition = _over_coordinates(part.condition, space)
+    for axis in range(len(space.query)):
+        known = relation(condition, f"q{axis}", f"kv{axis}")
+        if known is not None:
+            return axis, known
+    return None
+
+
+def _is_integer_comparison(e: Expr) -> bool:
+    return isinstance(e, Binary) and e.op in COMPARISONS and e.a.type.is_integer and is_exact(with_bounded_loads(e))
+
+
+# --- from conditions on positions to ranges of one axis --------------------------------------------------------
+
+
+def _ranges(
+    parts: Sequence[Formula], space: Space, classes: Sequence[Classes], direction: Direction
+) -> tuple[list[Ranges], tuple[Expr, ...]]:
+    """The ranges of each axis, and the atoms that belong to none."""
+    table, limits = _digits(space, classes, direction)
+    own: list[list[Formula]] = [[] for _ in classes]
+    implied: list[list[Formula]] = [[] for _ in classes]
+    sufficient: list[list[Formula]] = [[] for _ in classes]
+    remaining: list[Expr] = []
+    may_be_full = True
+    for part in parts:
+        over_digits = _mapped(part, space, table, limits)
+        axes = None if over_digits is None else _axes_of(over_digits)
+        if axes is None or len(axes) > 1:
+            remaining += atoms(part)
+            first = min(axes, default=0) if axes else 0
+            enough: list[Formula] = []
+            if isinstance(over_digits, Atom):
+                for axis in axes or ():
+                    implied[axis] += _implied(over_digits.condition, axis, limits)
+                enough = _sufficient(over_digits.condition, first, limits)
+            sufficient[first] += enough
+            may_be_full = may_be_full and bool(enough)
+        else:
+            assert over_digits is not None
+            axis = min(axes, default=0)
+            own[axis].append(over_digits)
+            if not is_solved(_named_as_positions(over_digits, axis)):
+                remaining += atoms(part)
+    ranges = []
+    for axis, c in enumerate(classes):
+        certain, possible = (_along(own[axis] + more, axis, direction) for more in (sufficient[axis], implied[axis]))
+        ends: dict[Expr, Expr] = {}
+        for name, sides in (("q", space.query), ("kv", space.key)):
+            ends |= {Index(f"{name}_len", I32): _extent(sides[axis], c)}
+            ends |= {Index(f"{name} length", I32): Index(f"{name}_len", I32)}
+        ranges.append(Ranges(_moved(possible.may, ends), _moved(certain.must, ends) if may_be_full else ()))
+    return ranges, tuple(dict.fromkeys(remaining))
+
+
+def _digits(
+    space: Space, classes: Sequence[Classes], direction: Direction
+) -> tuple[dict[Index, Expr], dict[str, Range]]:
+    """Coordinates over those inside of classes, and the values that these take."""
+    table: dict[Index, Expr] = {}
+    limits: dict[str, Range] = {}
+    spaces = space.ranges()
+    for axis, c in enumerate(classes):
+        block, residue = digit(f"block{axis}"), digit(f"residue{axis}")
+        limits[residue.name] = (0, c.residue - 1)
+        for position in ("q", "kv"):
+            x = digit(f"{position} {axis}")
+            most = int(spaces[f"{position}{axis}"][1]) + c.offset
+            limits[x.name] = (0, (c.block - 1 if c.block else most) // c.residue)
+            if c.block:
+                limits[block.name] = (0, max(most // c.block, limits.get(block.name, (0, 0))[1]))
+            remainder: Expr = residue
+            if c.shift != ZERO and (position == "kv") == (direction == "keys"):
+                sign: BinaryOp = "add" if position == "kv" else "sub"
+                remainder = binary("mod", binary(sign, residue, c.shift), const(c.residue))
+            y = binary("sub", binary("mul", const(c.block), block) if c.block else ZERO, const(c.offset))
+            y = binary("add", y, binary("mul", const(c.residue), x if c.block != c.residue else ZERO))
+            table[digit(f"{position}{axis}")] = y if c.residue == 1 else binary("add", y, remainder)
+    return table, limits
+
+
+def _mapped(
+    f: Formula, space: Space, table: Mapping[Index, Expr], limits: Mapping[str, Range]
+) -> Formula | None:
+    """``f`` over coordinates inside of classes; None where an atom cannot be."""
+    match f:
+        case All() | Any():
+            parts = tuple(_mapped(p, space, table, limits) for p in f.parts)
+            known = tuple(p for p in parts if p is not None)
+            if len(known) < len(parts):
+                return None
+            return conjoin(known) if isinstance(f, All) else type(f)(known)
+        case Atom(condition):
+            if not index_names(condition) & {"q", "kv"}:
+                return Atom(_renamed_lengths(condition))
+            if not _is_integer_comparison(condition):
+                return None
+            # In two steps: the last class of an axis may be cut short, which coordinates as a whole know.
+            moved = rewritten(_over_coordinates(condition, space), table, limits)
+            assert isinstance(moved, Binary)
+            form = linear(_renamed_lengths(binary("sub", moved.a, moved.b)))
+            return to_formula(simplify(binary(moved.op, to_expr(Linear(0, form.terms)), const(-form.constant))))
+
+
+def _renamed_lengths(e: Expr) -> Expr:
+    """The lengths in ``e`` under other names: the ranges of an axis end at its own lengths."""
+    return substitute(e, {Index(f"{name}_len", I32): Index(f"{name} length", I32) for name in ("q", "kv")})
+
+
+def _axes_of(f: Formula) -> set[int]:
+    names = frozenset[str]().union(*(index_names(a) for a in atoms(f)))
+    return {int(name.split()[1]) for name in names if name.startswith(("q ", "kv ")) and name.split()[1].isdigit()}
+
+
+def _implied(condition: Expr, axis: int, limits: Mapping[str, Range]) -> list[Formula]:
+    """What a comparison of coordinates of several axes says about one: the others are at their best."""
+    found: list[Formula] = []
+    for own, others in _separated(condition, axis):
+        bound = binary("add", own, const(int(interval(others, limits)[0])))
+        if interval(bound, limits)[1] > 0:
+            found.append(Atom(simplify(binary("le", bound, ZERO))))
+    return found
+
+
+def _sufficient(condition: Expr, axis: int, limits: Mapping[str, Range]) -> list[Formula]:
+    """What about one axis makes a comparison of several true, with the others at their worst."""
+    match _separated(condition, axis):
+        case [(own, others)]:
+            bound = binary("add", own, const(int(interval(others, limits)[1])))
+            return [Atom(simplify(binary("le", bound, ZERO)))]
+        case _:
+            return []
+
+
+def _separated(condition: Expr, axis: int) -> list[tuple[Expr, Expr]]:
+    """Sums ``a`` and ``b``, of one axis and of the others, with ``a + b <= 0`` for what ``condition`` says."""
+    if not isinstance(condition, Binary) or condition.op == "ne":
+        return []
+    form = linear(binary("sub", condition.a, condition.b))
+    strict = 1 if condition.op in ("lt", "gt") else 0
+    signs = {"le": (1,), "lt": (1,), "ge": (-1,), "gt": (-1,), "eq": (1, -1)}[condition.op]
+    return [
+        (
+            to_expr(Linear(sign * form.constant + strict, _scaled(form, sign, axis, foreign=False))),
+            to_expr(Linear(0, _scaled(form, sign, axis, foreign=True))),
+        )
+        for sign in signs
+    ]
+
+
+def _scaled(form: Linear, sign: int, axis: int, *, foreign: bool) -> tuple[tuple[Monomial, int], ...]:
+    return tuple((m, sign * c) for m, c in form.terms if _foreign(m, axis) == foreign)
+
+
+def _foreign(monomial: Monomial, axis: int) -> bool:
+    names = frozenset[str]().union(*(index_names(x) for x in monomial))
+    return any(name.startswith(("q ", "kv ")) and name.split()[1] not in (str(axis), "length") for name in names)
+
+
+def _along(parts: Iterable[Formula], axis: int, direction: Direction) -> Ranges:
+    """The ranges of one axis, whose coordinates take the names of positions."""
+    formula = _named_as_positions(conjoin(tuple(parts)), axis)
+    return tile_ranges(formula, "q", "kv") if direction == "keys" else tile_ranges(formula, "kv", "q")
+
+
+def _named_as_positions(f: Formula, axis: int) -> Formula:
+    names: dict[Expr, Expr] = {digit(f"{name} {axis}"): Index(name, I32) for name in ("q", "kv")}
+    match f:
+        case Atom(condition):
+            return to_formula(simplify(substitute(condition, names)))
+        case All() | Any():
+            return type(f)(tuple(_named_as_positions(p, axis) for p in f.parts))
+        case _:
+            assert_never(f)
+
+
+def _extent(side: Side, c: Classes) -> Expr:
+    """How many coordinates a class has, at most."""
+    if c.block:
+        return const(c.block // c.residue)
+    return simplify(binary("floordiv", binary("add", side.size, const(c.residue - 1)), const(c.residue)))
+
+
+def _moved(union: tuple[Interval, ...], table: Mapping[Expr, Expr]) -> tuple[Interval, ...]:
+    return tuple(Interval(*(simplify(substitute(e, table)) for e in (i.start, i.stop))) for i in union)

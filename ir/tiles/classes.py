@@ -1,0 +1,173 @@
+"""Equivalence classes that a condition puts positions into: equal residues, the same block, equal coordinates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+from typing import assert_never
+
+from ..build import binary, const
+from ..nodes import ZERO, Binary, Const, Expr
+from ..symbolic import Linear, linear, simplify, to_expr
+from ..traverse import index_names
+from .digits import digit
+
+
+@dataclass(frozen=True, slots=True)
+class SameResidue:
+    """``kv % modulus == (q + shift) % modulus``; the shift depends on no position."""
+
+    modulus: int
+    shift: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class SameBlock:
+    """``(kv + offset) // size == (q + offset) // size``. Blocks of size 1 are equal coordinates."""
+
+    size: int
+    offset: int
+
+
+Relation = SameResidue | SameBlock
+
+
+def relation(condition: Expr, q: str, kv: str) -> Relation | None:
+    """The relation that ``condition`` says, in whatever way, about the coordinates ``q`` and ``kv`` (their names).
+
+    ``condition`` is an exact comparison of integers. None where it says anything else.
+
+    >>> from ..parser import parse_expr
+    >>> relation(parse_expr("0 == (kv - q) % 4"), "q", "kv").modulus
+    4
+    >>> relation(parse_expr("q // 7 == kv // 7"), "q", "kv")
+    SameBlock(size=7, offset=0)
+    """
+    if not isinstance(condition, Binary):
+        return None
+    form = linear(binary("sub", condition.a, condition.b))
+    if condition.op == "eq":
+        return _equality(form, q, kv)
+    # A remainder is at least 0 and less than its divisor: `x % 4 <= 0` and `x % 4 > 2` are equalities too.
+    match form.terms:
+        case ((((Binary("mod", _, Const(value=w)) as remainder,), 1 | -1 as sign)),):
+            low, high = _limits(condition.op, form.constant, sign)
+            if (low is not None and low == w - 1) or high == 0:
+                return _equality(Linear(0 if high == 0 else 1 - int(w), (((remainder,), 1),)), q, kv)
+    return None
+
+
+def _limits(op: str, constant: int, sign: int) -> tuple[int | None, int | None]:
+    """The least, or the greatest ``x`` with ``sign * x + constant op 0``."""
+    strict = 1 if op in ("lt", "gt") else 0
+    if (op in ("lt", "le")) == (sign > 0) and op != "ne":  # x <= …
+        return None, (-constant if sign > 0 else constant) - strict
+    return ((-constant if sign > 0 else constant) + strict, None) if op != "ne" else (None, None)
+
+
+def _equality(form: Linear, q: str, kv: str) -> Relation | None:
+    """The relation that ``form == 0`` says."""
+    match form.terms:
+        case (((Binary("floordiv", a, Const(value=w)),), 1), ((Binary("floordiv", b, Const(value=v)),), -1)) if w == v:
+            return _same_block(linear(a), linear(b), form.constant, int(w), q, kv)
+    difference = _congruent(form)
+    if difference is not None:
+        rest, modulus = difference
+        shift = _shift(rest, q, kv)
+        return None if shift is None else SameResidue(modulus, simplify(binary("mod", shift, const(modulus))))
+    shift = _shift(form, q, kv)
+    return SameBlock(1, 0) if shift == ZERO else None
+
+
+def _congruent(form: Linear) -> tuple[Linear, int] | None:
+    """``x`` and ``d`` where ``form == 0`` means that ``d`` divides ``x``."""
+    wrapped = [(m[0], c) for m, c in form.terms if len(m) == 1 and isinstance(m[0], Binary)]
+    remainders = [(x, c) for x, c in wrapped if isinstance(x, Binary) and x.op == "mod" and isinstance(x.b, Const)]
+    match remainders:
+        case [(Binary(a=a, b=Const(value=d)), 1 | -1 as sign)] if d > 0:  # a % d == r
+            rest = [t for t in form.terms if t[0] != (remainders[0][0],)]
+            if rest or not 0 <= -sign * form.constant < d:
+                return None
+            return linear(binary("add", a, const(sign * form.constant))), int(d)
+        case [(Binary(a=a, b=Const(value=d)), 1), (Binary(a=b, b=Const(value=e)), -1)] if d == e > 0:
+            alone = len(form.terms) == 2 and form.constant == 0  # a % d == b % d
+            return (linear(binary("sub", a, b)), int(d)) if alone else None
+    for x, c in wrapped:  # d * (a // d) == a - r
+        match x:
+            case Binary("floordiv", a, Const(value=d)) if d > 1 and abs(c) == d:
+                sign = -1 if c > 0 else 1
+                rest_form = Linear(form.constant, tuple(t for t in form.terms if t[0] != (x,)))
+                remainder = linear(binary("sub", a, binary("mul", const(sign), to_expr(rest_form))))
+                # form == 0 says a - d * (a // d) == remainder.
+                if not remainder.terms and 0 <= remainder.constant < d:
+                    return linear(binary("sub", a, const(remainder.constant))), int(d)
+    return None
+
+
+def _shift(form: Linear, q: str, kv: str) -> Expr | None:
+    """``s`` where ``form`` is ``±(q + s - kv)``, free of positions."""
+    terms = dict(form.terms)
+    of_q, of_kv = terms.pop((digit(q),), 0), terms.pop((digit(kv),), 0)
+    if abs(of_q) != 1 or of_q + of_kv != 0:
+        return None
+    rest = Linear(of_q * form.constant, tuple((m, of_q * c) for m, c in terms.items()))
+    expression = to_expr(rest)
+    return None if depends_on_positions(expression) else simplify(expression)
+
+
+def _same_block(a: Linear, b: Linear, constant: int, size: int, q: str, kv: str) -> SameBlock | None:
+    sides = {q: a, kv: b} if a.depends_on(q) else {q: b, kv: a}
+    for name, side in sides.items():
+        if side.terms != (((digit(name),), 1),):
+            return None
+    same = constant == 0 and (a.constant - b.constant) % size == 0 and a.constant // size == b.constant // size
+    return SameBlock(size, a.constant % size) if same else None
+
+
+def depends_on_positions(e: Expr) -> bool:
+    """Whether ``e`` depends on a position, or on a coordinate that stands for one."""
+    return bool(index_names(e) - {"q_len", "kv_len", "head", "kv_head", "batch"})
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """How one axis is cut: see :class:`~.plan.BoxAxis`. ``residue`` 1 and ``block`` 0 are no classes."""
+
+    residue: int = 1
+    shift: Expr = ZERO
+    block: int = 0
+    offset: int = 0
+
+    def implies(self, r: Relation) -> bool:
+        """Whether ``r`` holds for every query and key whose classes correspond."""
+        match r:
+            case SameResidue(modulus, shift):
+                if self.block == 1:
+                    return shift == ZERO
+                same = shift == self.shift and modulus == self.residue
+                return same or (self.residue % modulus == 0 and shift == self.shift == ZERO)
+            case SameBlock(size, offset):
+                return self.block > 0 and size % self.block == 0 and (offset - self.offset) % self.block == 0
+            case _:
+                assert_never(r)
+
+
+def joined(relations: list[Relation]) -> Classes:
+    """The classes that follow from all ``relations``; those that do not fit the others are left out."""
+    residue = 1
+    shift: Expr = ZERO
+    for r in relations:
+        match r:
+            case SameResidue(modulus, by) if residue == 1:
+                residue, shift = modulus, by
+            case SameResidue(modulus, by) if by == shift == ZERO:
+                residue = residue * modulus // gcd(residue, modulus)
+    blocks = [r for r in relations if isinstance(r, SameBlock)]
+    if not blocks:
+        return Classes(residue, shift)
+    smallest = min(blocks, key=lambda b: b.size)
+    if smallest.size == 1:
+        return Classes(block=1)
+    if smallest.size % residue or shift != ZERO:
+        return Classes(residue, shift)
+    return Classes(residue, shift, smallest.size, smallest.offset)
