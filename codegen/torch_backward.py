@@ -47,25 +47,25 @@ delta = (grad_rows * out[here, :, first:stop].float()).sum(-1, keepdim=True)
 if grad_lse is not None:
     delta -= grad_lse[here, :, first:stop, None]
 delta = delta.masked_fill(empty, 0.0)
-grad_rows = grad_rows.masked_fill(empty, 0.0).reshape(-1, kv_heads, group * (stop - first), value_dim)
+grad_rows = grad_rows.masked_fill(empty, 0.0).reshape(-1, group * (stop - first), value_dim)
 rows = (query[here, :, first:stop].float() * scale).masked_fill(empty, 0.0)
-rows = rows.reshape(-1, kv_heads, group * (stop - first), head_dim)
+rows = rows.reshape(-1, group * (stop - first), head_dim)
 sums = 0.0
 """
 
 _GRADIENT = """
 p = exponential({s} - base)
-part = p.reshape(-1, kv_heads, group * (stop - first), end - start)
-grad_value[here, :, start:end] += part.mT @ grad_rows
-values = value[here, :, start:end].float()
-grad = (grad_rows @ values.mT).view(-1, heads, stop - first, end - start).sub_(delta).mul_(p)
+part = torch.bmm(p.reshape(-1, group * (stop - first), end - start).mT, grad_rows)
+grad_value[here, :, start:end] += part.view(-1, kv_heads, end - start, value_dim)
+values = value[here, :, start:end].float().flatten(0, 1)
+grad = torch.bmm(grad_rows, values.mT).view(-1, heads, stop - first, end - start).sub_(delta).mul_(p)
 """
 
 
 _PRODUCTS = """
-part = grad.reshape(-1, kv_heads, group * (stop - first), end - start)
-sums = sums + part @ keys
-grad_key[here, :, start:end] += part.mT @ rows
+grad = grad.reshape(-1, group * (stop - first), end - start)
+sums = sums + torch.bmm(grad, keys.flatten(0, 1))
+grad_key[here, :, start:end] += torch.bmm(grad.mT, rows).view(-1, kv_heads, end - start, head_dim)
 """
 
 

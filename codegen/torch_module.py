@@ -34,7 +34,7 @@ PROGRAM_NAMES = CLASSIFY_NAMES | TILE_NAMES | {
     "rows", "keys", "values", "spans", "p", "top", "total", "sums", "peak", "base", "decay", "cleared", "keep",
     "grad_out", "grad_lse", "grad_query", "grad_key", "grad_value", "grad_rows", "delta", "empty", "accumulate",
     "times", "a", "b", "positions", "hide", "exponential", "NEGATIVE_INFINITY",
-    "bits", "stay", "hidden", "masks", "place",
+    "LOWEST", "bits", "stay", "hidden", "masks", "place",
 }  # fmt: skip
 
 _POSITIONS = '''
@@ -169,7 +169,7 @@ def emit_run_scores(out: Emitter, program: Program, *, keep_stages: bool = False
     v = program.plan.variant
     stages = [f"s_{i}" if keep_stages and v.scores else "s" for i in range(len(v.scores) + 1)]
     out.line("keys = key[here, :, start:end].float()")
-    out.line(f"{stages[0]} = (rows @ keys.mT).view(-1, heads, stop - first, end - start)")
+    out.line(f"{stages[0]} = torch.bmm(rows, keys.flatten(0, 1).mT).view(-1, heads, stop - first, end - start)")
     if any("kv" in index_names(e) for e in v.scores):
         out.line("kv = positions(start, end)")
     for call, before, after in zip(program.scores, stages, stages[1:], strict=False):
@@ -221,6 +221,8 @@ def finish(out: Emitter, title: str, plan: TilePlan, schedule: Schedule) -> Sour
     head.line(f"PLAIN = {SHORT_SPAN}  # parts of a run without a mask have at least so many keys")
     head.line("LINE = 16  # float32 in a line of the cache")
     code = out.text()
+    if "LOWEST" in code:
+        head.line("LOWEST = torch.finfo(torch.float32).min")
     helpers = helper_functions(code)
     if helpers:
         head.definition(helpers)

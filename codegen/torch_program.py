@@ -40,9 +40,9 @@ _SOFTMAX = """
 peak = s.amax(-1, keepdim=True)
 if top is not None:
     peak = torch.maximum(peak, top)
-base = peak.masked_fill(peak == float("-inf"), 0.0)  # rows without any pair so far
+base = peak.clamp(min=LOWEST)  # finite for rows without any pair so far
 p = exponential(s.sub_(base))
-part = p.reshape(-1, kv_heads, group * (stop - first), end - start) @ values
+part = torch.bmm(p.reshape(-1, group * (stop - first), end - start), values.flatten(0, 1))
 part = part.view(-1, heads, stop - first, value_dim)
 if top is None:
     total, sums = p.sum(-1, keepdim=True), part
@@ -69,7 +69,7 @@ def _emit_run(out: Emitter, program: Program) -> None:
     with out.block(f"for here, first, stop, runs in {program.tile_loop}:"):
         emit_tile_positions(out, program)
         out.line("rows = query[here, :, first:stop].float() * scale")
-        out.line("rows = rows.reshape(-1, kv_heads, group * (stop - first), head_dim)")
+        out.line("rows = rows.reshape(-1, group * (stop - first), head_dim)")
         out.line("top = None")
         with out.block("for start, end, masked in runs:"):
             emit_run_scores(out, program)
@@ -78,6 +78,7 @@ def _emit_run(out: Emitter, program: Program) -> None:
                 with out.block("if spans and not finite:"):
                     out.line("values = cleared(values, start, spans)")
             out.lines(_SOFTMAX)
-        out.line("out[here, :, first:stop] = sums.div_(total.masked_fill(total == 0, 1.0))")
-        out.line("lse[here, :, first:stop] = (top + total.log()).squeeze(-1)")
+        out.comment("The largest score of a row adds 1 to its total, so that only the total of an empty row is less.")
+        out.line("out[here, :, first:stop] = sums.div_(total.clamp(min=1.0))")
+        out.line("lse[here, :, first:stop, None] = top + total.log()")
     out.line("return out, lse")

@@ -83,6 +83,11 @@ def log_distance(s: Any, q: Any, kv: Any, strength: Any) -> Any:
     return s - strength * rg.log(rg.to_float(q - kv + 1))  # NaN above the diagonal, which a mask must hide
 
 
+@rg.score
+def lowest_late(s: Any, q: Any) -> Any:
+    return rg.where(q < 50, s, torch.finfo(torch.float32).min)
+
+
 Parts = Callable[[], Sequence[Part]]
 
 CASES: dict[str, Parts] = {
@@ -244,6 +249,14 @@ def test_unseen_rows_have_no_influence() -> None:
     found_gradients = program.gradients(q, k, v, *found, grad_out)
     for x, y in zip(program.gradients(*clean, *expected, grad_out), found_gradients, strict=True):
         assert torch.equal(x, y)
+
+
+def test_rows_of_lowest_scores_are_not_empty() -> None:
+    """Scores of finfo.min, which stand for a mask elsewhere, are scores: such a row weighs its keys alike."""
+    parts, tensors = [band(width=33), lowest_late], inputs()
+    exact, usual = oracle(parts, *tensors), eager(parts, *tensors)
+    for found, x, y, name in zip(printed(parts)(*tensors), exact, usual, ("output", "lse"), strict=True):
+        assert_close_to_oracle(found, x, y, name)
 
 
 def test_heads_of_a_group_may_see_different_rows() -> None:
