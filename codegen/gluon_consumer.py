@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from ..ir.dependence import dependence
@@ -10,6 +9,7 @@ from ..ir.nodes import TRUE, Expr
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import loads
 from .emitter import Emitter
+from .gluon_columns import emit_columns, lanes
 from .gluon_names import Names
 from .gluon_seen import UnseenKeys
 from .gluon_tiles import emit_unpack, jit_function
@@ -57,7 +57,7 @@ class Consumer:
         self.values = Values(results, INDICES, debug=problem.debug)
 
     def emit(self, out: Emitter, loops: TileLoops) -> None:
-        self.unseen.emit_function(out, self.names.barrier)
+        self.unseen.emit_functions(out, self.names.barrier, "BLOCK_N", SIZES, self.parameters)
         out.definition(PRODUCTS)
         with jit_function(
             out,
@@ -87,9 +87,9 @@ class Consumer:
         out.line("q_tile = q_tiles.index(GROUP).reshape([ROWS, HEAD])")
         out.line("out_tile = out_tiles.index(GROUP)")
         out.line("rows = tl.arange(0, ROWS, tl.SliceLayout(1, SCORES))")
-        out.line("keys = tl.arange(0, BLOCK_N, tl.SliceLayout(0, SCORES))")
+        out.line("columns = tl.arange(0, BLOCK_N, tl.SliceLayout(0, SCORES))")
         if any(dependence(x) & {"q", "kv"} == {"kv"} for x in self.loads):
-            out.line("lanes = tl.arange(0, BLOCK_N, tl.BlockedLayout([1], [32], [4], [0]))")
+            out.line(f"lanes = {lanes('BLOCK_N')}")
         if self.score is None:
             out.line("unit = scale * LOG2E")
         out.line("programs = tl.cdiv(q_len, BLOCK_M) * all_heads")
@@ -106,7 +106,8 @@ class Consumer:
         out.line("entry, batch, head, kv_head, tile_first = query_tile(program, sizes)")
         out.line("q_row = tile_first + GROUP * ROWS + rows")
         out.line("q_index = q_row[:, None]")
-        self.unseen.emit_bounds(out)
+        if not self.unseen.all_seen:
+            out.line("seen = seen_keys(batch, head, kv_head, sizes, parameters)")
         done = self.values.emit(out, "program", self.results, Guard())
         done = self.values.emit(out, "query", self.results, Guard(query="(q_index < q_len)"), done)
         out.line("acc = tl.zeros([ROWS, VALUE], tl.float32, OUTPUTS)")
@@ -127,7 +128,7 @@ class Consumer:
         out.line(f"p = tl.exp2(s * {self.unit} - m[:, None])")
         out.line("l = tl.sum(p, 1)  # running sum of exponentials")
         out.line("weights = tl.convert_layout(p.to(ELEMENT), WEIGHTS)")
-        self.unseen.emit_clear(out)
+        self._emit_clear(out)
 
     def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """Scores and weights of one tile of keys, overlapped with the values of the tile before."""
@@ -152,57 +153,39 @@ class Consumer:
         out.line("acc = acc * tl.convert_layout(alpha, tl.SliceLayout(1, OUTPUTS))[:, None]")
         out.line("weights = tl.convert_layout(p.to(ELEMENT), WEIGHTS)")
         if masked:
-            self.unseen.emit_clear(out)
+            self._emit_clear(out)
 
     def _emit_scores(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """From products ``s`` to modified and masked scores."""
         wanted = self.results if masked else tuple(x for x in self.results if x != "mask")
         if masked or self.reads_keys:
-            done = self._emit_keys(out, wanted, Guard(key="(kv_index < kv_len)" if masked else ""), done)
-        lanes = "(q_index < q_len)"
+            guard = Guard(key="(kv_index < kv_len)" if masked else "")
+            done = emit_columns(out, self.values, "key", wanted, guard, done)
+        guarded = "(q_index < q_len)"
         if masked:
             # Rows past the end go nowhere, so they may attend to anything; but they must not load.
             allowed = "(q_index < q_len) & (kv_index < kv_len)" if self.loads_pairs else "kv_index < kv_len"
             out.line(f"allowed = {allowed}")
-            lanes = "allowed"
+            guarded = "allowed"
             if "mask" in wanted:
                 done = self.values.emit(out, "pair", ("mask",), Guard(pair="allowed"), done)
                 out.line(f"allowed = allowed & ({self.values.result('mask')})")
         if self.score is not None:
             out.line("s *= scale")
-            self.values.emit(out, "pair", ("score",), Guard(pair=lanes), done)
+            self.values.emit(out, "pair", ("score",), Guard(pair=guarded), done)
             text = self.values.result("score")
             spread = level_of(dependence(self.score)) != "pair"
             out.line(f"s = tl.zeros([ROWS, BLOCK_N], tl.float32, SCORES) + ({text})" if spread else f"s = {text}")
         if masked:
             out.line('s = tl.where(allowed, s, float("-inf"))')
 
-    def _emit_keys(self, out: Emitter, wanted: Sequence[str], guard: Guard, done: frozenset[str]) -> frozenset[str]:
-        """Everything that depends on the key alone.
-
-        In the layout of scores each thread would load a quarter of the keys, and hold their addresses. So
-        loads and what follows from them are done with one key a thread, then spread through shared memory.
-        """
-        steps = Emitter()
-        done = self.values.emit(steps, "key", wanted, guard, done)
-        # Statements: a long load continues on indented lines and a closing parenthesis.
-        statements = re.split(r"\n(?=\w)", steps.text().rstrip("\n")) if steps.text() else []
-        loaded: dict[str, None] = {}
-        for statement in statements:
-            name, _, text = statement.partition(" = ")
-            if "tl.load(" in text or any(re.search(rf"(?<!\w){re.escape(x)}(?!\w)", text) for x in loaded):
-                loaded[name] = None
-        if loaded:
-            out.line("kv_index = start + lanes")
-            for statement in statements:
-                out.lines(statement)
-            for name in loaded:
-                out.line(f"{name} = tl.convert_layout({name}, tl.SliceLayout(0, SCORES))[None, :]")
-        out.line("kv_index = start + keys[None, :]")
-        for statement in statements:
-            if statement.partition(" = ")[0] not in loaded:
-                out.lines(statement)
-        return done
+    def _emit_clear(self, out: Emitter) -> None:
+        """After the scores of a partial tile: clears what must not be seen of its values."""
+        if self.unseen.all_seen:
+            return
+        with out.block("if some_unseen(start, tl.minimum(start + BLOCK_N, kv_len), seen):"):
+            out.line("mbarrier.wait(v_ready.index(stage), phase)")
+            out.line("clear_unseen(v_tiles.index(stage).reshape([BLOCK_N, VALUE]), start, seen)")
 
     def _emit_epilogue(self, out: Emitter) -> None:
         out.line("mbarrier.arrive(q_empty)")

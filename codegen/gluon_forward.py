@@ -19,14 +19,14 @@ from ..ir.traverse import walk
 from .defaults import heaviest_last
 from .emitter import Emitter
 from .gluon_consumer import Consumer
-from .gluon_module import finish
+from .gluon_loader import emit_load_tiles, emit_place_function
+from .gluon_module import DESCRIPTOR, finish, reason_against_target, reason_against_tiles
 from .gluon_names import installed_names
 from .gluon_seen import UnseenKeys
-from .gluon_tiles import emit_load_tiles, emit_place_function, emit_visits
+from .gluon_tiles import CELLS, KEYS, emit_visits
 from .schedule import Problem, Schedule, Source, Target
-from .triton_module import Argument, buffer_arguments, emit_header, emit_launch, kernel, scalar_arguments
+from .triton_module import Argument, buffer_arguments, emit_header, emit_launch, kernel, scalar_arguments, user_names
 from .triton_program import SIZES, emit_shape_check
-from .triton_values import user_name
 
 KERNEL = "attention_forward"
 _HEAD_SIZES = (64, 128)
@@ -34,20 +34,10 @@ _HEAD_SIZES = (64, 128)
 
 def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str | None:
     """Why this kernel cannot compute the forward pass, in one sentence; None where it can."""
-    if target.backend != "cuda" or target.arch != 90:
-        return f"{target} is not sm_90"
-    if problem.dtype == "f32":
-        return "float32 inputs do not multiply by wgmma"
     for size in (problem.head_dim, problem.value_dim):
         if size not in _HEAD_SIZES:
             return f"head size {size} is not one of {', '.join(map(str, _HEAD_SIZES))}"
-    if not problem.aligned:
-        return "bases or strides are not multiples of 16 bytes, which tensor descriptors need"
-    if plan.method != "closed":
-        return "its tiles come from a table, not from closed forms"
-    if UnseenKeys.of(plan) is None:
-        return "which keys no query sees is not a closed form, so non-finite values could not be kept out"
-    return None
+    return reason_against_target(problem, target) or reason_against_tiles(plan)
 
 
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
@@ -90,8 +80,9 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     head, out = Emitter(), Emitter()
     emit_header(head, "Forward kernel", plan, problem, schedule, target)
     _emit_constants(out, problem, schedule)
+    out.definition(CELLS)
     emit_place_function(out, schedule.reverse)
-    loops = emit_visits(out, plan, parameters)
+    loops = emit_visits(out, plan.keys, KEYS, SIZES, parameters)
     consumer = Consumer(plan, problem, parameters, unseen, names)
     consumer.emit(out, loops)
     emit_load_tiles(out, names)
@@ -174,20 +165,12 @@ gl.warp_specialize(
 )
 """
 
-_DESCRIPTOR = '''
-def descriptor(x, rows, layout):
-    """Tiles of ``rows`` rows of a (B, H, L, D) tensor, for the tensor memory accelerator."""
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows.value, x.shape[3]], layout.value)
-'''
-
-
 def _emit_run(
     out: Emitter, plan: TilePlan, problem: Problem, schedule: Schedule, arguments: list[Argument]
 ) -> None:
     v = plan.variant
-    names = [user_name(x) for x in (*(p.name for p in v.buffers), *(p.name for p in v.scalars))]
-    out.definition(_DESCRIPTOR)
-    with out.define(f"run({', '.join(['query', 'key', 'value', *names, 'scale=None', 'tiles=None'])})"):
+    out.definition(DESCRIPTOR)
+    with out.define(f"run({', '.join(['query', 'key', 'value', *user_names(v), 'scale=None', 'tiles=None'])})"):
         shapes = "(B, H, Lq, D), (B, Hkv, Lkv, D), (B, Hkv, Lkv, Dv) -> outputs (B, H, Lq, Dv), lse (B, H, Lq)."
         out.line(f'"""{shapes}"""')
         out.line("batches, heads, q_len, _ = query.shape")

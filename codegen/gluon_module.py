@@ -11,8 +11,10 @@ from collections.abc import Sequence
 
 from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
+from .gluon_names import ADD_TILE, ADD_TILE_IMPORTS
+from .gluon_seen import UnseenKeys
 from .print_triton import used_helpers
-from .schedule import Source
+from .schedule import Problem, Source, Target
 from .triton_module import LAUNCH, final_names
 
 PRELUDE = '''
@@ -35,6 +37,12 @@ LOG2E = gl.constexpr(1.4426950408889634)
 LN2 = gl.constexpr(0.6931471805599453)
 '''
 
+DESCRIPTOR = '''
+def descriptor(x, rows, layout):
+    """Tiles of ``rows`` rows of a (B, H, L, D) tensor, for the tensor memory accelerator."""
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows.value, x.shape[3]], layout.value)
+'''
+
 # Triton has it, Gluon does not.
 SIGMOID = '''
 @gluon.jit
@@ -52,11 +60,42 @@ def in_gluon(text: str) -> str:
     return re.sub(r"\btl\.", "gl.", text.replace("@triton.jit", "@gluon.jit").replace("tl.sigmoid(", "sigmoid("))
 
 
-def finish(out: Emitter, plan: TilePlan, kernels: Sequence[str], head: Emitter) -> Source:
-    """Puts the parts together and gives the user's parameters names that nothing else has."""
+def reason_against_target(problem: Problem, target: Target) -> str | None:
+    """Why no Gluon kernel can run for the problem on the target, in one sentence; None where one can."""
+    if target.backend != "cuda" or target.arch != 90:
+        return f"{target} is not sm_90"
+    if problem.dtype == "f32":
+        return "float32 inputs do not multiply by wgmma"
+    if not problem.aligned:
+        return "bases or strides are not multiples of 16 bytes, which tensor descriptors need"
+    return None
+
+
+def reason_against_tiles(plan: TilePlan) -> str | None:
+    """Why no Gluon kernel can follow the plan, in one sentence; None where one can."""
+    if plan.method != "closed":
+        return "its tiles come from a table, not from closed forms"
+    if UnseenKeys.of(plan) is None:
+        return "which keys no query sees is not a closed form, so non-finite values could not be kept out"
+    return None
+
+
+def finish(
+    out: Emitter, plan: TilePlan, kernels: Sequence[str], head: Emitter, triton_kernels: str = ""
+) -> Source:
+    """Puts the parts together and gives the user's parameters names that nothing else has.
+
+    ``triton_kernels`` are kernels in plain Triton that belong to the module.
+    """
     body = out.text()
     helpers = "".join("\n" + source for source in used_helpers(body))
     if "tl.sigmoid(" in body:
         helpers += "\n" + SIGMOID
+    prelude = PRELUDE
+    if triton_kernels:
+        prelude = prelude.replace("import triton\n", "import triton\nimport triton.language as tl\n")
+        triton_kernels += "\n"
+    if "add_tile(" in body:
+        prelude = prelude.replace("\nLOG2E", f"{ADD_TILE_IMPORTS}\nLOG2E", 1) + "\n" + ADD_TILE
     code = in_gluon(helpers + "\n" + LAUNCH + "\n\n" + body)
-    return Source(final_names(head.text() + PRELUDE + code, plan), tuple(kernels))
+    return Source(final_names(head.text() + prelude + triton_kernels + code, plan), tuple(kernels))

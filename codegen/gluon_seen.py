@@ -8,13 +8,15 @@ shared memory. Both write the same, so that neither has to wait for the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..ir.nodes import Binary, Const, Expr, Index
 from ..ir.tiles.plan import Interval, TilePlan
 from ..ir.types import I64
 from .emitter import Emitter
+from .gluon_tiles import emit_unpack, jit_function
+from .triton_module import Argument
 from .triton_program import INDICES
 from .triton_seen import hull_is_exact
 from .triton_values import Guard, Values
@@ -29,7 +31,7 @@ class UnseenKeys:
     @staticmethod
     def of(plan: TilePlan) -> UnseenKeys | None:
         """None where the keys seen are no union of intervals known in closed form."""
-        if not all(hull_is_exact(mask) for mask in _alternatives(plan.variant.mask)):
+        if not plan.keys.may or not all(hull_is_exact(mask) for mask in _alternatives(plan.variant.mask)):
             return None
         return UnseenKeys(plan.keys.may)
 
@@ -45,45 +47,44 @@ class UnseenKeys:
     def _bounds(self) -> list[tuple[str, str]]:
         return [(f"seen_{i}_start", f"seen_{i}_stop") for i in range(len(self.intervals))]
 
-    def emit_bounds(self, out: Emitter) -> None:
-        """Writes the intervals of one head, as ``seen``."""
+    def emit_functions(
+        self, out: Emitter, barrier: str, rows: str, sizes: Sequence[Argument], parameters: Sequence[Argument]
+    ) -> None:
+        """``seen_keys``, ``some_unseen`` and ``clear_unseen``, for tiles of ``rows`` keys."""
         if self.all_seen:
             return
-        out.comment("Keys that some query of this head sees.")
-        out.line("first_query, last_query = 0, q_len - 1")
-        results: dict[str, Expr] = {}
-        for (start, stop), x in zip(self._bounds, self.intervals, strict=True):
-            results |= {start: x.start, stop: x.stop}
-        values = Values(results, {**INDICES, "tile_first": "first_query", "tile_last": "last_query"})
-        values.emit(out, "program", tuple(results), Guard())
-        for name, e in results.items():
-            out.line(f"{name} = tl.minimum({values.result(name)}, kv_len){'.to(tl.int32)' if e.type is I64 else ''}")
-        out.line(f"seen = ({', '.join(results)},)")
-
-    def emit_clear(self, out: Emitter) -> None:
-        """After the scores of a partial tile: clears what must not be seen of its values."""
-        if self.all_seen:
-            return
-        out.line("end = tl.minimum(start + BLOCK_N, kv_len)")
-        outside = [f"(start < {start}) | (end > {stop})" for start, stop in self._bounds]
-        text = outside[0] if len(outside) == 1 else " & ".join(f"({x})" for x in outside)
-        with out.block(f"if {text or 'True'}:"):
-            out.line("mbarrier.wait(v_ready.index(stage), phase)")
-            out.line("clear_unseen(v_tiles.index(stage).reshape([BLOCK_N, VALUE]), start, seen)")
-
-    def emit_function(self, out: Emitter, barrier: str) -> None:
-        if self.all_seen:
-            return
-        bounds = ", ".join(x for pair in self._bounds for x in pair)
-        inside = " | ".join(f"((keys >= {start}) & (keys < {stop}))" for start, stop in self._bounds)
+        names = ", ".join(x for pair in self._bounds for x in pair)
+        with jit_function(out, "seen_keys(batch, head, kv_head, sizes, parameters)"):
+            out.line('"""Intervals of the keys that some query of this head sees."""')
+            emit_unpack(out, "sizes", sizes)
+            emit_unpack(out, "parameters", parameters)
+            out.line("tile_first, tile_last = 0, q_len - 1")
+            results: dict[str, Expr] = {}
+            for (start, stop), x in zip(self._bounds, self.intervals, strict=True):
+                results |= {start: x.start, stop: x.stop}
+            values = Values(results, INDICES)
+            values.emit(out, "program", tuple(results), Guard())
+            for name, e in results.items():
+                cast = ".to(tl.int32)" if e.type is I64 else ""
+                out.line(f"{name} = tl.minimum({values.result(name)}, kv_len){cast}")
+            out.line(f"return {names}")
+        outside = [f"((start < {low}) | (end > {high}))" for low, high in self._bounds]
+        inside = " | ".join(f"((keys >= {low}) & (keys < {high}))" for low, high in self._bounds)
         out.definition(f'''
 @gluon.jit
-def clear_unseen(v_tile, start, seen):
-    """Zeros for the values of keys that no query sees; both groups of warps write the same."""
-    {bounds}, = seen
+def some_unseen(start, end, seen):
+    """Whether the keys from ``start`` to ``end`` are not all in one of the intervals."""
+    {names} = seen
+    return {" & ".join(outside)}
+
+
+@gluon.jit
+def clear_unseen(rows_tile, start, seen):
+    """Zeros in the rows of keys that no query sees; groups of warps that share a tile write the same."""
+    {names} = seen
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-    for first in gl.static_range(0, BLOCK_N, 32):
-        part = v_tile.slice(first, 32)
+    for first in gl.static_range(0, {rows}, 32):
+        part = rows_tile.slice(first, 32)
         keys = start + first + gl.arange(0, 32, gl.SliceLayout(1, LAYOUT))
         some_query_sees = {inside}
         part.store(gl.where(some_query_sees[:, None], part.load(LAYOUT), 0.0))

@@ -25,7 +25,7 @@ from .triton_row_terms import KERNEL as ROW_KERNEL
 from .triton_row_terms import RowTerms, emit_from_outputs, emit_launch_from_outputs
 from .triton_values import user_name
 
-_TIDY = '''
+TIDY = '''
 def tidy(x):
     """A gradient may come in any layout; the kernels need a contiguous, aligned last axis."""
     group = 16 // x.element_size()
@@ -66,7 +66,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         out.section(BROADCAST_STRIDE)
         sizes = [(s.block_m, s.block_n) for s in (by_query, schedule)]
         emit_classify(out, plan, *sizes)
-    out.section(_TIDY)
+    out.section(TIDY)
     if row_terms.exact_rows:
         out.section()
         row_terms.emit(out, by_query)

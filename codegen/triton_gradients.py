@@ -188,9 +188,10 @@ class Gradients(Skeleton):
     ) -> tuple[str, ...]:
         """``ds``, the gradient of the scaled product, from ``p`` and ``dp``, and contributions on the way.
 
-        Returns their names; they have yet to be selected from where pairs are not allowed.
+        ``delta`` is what is still to be subtracted from ``dp``, as text. Returns the names of what was computed;
+        it has yet to be selected from where pairs are not allowed.
         """
-        out.line(f"ds = p * (dp - {delta})")
+        out.line(f"ds = p * (dp - {delta})" if delta else "ds = p * dp")
         started: set[str] = set()
         for i in reversed(range(len(self.factors))):
             for c in here:

@@ -15,6 +15,7 @@ import ast
 import functools
 import threading
 import types
+from inspect import signature
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class Number(int):
 class Layout:
     """Any layout; whatever it is made from does not matter."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, **options):
         self.value = self
 
     @classmethod
@@ -59,6 +60,10 @@ class Pointer:
 
     def __add__(self, offset):
         return Pointer(self.x, self.offset + offset)
+
+    @property
+    def dtype(self):
+        return types.SimpleNamespace(element_ty=self.x.dtype)
 
     def storage(self):
         """All elements that strides can reach, in order."""
@@ -81,8 +86,8 @@ class Shared:
     def permute(self, order):
         return Shared(self.x.permute(order))
 
-    def slice(self, start, length):
-        return Shared(self.x[start : start + length])
+    def slice(self, start, length, dim=0):
+        return Shared(self.x.narrow(int(dim), int(start), int(length)))
 
     def load(self, layout):
         return self.x.clone()
@@ -138,33 +143,42 @@ class mbarrier:
 
 class TensorDescriptor:
     def __init__(self, base, shape, strides, block, layout):
-        self.base, self.block = base, block
-        assert list(base.shape) == shape and list(base.stride()) == strides and strides[3] == 1
+        self.base, self.block = base, [int(n) for n in block]
+        assert list(base.shape) == shape and list(base.stride()) == strides and strides[-1] == 1
+        assert all(n == 1 for n in self.block[:-2]) and self.block[-1] * base.element_size() % 16 == 0
 
     def place(self, where):
-        """The part of the tensor under a block, which may reach past the end, and its number of rows."""
-        batch, head, row, column = (int(i) for i in where)
-        assert row >= 0 and column == 0 and self.block == [1, 1, self.block[2], self.base.shape[3]]
-        part = self.base[batch, head, row : row + self.block[2]]
-        return part, part.shape[0]
+        """The part of the tensor under a block, which may reach past the end of the last but one axis."""
+        *outer, row, column = (int(i) for i in where)
+        assert row >= 0 and 0 <= column <= self.base.shape[-1] - self.block[-1]
+        part = self.base[tuple(outer)]
+        return part[row : row + self.block[-2], column : column + self.block[-1]]
 
 
 class tma:
     @staticmethod
     def load(descriptor, where, barrier, target):
-        part, rows = descriptor.place(where)
-        tile = target.x[0, 0]
+        part = descriptor.place(where)
+        assert list(target.x.shape) == descriptor.block
+        tile = target.x.flatten(0, -2)
         tile.zero_()
-        tile[:rows] = part
+        tile[: part.shape[0]] = part
         barrier.change(0, -tile.numel() * tile.element_size())
 
     @staticmethod
     def store(descriptor, where, source):
-        part, rows = descriptor.place(where)
-        part.copy_(source.x[0, 0][:rows])
+        part = descriptor.place(where)
+        part.copy_(source.x.flatten(0, -2)[: part.shape[0]])
+
+    @staticmethod
+    def add(descriptor, where, source):
+        part = descriptor.place(where)
+        with _condition:
+            part += source.x.flatten(0, -2)[: part.shape[0]]
 
     async_copy_global_to_shared = async_load = load
     async_copy_shared_to_global = async_store = store
+    async_atomic_add = add
 
     @staticmethod
     def store_wait(pending):
@@ -175,13 +189,19 @@ class Product:
     """A product on its way: operands are read when it is waited for."""
 
     def __init__(self, a, b, acc, use_acc):
-        self.operands = a, b, acc if use_acc else torch.zeros_like(acc)
+        self.operands = a, b, acc if use_acc else None
+        if not hasattr(_program, "products"):
+            _program.products = []
+        _program.products.append(self)
 
+    @functools.cached_property
     def result(self):
         a, b, acc = self.operands
         a = a.x if isinstance(a, Shared) else a
-        assert a.dtype == b.x.dtype
-        return acc + a.float() @ b.x.float()
+        acc = acc.result if isinstance(acc, Product) else acc
+        assert a.dtype == b.x.dtype and a.dtype.itemsize == 2
+        product = a.float() @ b.x.float()
+        return product if acc is None else acc + product
 
 
 def warpgroup_mma(a, b, acc, use_acc=True, is_async=False):
@@ -190,8 +210,15 @@ def warpgroup_mma(a, b, acc, use_acc=True, is_async=False):
 
 
 def warpgroup_mma_wait(pending, deps):
+    """All but the last ``pending`` products are computed now, not earlier, as late as the hardware may be."""
     (product,) = deps
-    return product.result()
+    done = _program.products[: len(_program.products) - pending]
+    assert any(x is product for x in done), "read before it was waited for"
+    result = product.result
+    for x in done:
+        x.result  # noqa: B018
+    _program.products = _program.products[len(done) :]
+    return result
 
 
 def _tensor(x):
@@ -214,9 +241,9 @@ def _load(pointer, mask=None, other=None):
     return found if mask is None else torch.where(mask, found, torch.tensor(other, dtype=found.dtype))
 
 
-def _store(pointer, value, mask):
-    flat, offset, mask = _offsets(pointer, mask)
-    flat[offset[mask].long()] = value[mask]
+def _store(pointer, value, mask=None):
+    flat, offset, mask = _offsets(pointer, torch.tensor(True) if mask is None else mask)
+    flat[offset[mask].long()] = value.expand(offset.shape)[mask]
 
 
 def _atomic_add(pointer, value, sem):
@@ -282,9 +309,9 @@ gl = types.SimpleNamespace(
     atomic_add=_atomic_add,
     load=_load,
     store=_store,
-    zeros=lambda shape, dtype, layout: torch.zeros([int(n) for n in shape], dtype=dtype),
+    zeros=lambda shape, dtype, layout=None: torch.zeros([int(n) for n in shape], dtype=dtype),
     full=_full,
-    arange=lambda start, stop, layout: torch.arange(start, stop, dtype=torch.int32),
+    arange=lambda start, stop, layout=None: torch.arange(int(start), int(stop), dtype=torch.int32),
     convert_layout=lambda x, layout: x,
     static_range=range,
     cdiv=lambda a, b: (a + b - 1) // b,
@@ -317,12 +344,13 @@ def load(text: str) -> Any:
     jit = lambda f=None, **options: f or (lambda g: g)  # noqa: E731
     names: dict[str, Any] = {
         "torch": torch, "functools": functools, "gl": gl, "gluon": types.SimpleNamespace(jit=jit), "Number": Number,
-        "triton": types.SimpleNamespace(cdiv=lambda a, b: -(-a // b)), "mbarrier": mbarrier, "tma": tma,
+        "triton": types.SimpleNamespace(cdiv=lambda a, b: -(-a // b), jit=jit), "mbarrier": mbarrier, "tma": tma,
+        "tl": gl, "builtin": lambda f: f,
         "warpgroup_mma": warpgroup_mma, "warpgroup_mma_wait": warpgroup_mma_wait,
         "fence_async_shared": lambda: None, "TensorDescriptor": TensorDescriptor,
     }  # fmt: skip
     exec(compile(ast.fix_missing_locations(tree), "generated", "exec"), names)
-    names["launch"] = _launch
+    names["launch"], names["add_tile"] = _launch, tma.add
     names["device_limits"] = lambda device: (3, 1 << 20)
     return types.SimpleNamespace(**{"run": names["run"], "names": names})
 
@@ -339,7 +367,8 @@ def _launch(kernel, grid, *arguments, **options):
             case _:
                 return x
 
+    constants = {name: Number(x) for name, x in options.items() if name in signature(kernel).parameters}
     for number in range(grid[0]):
         _failures.clear()
         _program.number, _program.count = number, grid[0]
-        kernel(*(argument(x) for x in arguments))
+        kernel(*(argument(x) for x in arguments), **constants)

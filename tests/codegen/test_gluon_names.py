@@ -14,7 +14,7 @@ from regard.codegen.gluon_names import installed_names, names_for
     [
         ("3.6.0", "gl.thread_barrier", "tma.async_copy_global_to_shared"),
         ("3.7.1", "gl.barrier", "tma.async_copy_global_to_shared"),
-        ("3.8.0+git", "gl.barrier", "tma.async_copy_global_to_shared"),
+        ("3.8.0+git", "gl.barrier", "tma.async_load"),
         ("3.9.0", "gl.barrier", "tma.async_load"),
         ("3.10.2", "gl.barrier", "tma.async_load"),
     ],

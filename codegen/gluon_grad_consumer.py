@@ -1,0 +1,191 @@
+"""The consumer of the backward kernel: gradients of 64 keys and values, and half of those of each tile of queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..ir.dependence import dependence
+from ..ir.tiles.plan import TilePlan
+from ..ir.traverse import loads
+from .emitter import Emitter
+from .gluon_columns import emit_columns, lanes
+from .gluon_grad_loader import SIZES
+from .gluon_names import Names
+from .gluon_seen import UnseenKeys
+from .gluon_tiles import emit_unpack, jit_function
+from .schedule import Problem
+from .triton_gradients import Gradients, emit_select
+from .triton_module import Argument
+from .triton_values import Guard, level_of
+
+# Each consumer adds half of a tile's gradient of queries: half of the columns, or of the queries.
+_HALVES = {
+    True: ("k_tiles.index({}).reshape([KEYS, HEAD]).slice(GROUP * DQ_COLUMNS, DQ_COLUMNS, 1)", "ds_tiles.index({})"),
+    False: (
+        "k_tiles.index({}).reshape([KEYS, HEAD])",
+        "ds_tiles.index({}).slice(GROUP * DQ_ROWS, DQ_ROWS, 1)",
+    ),
+}
+
+
+class Consumer(Gradients):
+    """Prints ``differentiate``: for each head of queries a loop with the mask and one without."""
+
+    def __init__(
+        self, plan: TilePlan, problem: Problem, parameters: Sequence[Argument], unseen: UnseenKeys, names: Names
+    ) -> None:
+        super().__init__(plan, problem, True)
+        self.parameters, self.unseen, self.names = parameters, unseen, names
+        self.expressions = self.values()
+        self.split_columns = problem.head_dim > 64
+        found = [x for e in self.results.values() for x in loads(e)]
+        self.loads_pairs = any({"q", "kv"} <= dependence(x) for x in found)
+        self.loads_queries = any(dependence(x) & {"q", "kv"} == {"q"} for x in found)
+
+    def emit(self, out: Emitter) -> None:
+        """The function."""
+        self.unseen.emit_functions(out, self.names.barrier, "KEYS", SIZES, self.parameters)
+        with jit_function(
+            out,
+            "differentiate(GROUP: tl.constexpr, grad_query, grad_key, grad_value, q_tiles, k_tiles, v_tiles, do_tiles, "
+            "term_tiles, ds_tiles, dq_tiles, barriers, starts, sizes, parameters)",
+        ):
+            out.line('"""A consumer: four warps own KEYS keys."""')
+            self._emit_prologue(out)
+            with out.block("for member in range(0, group):"):
+                done = self._emit_head(out)
+                out.comment("Tiles in which the mask decides; all tiles if some keys are past the end.")
+                with out.block("for t in range(0, masked):"):
+                    self._emit_step(out, done, masked=True)
+                out.comment("Tiles in which every pair is allowed.")
+                with out.block("for t in range(masked, count):"):
+                    self._emit_step(out, done, masked=False)
+            self._emit_epilogue(out)
+
+    def _emit_prologue(self, out: Emitter) -> None:
+        out.line("kv_ready, tile_ready, tile_empty, ds_ready, finished = barriers")
+        emit_unpack(out, "sizes", SIZES)
+        emit_unpack(out, "parameters", self.parameters)
+        out.line("batch, chunk, kv_head, tile_first = key_tile(tl.program_id(0), sizes)")
+        out.line("own_first = tile_first + GROUP * KEYS")
+        out.line("k_tile = k_tiles.index(GROUP).reshape([KEYS, HEAD])")
+        out.line("v_tile = v_tiles.index(GROUP).reshape([KEYS, VALUE])")
+        for i, name in enumerate(("k_low", "k_high")):
+            out.line(f"{name} = {_HALVES[self.split_columns][0].format(i)}")
+        out.line("dq_tile = dq_tiles.index(GROUP)")
+        out.line("kv_index = own_first + tl.arange(0, KEYS, tl.SliceLayout(1, SCORES))[:, None]")
+        out.line("columns = tl.arange(0, BLOCK_M, tl.SliceLayout(0, SCORES))")
+        if self.loads_queries:
+            out.line(f"lanes = {lanes('BLOCK_M')}")
+        self.emit_unit(out)
+        out.line("dk = tl.zeros([KEYS, HEAD], tl.float32, KEY_SUMS)")
+        out.line("dv = tl.zeros([KEYS, VALUE], tl.float32, VALUE_SUMS)")
+        out.line("step = 0  # tiles of queries of all heads")
+        out.line("mbarrier.wait(kv_ready, 0)")
+        if not self.unseen.all_seen:
+            out.line("seen = seen_keys(batch, chunk * group, kv_head, sizes, parameters)")
+            with out.block("if some_unseen(own_first, tl.minimum(own_first + KEYS, kv_len), seen):"):
+                out.line("clear_unseen(k_tile, own_first, seen)")
+
+    def _emit_head(self, out: Emitter) -> frozenset[str]:
+        out.line("head = chunk * group + member")
+        out.line("visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)")
+        out.line("count = visits[0] + visits[1]")
+        out.line("masked = tl.where(tile_first + BLOCK_N > kv_len, count, visits[0])")
+        needed = self.wanted((), masked=True)
+        done = self.expressions.emit(out, "program", needed, Guard())
+        return self.expressions.emit(out, "key", needed, Guard(key="(kv_index < kv_len)"), done)
+
+    def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
+        """One tile of queries."""
+        wanted = self.wanted((), masked=masked)
+        out.line("stage, phase = ring(step)")
+        out.line("mbarrier.wait(tile_ready.index(stage), phase)")
+        out.line("q_tile = q_tiles.index(stage).reshape([BLOCK_M, HEAD])")
+        out.line("do_tile = do_tiles.index(stage).reshape([BLOCK_M, VALUE])")
+        out.comment("The sum that becomes dP starts at what is subtracted from it.")
+        out.line("delta_row = term_tiles.index(stage * 2 + 1).reshape([BLOCK_M]).load(tl.SliceLayout(0, SCORES))")
+        out.line("zero = tl.zeros([KEYS, BLOCK_M], tl.float32, SCORES)")
+        out.line("first_dp = zero + delta_row[None, :]")
+        out.line("next_s = warpgroup_mma(k_tile, q_tile.permute((1, 0)), zero, use_acc=False, is_async=True)")
+        out.line("next_dp = warpgroup_mma(v_tile, do_tile.permute((1, 0)), first_dp, is_async=True)")
+        out.line("s = warpgroup_mma_wait(1, deps=(next_s,))")
+        out.line("start = read(starts, stage)")
+        out.line("lse_row = term_tiles.index(stage * 2).reshape([BLOCK_M]).load(tl.SliceLayout(0, SCORES))")
+        self._emit_probabilities(out, wanted, done, masked=masked)
+        out.line("weights = tl.convert_layout(p.to(ELEMENT), WEIGHTS)")
+        out.line("next_dv = warpgroup_mma(weights, do_tile, dv, is_async=True)")
+        out.line("dp = warpgroup_mma_wait(1, deps=(next_dp,))")
+        found = self.emit_score_gradient(out, self.expressions, (), delta="")
+        if masked:
+            emit_select(out, found)
+        out.line("ds = ds.to(ELEMENT)")
+        out.comment("The buffer is free: the other consumer has used it before it wrote the one of the last step.")
+        out.line("buffer = step % 2")
+        out.line("ds_tiles.index(buffer * 2 + GROUP).store(ds)")
+        out.line("fence_async_shared()")
+        out.line("mbarrier.arrive(ds_ready.index(buffer))")
+        out.line("next_dk = warpgroup_mma(tl.convert_layout(ds, DIFFERENCES), q_tile, dk, is_async=True)")
+        out.comment("The gradient of queries needs the scores' gradient of all keys.")
+        out.line("mbarrier.wait(ds_ready.index(buffer), step // 2 & 1)")
+        low, high = (_HALVES[self.split_columns][1].format(f"buffer * 2{x}") for x in ("", " + 1"))
+        out.line("nothing = tl.zeros([DQ_ROWS, DQ_COLUMNS], tl.float32, QUERY_SUMS)")
+        out.line(f"half = warpgroup_mma({low}.permute((1, 0)), k_low, nothing, use_acc=False, is_async=True)")
+        out.line(f"next_dq = warpgroup_mma({high}.permute((1, 0)), k_high, half, is_async=True)")
+        out.line("dv = warpgroup_mma_wait(3, deps=(next_dv,))")
+        out.line("dk = warpgroup_mma_wait(2, deps=(next_dk,))")
+        out.line("mbarrier.arrive(tile_empty.index(stage))")
+        out.comment("The tile before must have left the buffer.")
+        out.line("tma.store_wait(0)")
+        out.line(f"{self.names.barrier}()")
+        out.line("dq = warpgroup_mma_wait(0, deps=(next_dq,))")
+        out.line("dq_tile.reshape([DQ_ROWS, DQ_COLUMNS]).store(dq)")
+        out.line("fence_async_shared()")
+        out.line(f"{self.names.barrier}()")
+        place = "start, GROUP * DQ_COLUMNS" if self.split_columns else "start + GROUP * DQ_ROWS, 0"
+        out.line(f"{self.names.add}(grad_query, [batch, head, {place}], dq_tile)")
+        out.line("step += 1")
+
+    def _emit_probabilities(
+        self, out: Emitter, wanted: Sequence[str], done: frozenset[str], *, masked: bool
+    ) -> None:
+        """``p`` from products ``s``; queries past the end have an infinite log-sum-exp, so nothing of them counts."""
+        values = self.expressions
+        if wanted or masked:
+            guard = Guard(query="(q_index < q_len)" if masked else "")
+            done = emit_columns(out, values, "query", wanted, guard, done)
+        if masked:
+            done = self._emit_allowed(out, done)
+        self.emit_scaled(out)
+        score = "s"
+        if self.has_scores:
+            guarded = Guard(pair="allowed" if masked else "")
+            values.emit(out, "pair", [x for x in wanted if x != "mask"], guarded, done)
+            score = "final"
+            spread = level_of(dependence(self.results["score"])) != "pair"
+            zeros = "tl.zeros([KEYS, BLOCK_M], tl.float32, SCORES) + " if spread else ""
+            out.line(f"final = {zeros}({values.result('score')})")
+        text = self.exponential(score, "lse_row[None, :]")
+        out.line(f"p = {f'tl.where(allowed, {text}, 0.0)' if masked else text}")
+
+    def _emit_allowed(self, out: Emitter, done: frozenset[str]) -> frozenset[str]:
+        """``allowed``: pairs that exist and that the mask keeps; a query past the end counts as one if it may."""
+        exists = "(q_index < q_len) & (kv_index < kv_len)"
+        out.line(f"allowed = {exists if self.has_scores or self.loads_pairs else 'kv_index < kv_len'}")
+        if self.has_mask:
+            done = self.expressions.emit(out, "pair", ("mask",), Guard(pair="allowed"), done)
+            out.line(f"allowed = allowed & ({self.expressions.result('mask')})")
+        return done
+
+    def _emit_epilogue(self, out: Emitter) -> None:
+        out.line()
+        out.comment("Keys and values make room for their gradients when both consumers are done with them.")
+        out.line("mbarrier.arrive(finished)")
+        out.line("mbarrier.wait(finished, 0)")
+        out.line("k_tile.store((dk * scale).to(ELEMENT))")
+        out.line("v_tile.store(dv.to(ELEMENT))")
+        out.line("fence_async_shared()")
+        out.line(f"{self.names.barrier}()")
+        for name, tile in (("grad_key", "k_tiles"), ("grad_value", "v_tiles")):
+            out.line(f"{self.names.store}({name}, [batch, chunk, own_first, 0], {tile}.index(GROUP))")
+        out.line("tma.store_wait(0)")
