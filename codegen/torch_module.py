@@ -19,8 +19,8 @@ from .torch_classify import CLASSIFY_NAMES, emit_classify_functions
 from .torch_definitions import Call, emit_mask, emit_scores, module_scope, parameter_names
 from .torch_tiles import TILE_NAMES, emit_tile_loop
 
-# Scores of one run of keys: 4 MiB of float32, about what two cores keep in their caches.
-TILE_ELEMENTS = 1 << 20
+# Scores of one run of keys: 2 MiB of float32, about what a core or two keep in their own caches.
+TILE_ELEMENTS = 1 << 19
 # Gaps of fewer keys than this are not worth a matrix product of their own.
 SHORT_RUN = 64
 # Parts of a run of fewer keys than this are masked even where all pairs may attend.
