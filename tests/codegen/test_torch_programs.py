@@ -253,7 +253,8 @@ def test_unseen_rows_have_no_influence() -> None:
 
 def test_rows_of_lowest_scores_are_not_empty() -> None:
     """Scores of finfo.min, which stand for a mask elsewhere, are scores: such a row weighs its keys alike."""
-    parts, tensors = [band(width=33), lowest_late], inputs()
+    parts: list[Part] = [band(width=33), lowest_late]
+    tensors = inputs()
     exact, usual = oracle(parts, *tensors), eager(parts, *tensors)
     for found, x, y, name in zip(printed(parts)(*tensors), exact, usual, ("output", "lse"), strict=True):
         assert_close_to_oracle(found, x, y, name)
