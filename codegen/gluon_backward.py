@@ -15,7 +15,7 @@ from .defaults import heaviest_last
 from .emitter import Emitter
 from .gluon_grad_consumer import Consumer
 from .gluon_grad_loader import SIZES, emit_load_tiles, emit_place_function
-from .gluon_grad_rows import AFTER, BEFORE, ROWS
+from .gluon_grad_rows import emit_after, emit_before, row_kernels
 from .gluon_module import DESCRIPTOR, finish, reason_against_target, reason_against_tiles
 from .gluon_names import installed_names
 from .gluon_seen import UnseenKeys
@@ -88,7 +88,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     out.definition(TIDY)
     out.definition(DESCRIPTOR)
     _emit_run(out, plan, problem, schedule, arguments)
-    return finish(out, plan, ["row_terms", KERNEL, "convert_sums"], head, ROWS)
+    return finish(out, plan, ["row_terms", KERNEL, "convert_sums"], head, row_kernels(problem))
 
 
 def _emit_constants(out: Emitter, problem: Problem, schedule: Schedule, split_columns: bool) -> None:
@@ -185,13 +185,13 @@ def _emit_run(
         with out.block("if lse.numel() == 0 or kv_len == 0:"):
             out.line("return grad_query.zero_(), grad_key.zero_(), grad_value.zero_()")
         out.line("grad_out = tidy(grad_out)")
-        out.lines(BEFORE.format(rows=schedule.block_m, head=problem.head_dim, value=problem.value_dim))
+        emit_before(out, problem, schedule.block_m)
         # Keys that one head of a group does not see may be non-finite: such heads cannot share a tile of them.
         apart = "head" in dependence(plan.variant.mask)
         few = "" if apart else " and tiles_of_keys * batches * kv_heads < 2 * multiprocessors"
         out.lines(_GROUPS.format(keys=schedule.block_n, few=few))
         emit_launch(out, KERNEL, "(tiles_of_keys * batches * (heads // group),)", arguments, "**BACKWARD")
-        out.lines(AFTER)
+        emit_after(out)
         out.lines(_SUM_GROUPS)
         out.line("return grad_query, grad_key, grad_value")
 

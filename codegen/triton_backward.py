@@ -71,7 +71,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         out.section()
         row_terms.emit(out, by_query)
     else:
-        emit_from_outputs(out)
+        emit_from_outputs(out, problem)
     out.section()
     grad_key.emit(out, schedule)
     out.section()
@@ -117,7 +117,7 @@ def _emit_run(
         if row_terms.exact_rows:
             row_terms.emit_launch(out)
         else:
-            emit_launch_from_outputs(out, problem.value_dim)
+            emit_launch_from_outputs(out, problem)
         grad_key.emit_launch(out)
         grad_query.emit_launch(out)
         if grad_diagonal:

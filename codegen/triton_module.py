@@ -210,8 +210,8 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 LAUNCH = '''
 def launch(kernel, grid, *args, **options):
-    """Starts a kernel on the device of its first argument; a caller may replace this function."""
-    with torch.cuda.device_of(args[0]):
+    """Starts a kernel on the device of its first argument, a tensor or a descriptor; a caller may replace this."""
+    with torch.cuda.device_of(getattr(args[0], "base", args[0])):
         kernel[grid](*args, **options)
 
 

@@ -8,8 +8,8 @@ float32 it shows everywhere; there a kernel walks the keys and computes it from 
 from __future__ import annotations
 
 from .emitter import Emitter
-from .schedule import Schedule
-from .triton_module import Argument, emit_launch, kernel
+from .schedule import Problem, Schedule
+from .triton_module import ITEM_SIZES, Argument, emit_launch, kernel
 from .triton_over_keys import OverKeys
 from .triton_tiles import Masked
 
@@ -69,47 +69,84 @@ class RowTerms(OverKeys):
         emit_launch(out, KERNEL, "(programs,)", self.arguments(), options)
 
 
-def emit_from_outputs(out: Emitter) -> None:
+def emit_from_outputs(out: Emitter, problem: Problem) -> None:
     """The kernel that reads the outputs."""
-    out.section(_FROM_OUTPUTS)
+    out.section(_FROM_OUTPUTS.format(delta=delta_of_rows(problem), signature=ROW_ARGUMENTS))
 
 
-def emit_launch_from_outputs(out: Emitter, value_dim: int) -> None:
+def emit_launch_from_outputs(out: Emitter, problem: Problem) -> None:
     """Its launch."""
     out.line("delta = torch.empty_like(lse)")
-    out.lines(_LAUNCH.format(width=value_dim, columns=1 << (value_dim - 1).bit_length()))
+    out.lines(_LAUNCH.format(rows=row_values(problem)))
 
+
+def row_values(problem: Problem) -> str:
+    """What ``run`` passes for :data:`ROW_ARGUMENTS`, as lines of a launch."""
+    group = _group(problem)
+    strides = "*(s // {1} for s in {0}.stride()[:3])," if group > 1 else "*{0}.stride()[:3],"
+    return "\n    ".join(
+        [
+            "out, grad_out, lse, lse if grad_lse is None else grad_lse.contiguous(),",
+            *(strides.format(x, group) for x in ("out", "grad_out")),
+            "heads, q_len,",
+        ]
+    )
+
+
+def _group(problem: Problem) -> int:
+    """Strides are passed in groups of 16 bytes, so that the compiler sees that whole groups can be loaded."""
+    return 16 // ITEM_SIZES[problem.dtype] if problem.aligned else 1
+
+
+# Tensors come first: kernels may assume of them, but not of numbers, what their first call has.
+ROW_ARGUMENTS = """
+    out, grad_out, lse, grad_lse, out_batch: "i64", out_head: "i64", out_row: "i64",
+    grad_out_batch: "i64", grad_out_head: "i64", grad_out_row: "i64", heads: "i32", q_len: "i32",
+""".strip()
+
+
+def delta_of_rows(problem: Problem) -> str:
+    """Statements that find ``delta`` of ``rows``, indented as a kernel's."""
+    columns = 1 << (problem.value_dim - 1).bit_length()
+    group = _group(problem)
+    unit = f" * {group}" if group > 1 else ""
+    inside = "(rows[:, None] < q_len)"
+    if columns > problem.value_dim:
+        inside += f" & (columns < {problem.value_dim})"
+    return _DELTA.format(columns=columns, unit=unit, inside=inside).strip("\n")
+
+
+_DELTA = """
+    batch, head = entry // heads, entry % heads
+    columns = tl.arange(0, {columns})[None, :]
+    inside = {inside}
+    base = out + (batch * out_batch + head * out_head){unit}
+    o = tl.load(base + rows[:, None] * (out_row{unit}) + columns, mask=inside, other=0.0).to(tl.float32)
+    base = grad_out + (batch * grad_out_batch + head * grad_out_head){unit}
+    do = tl.load(base + rows[:, None] * (grad_out_row{unit}) + columns, mask=inside, other=0.0).to(tl.float32)
+    delta = tl.sum(o * do, 1)
+    places = entry.to(tl.int64) * q_len + rows
+    if WITH_GRAD_LSE:
+        delta -= tl.load(grad_lse + places, mask=rows < q_len, other=0.0)
+"""
 
 _FROM_OUTPUTS = '''
-@triton.jit(do_not_specialize=range(13))
+@triton.jit(do_not_specialize=range(5, 13))
 def row_terms(
-    delta, out, out_batch: "i64", out_head: "i64", out_row: "i64",
-    grad_out, grad_out_batch: "i64", grad_out_head: "i64", grad_out_row: "i64",
-    grad_lse, heads: "i32", q_len: "i32", value_dim: "i32",
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WITH_GRAD_LSE: tl.constexpr,
+    delta_rows, {signature}
+    ROWS: tl.constexpr, WITH_GRAD_LSE: tl.constexpr,
 ):
     """delta = rowsum(out * grad_out) - grad_lse: what every row subtracts from dP."""
     tiles = tl.cdiv(q_len, ROWS)
     entry = tl.program_id(0) // tiles
-    batch, head = entry // heads, entry % heads
     rows = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, COLUMNS)[None, :]
-    inside = (rows[:, None] < q_len) & (columns < value_dim)
-    place = rows[:, None] * out_row + columns
-    o = tl.load(out + batch * out_batch + head * out_head + place, mask=inside, other=0.0).to(tl.float32)
-    place = rows[:, None] * grad_out_row + columns
-    do = tl.load(grad_out + batch * grad_out_batch + head * grad_out_head + place, mask=inside, other=0.0)
-    total = tl.sum(o * do.to(tl.float32), 1)
-    places = entry.to(tl.int64) * q_len + rows
-    if WITH_GRAD_LSE:
-        total -= tl.load(grad_lse + places, mask=rows < q_len, other=0.0)
-    tl.store(delta + places, total, mask=rows < q_len)
+{delta}
+    tl.store(delta_rows + places, delta, mask=rows < q_len)
 '''
 
 _LAUNCH = """
 launch(
-    row_terms, (triton.cdiv(q_len, 32) * batches * heads,), delta, out, *out.stride()[:3], grad_out,
-    *grad_out.stride()[:3], lse if grad_lse is None else grad_lse.contiguous(), heads, q_len, {width},
-    ROWS=32, COLUMNS={columns}, WITH_GRAD_LSE=grad_lse is not None, num_warps=4,
+    row_terms, (triton.cdiv(q_len, 32) * batches * heads,), delta, {rows}
+    ROWS=32, WITH_GRAD_LSE=grad_lse is not None, num_warps=4,
 )
 """
