@@ -34,6 +34,16 @@ def fills(q_len: int, batch: int, heads: int, multiprocessors: int = _MULTIPROCE
     return -(-q_len // 128) * batch * heads >= multiprocessors
 
 
+def supports_boxes(target: Target) -> bool:
+    """Whether the skeletons of ``target`` can walk boxes of a token space (``TilePlan.boxes``); others walk runs."""
+    return target.backend == "cpu"
+
+
+def walks_boxes(plan: TilePlan, target: Target) -> bool:
+    """Whether tiles are boxes: where these decide more than runs of positions, and the target has a skeleton."""
+    return plan.boxes_decide_more and supports_boxes(target)
+
+
 def choose(plan: TilePlan, problem: Problem, target: Target, direction: Direction, fills_gpu: bool) -> Choice:
     """The skeleton for ``plan``.
 
@@ -75,6 +85,14 @@ def emit(
 ) -> Source:
     """The generated module; each emitter is imported by the one case that needs it."""
     match choice.skeleton, direction:
+        case "torch", "forward" if walks_boxes(plan, target):
+            from . import torch_box_forward
+
+            return torch_box_forward.emit_forward(plan, problem, schedule)
+        case "torch", "backward" if walks_boxes(plan, target):
+            from . import torch_box_backward
+
+            return torch_box_backward.emit_backward(plan, problem, schedule)
         case "torch", "forward":
             from . import torch_program
 

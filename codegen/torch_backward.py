@@ -23,13 +23,13 @@ from .torch_module import (
     finish,
 )
 
-_TIMES = '''
+TIMES = '''
 def times(grad, partial):
     """grad * partial, but 0 where grad is 0: masked pairs may have derivatives that are infinite or NaN."""
     return torch.where(grad == 0, 0.0, grad * partial)
 '''
 
-_ACCUMULATE = '''
+ACCUMULATE = '''
 def accumulate(total, grad, *indices):
     """Adds to total[indices] the sum of grad over the axes along which the indices do not vary, one by one."""
     place = 0
@@ -82,9 +82,9 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule) -> Sourc
     gradients = {name: out.fresh(f"grad_{program.scope.buffers[name]}") for name in wanted}
     chain = emit_score_gradients(out, plan.variant, program.scope, gradients)
     if chain:
-        out.definition(_TIMES)
+        out.definition(TIMES)
     if gradients:
-        out.definition(_ACCUMULATE)
+        out.definition(ACCUMULATE)
     inputs = ["query", "key", "value", "out", "lse", "grad_out", "grad_lse", *program.parameters]
     with out.define(f"run({', '.join([*inputs, 'scale=None', 'tiles=None'])})"):
         _emit_run(out, program, gradients, chain)

@@ -101,11 +101,11 @@ def emit_steps(out: Emitter, results: Mapping[str, Expr], scope: Scope) -> dict[
     return {name: print_torch(e, Scope(known, scope.buffers)) for name, e in lowered.results}
 
 
-def emit_mask(out: Emitter, mask: Expr, scope: Scope) -> Call | None:
-    """Prints ``allowed(...)``; nothing where every pair is allowed."""
+def emit_mask(out: Emitter, mask: Expr, scope: Scope, name: str = "allowed") -> Call | None:
+    """Prints ``name(...)``; nothing where every pair is allowed."""
     if mask == TRUE:
         return None
-    call = Call("allowed", tuple(arguments([mask], scope)))
+    call = Call(name, tuple(arguments([mask], scope)))
     with out.define(str(call)):
         out.line('"""Which pairs may attend, broadcast over batch, heads, queries and keys."""')
         printed = emit_steps(out, {"mask": mask}, scope)["mask"]

@@ -28,7 +28,7 @@ from .nodes import (
     Unary,
     Value,
 )
-from .tiles.plan import Interval, TilePlan
+from .tiles.plan import BoxAxis, BoxTerm, Interval, TilePlan
 from .traverse import walk
 from .types import BOOL, F32, I32, I64, ScalarType
 from .variant import BufferParameter, Parameter, ScalarParameter, StaticParameter, Variant
@@ -241,19 +241,52 @@ def print_lowered(lowered: Lowered) -> str:
     return f"lowered({', '.join(declared.values())}) {{\n" + "\n".join(lines) + "\n}"
 
 
+def print_boxes(terms: Sequence[BoxTerm]) -> str:
+    """What was proved about each axis of the token space, one paragraph a term.
+
+    Ranges are those of ``x`` in :class:`BoxAxis`, for a run of queries of one class.
+    """
+    lines = []
+    for term in terms:
+        if len(terms) > 1:
+            lines.append(f"where {print_expr(term.mask)}:")
+        for number, axis in enumerate(term.axes):
+            lines.append(f"axis {number}: {_axis(axis)}")
+            lines.append(f"  may attend  {print_union(axis.keys.may)}")
+            lines.append(f"  all attend  {print_union(axis.keys.must)}")
+        lines += [f"of no axis alone: {print_expr(e)}" for e in term.remaining]
+    return "\n".join(lines)
+
+
+def _axis(axis: BoxAxis) -> str:
+    """Size, distance and classes of an axis, in words."""
+    facts = []
+    for what, side in (("queries", axis.query), ("keys", axis.key)):
+        facts.append(f"{print_expr(side.size)} {what}" + (f" {side.stride} positions apart" if side.stride > 1 else ""))
+    if axis.block == 1:
+        facts.append("the same coordinate")
+    elif axis.block:
+        facts.append(f"the same block of {axis.block}" + (f", the first {axis.offset} short" if axis.offset else ""))
+    if axis.residue > 1:
+        shift = "" if axis.shift == Const(0, I64) else f", {print_expr(axis.shift)} more for keys"
+        facts.append(f"the same residue modulo {axis.residue}{shift}")
+    return ", ".join(facts)
+
+
+def print_union(intervals: Sequence[Interval]) -> str:
+    """Intervals as ``[start, stop) or …``."""
+    return " or ".join(f"[{print_expr(i.start)}, {print_expr(i.stop)})" for i in intervals) or "nothing"
+
+
 def print_plan(plan: TilePlan) -> str:
     """What was proved about the tiles of a variant, in words and formulas.
 
     Intervals are ``[start, stop)`` over ``tile_first`` and ``tile_last`` of the other axis.
     """
 
-    def union(intervals: Sequence[Interval]) -> str:
-        shown = (f"[{print_expr(i.start)}, {print_expr(i.stop)})" for i in intervals)
-        return " or ".join(shown) or "nothing"
-
     lines = [f"tiles: {plan.method}"]
     for axis, ranges in (("keys of a query tile", plan.keys), ("queries of a key tile", plan.queries)):
-        lines += [f"{axis}:", f"  may attend  {union(ranges.may)}", f"  all attend  {union(ranges.must)}"]
+        lines += [f"{axis}:", f"  may attend  {print_union(ranges.may)}", f"  all attend  {print_union(ranges.must)}"]
     if plan.classification is not None:
         lines += [
             "pair of tiles:",
@@ -261,5 +294,7 @@ def print_plan(plan: TilePlan) -> str:
             f"  all attend  {print_expr(plan.classification.must)}",
         ]
     lines += [f"proved: {print_expr(p.atom)}: {p.verdict}; {p.reason}" for p in plan.proofs]
+    if plan.boxes:
+        lines += ["boxes:", *(f"  {line}" for line in print_boxes(plan.boxes).splitlines())]
     never = "no row is empty" if plan.rows_never_empty else "a row may be empty"
     return "\n".join([*lines, f"{never}: {plan.rows_reason}"])

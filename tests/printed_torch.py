@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from oracle import Part
-from regard.codegen.schedule import DType, Problem, Schedule
-from regard.codegen.torch_backward import emit_backward
-from regard.codegen.torch_program import emit_forward
+from regard.codegen.defaults import Direction
+from regard.codegen.schedule import DType, Problem, Schedule, Target
+from regard.codegen.skeletons import Choice, emit
 from regard.dsl import assemble
 from regard.ir.passes import run_pipeline
 from regard.ir.tiles import TilePlan, make_plan
@@ -65,7 +65,9 @@ def printed(
     wanted = tuple(values[p.name].requires_grad for p in plan.variant.buffers)
     buffers = tuple(str(values[p.name].dtype).removeprefix("torch.") for p in plan.variant.buffers)
     problem = Problem(_DTYPES[dtype], *sizes, buffers=buffers, buffer_gradients=wanted)
-    sources = tuple(emit(plan, problem, Schedule(*blocks)).text for emit in (emit_forward, emit_backward))
+    directions: tuple[Direction, ...] = ("forward", "backward")
+    cpu = Choice("torch", "")
+    sources = tuple(emit(cpu, plan, problem, Schedule(*blocks), Target("cpu"), d).text for d in directions)
     forward, backward = (load(source) for source in sources)
     for module in (forward, backward):
         module["TILE"] = scores_at_a_time

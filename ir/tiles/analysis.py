@@ -13,7 +13,7 @@ from .boxes import find_boxes
 from .classify import classify, positions
 from .formula import Atom, Formula, atoms, to_formula
 from .overflow import with_bounded_loads
-from .plan import Method, Ranges, TilePlan
+from .plan import BoxTerm, Method, Ranges, TilePlan
 from .proofs import is_coarse, prove
 from .ranges import is_solved, tile_ranges
 
@@ -41,7 +41,13 @@ def make_plan(v: Variant) -> TilePlan:
         rows_never_empty=never_empty,
         rows_reason=reason,
         boxes=boxes,
+        boxes_decide_more=_decide_more(boxes, formula),
     )
+
+
+def _decide_more(boxes: tuple[BoxTerm, ...], formula: Formula) -> bool:
+    vague = {with_bounded_loads(e) for term in boxes for e in term.remaining}
+    return bool(boxes) and any(not is_solved(Atom(a)) and a not in vague for a in atoms(formula))
 
 
 def _method(formula: Formula) -> Method:

@@ -166,7 +166,7 @@ def _ranges(
     ranges = []
     for axis, c in enumerate(classes):
         certain, possible = (_along(own[axis] + more, axis, direction) for more in (sufficient[axis], implied[axis]))
-        ends: dict[Expr, Expr] = {}
+        ends: dict[Expr, Expr] = {digit(f"{name} {axis}"): digit(name) for name in ("block", "residue")}
         for name, sides in (("q", space.query), ("kv", space.key)):
             ends |= {Index(f"{name}_len", I32): _extent(sides[axis], c)}
             ends |= {Index(f"{name} length", I32): Index(f"{name}_len", I32)}
@@ -182,7 +182,7 @@ def _digits(
     limits: dict[str, Range] = {}
     spaces = space.ranges()
     for axis, c in enumerate(classes):
-        block, residue = digit(f"block{axis}"), digit(f"residue{axis}")
+        block, residue = digit(f"block {axis}"), digit(f"residue {axis}")
         limits[residue.name] = (0, c.residue - 1)
         for position in ("q", "kv"):
             x = digit(f"{position} {axis}")
@@ -229,8 +229,13 @@ def _renamed_lengths(e: Expr) -> Expr:
 
 
 def _axes_of(f: Formula) -> set[int]:
-    names = frozenset[str]().union(*(index_names(a) for a in atoms(f)))
-    return {int(name.split()[1]) for name in names if name.startswith(("q ", "kv ")) and name.split()[1].isdigit()}
+    return set[int]().union(*(_axes_in(a) for a in atoms(f)))
+
+
+def _axes_in(e: Expr) -> set[int]:
+    """The axes whose coordinates or classes ``e`` depends on: they are named "q 0", "block 0" and so on."""
+    numbers = (name.partition(" ")[2] for name in index_names(e))
+    return {int(number) for number in numbers if number.isdigit()}
 
 
 def _implied(condition: Expr, axis: int, limits: Mapping[str, Range]) -> list[Formula]:
@@ -274,8 +279,7 @@ def _scaled(form: Linear, sign: int, axis: int, *, foreign: bool) -> tuple[tuple
 
 
 def _foreign(monomial: Monomial, axis: int) -> bool:
-    names = frozenset[str]().union(*(index_names(x) for x in monomial))
-    return any(name.startswith(("q ", "kv ")) and name.split()[1] not in (str(axis), "length") for name in names)
+    return any(_axes_in(x) - {axis} for x in monomial)
 
 
 def _along(parts: Iterable[Formula], axis: int, direction: Direction) -> Ranges:

@@ -9,13 +9,13 @@ from typing import assert_never
 from ..build import binary, const
 from ..nodes import ZERO, Binary, Const, Expr
 from ..symbolic import Linear, linear, simplify, to_expr
-from ..traverse import index_names
+from ..traverse import index_names, loads
 from .digits import digit
 
 
 @dataclass(frozen=True, slots=True)
 class SameResidue:
-    """``kv % modulus == (q + shift) % modulus``; the shift depends on no position."""
+    """``kv % modulus == (q + shift) % modulus``; the shift depends on neither positions nor heads."""
 
     modulus: int
     shift: Expr
@@ -112,7 +112,7 @@ def _shift(form: Linear, q: str, kv: str) -> Expr | None:
         return None
     rest = Linear(of_q * form.constant, tuple((m, of_q * c) for m, c in terms.items()))
     expression = to_expr(rest)
-    return None if depends_on_positions(expression) else simplify(expression)
+    return simplify(expression) if _is_uniform(expression) else None
 
 
 def _same_block(a: Linear, b: Linear, constant: int, size: int, q: str, kv: str) -> SameBlock | None:
@@ -124,9 +124,9 @@ def _same_block(a: Linear, b: Linear, constant: int, size: int, q: str, kv: str)
     return SameBlock(size, a.constant % size) if same else None
 
 
-def depends_on_positions(e: Expr) -> bool:
-    """Whether ``e`` depends on a position, or on a coordinate that stands for one."""
-    return bool(index_names(e) - {"q_len", "kv_len", "head", "kv_head", "batch"})
+def _is_uniform(e: Expr) -> bool:
+    """Whether ``e`` is the same for all pairs, heads and batch items: a number known before any tile is visited."""
+    return not index_names(e) - {"q_len", "kv_len"} and not loads(e)
 
 
 @dataclass(frozen=True, slots=True)

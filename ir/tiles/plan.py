@@ -67,7 +67,7 @@ class BoxAxis:
     (no ``b`` and no end of ``x`` where ``block`` is 0). The query and the key of an allowed pair have the same
     ``b``, and the key's ``c`` is ``(c + shift) % residue`` for the query's ``c``. ``keys`` are the ``x`` of keys for
     the run ``tile_first <= x <= tile_last`` of queries of one class, ``queries`` the other way round; both may
-    depend on the class of that run, named ``block0``, ``residue0`` (for axis 0), besides what any range depends on.
+    depend on the class of that run, named ``block`` and ``residue``, besides what any range depends on.
     Users clip them to the coordinates that exist: ``0 <= y < size``.
     """
 
@@ -124,7 +124,8 @@ class TilePlan:
     ``exact``: the mask is evaluated on all pairs, in chunks, and the kernel follows the lists.
     ``keys`` and ``queries`` are sound under every method (a hull where they are not sharp).
     ``boxes``: the same pairs as boxes of token spaces, for skeletons that can walk them; terms are disjoint and
-    together they are the mask. Empty where the mask has neither coordinates nor classes.
+    together they are the mask. Empty where the mask has neither coordinates nor classes. ``boxes_decide_more``:
+    boxes decide an atom that runs of positions cannot.
     """
 
     variant: Variant
@@ -136,3 +137,4 @@ class TilePlan:
     rows_never_empty: bool
     rows_reason: str
     boxes: tuple[BoxTerm, ...] = ()
+    boxes_decide_more: bool = False

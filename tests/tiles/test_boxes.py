@@ -74,12 +74,9 @@ def product_of_axes(term: BoxTerm, call: Call, side: int, by: Position) -> tuple
     """Pairs (Lq, Lkv) that the boxes may, and must, hold; ``side``: coordinates of a box along every axis."""
     other: Position = "kv" if by == "q" else "q"
     may = must = np.ones((1, 1), bool)
-    env = dict(call.env)
-    own = [digits(term, i, by, call) for i in range(len(term.axes))]
-    for i, d in enumerate(own):
-        env |= {f"block{i}": d.block[:, None], f"residue{i}": d.residue[:, None]}
     for i, a in enumerate(term.axes):
-        d, e = own[i], digits(term, i, other, call)
+        d, e = digits(term, i, by, call), digits(term, i, other, call)
+        env = {**call.env, "block": d.block[:, None], "residue": d.residue[:, None]}
         first = d.x // side * side
         # A box ends where its class does.
         same_class = (d.block[:, None] == d.block) & (d.residue[:, None] == d.residue)

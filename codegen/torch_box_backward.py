@@ -1,0 +1,110 @@
+"""The backward pass over boxes of a token space as a printed PyTorch program for the CPU.
+
+The same sums as :mod:`.torch_backward`, in the order of the boxes, so that results repeat bit by bit.
+"""
+
+from __future__ import annotations
+
+from ..ir.tiles.plan import TilePlan
+from .emitter import Emitter
+from .schedule import Problem, Schedule, Source
+from .torch_backward import ACCUMULATE, TIMES
+from .torch_box_program import (
+    BOX_PROGRAM_NAMES,
+    BoxProgram,
+    emit_box_program,
+    emit_box_scores,
+    emit_finite,
+    emit_vectors,
+    finish_boxes,
+)
+from .torch_definitions import Call, emit_float_parameters, emit_score_gradients
+from .torch_module import emit_sizes
+
+_START = """
+empty = (lse == float("-inf")).unsqueeze(-1)  # rows that attend to nothing
+base = lse.unsqueeze(-1).masked_fill(empty, 0.0)
+delta = (grad_out.float() * out.float()).sum(-1, keepdim=True)
+if grad_lse is not None:
+    delta -= grad_lse.unsqueeze(-1)
+delta = delta.masked_fill(empty, 0.0)
+"""
+
+_ROWS = """
+x = grouped((query[:, :, rows].float() * scale).masked_fill(empty[:, :, rows], 0.0), kv_heads)
+grad_rows = grouped(grad_out[:, :, rows].float().masked_fill(empty[:, :, rows], 0.0), kv_heads)
+"""
+
+_GRADIENT = """
+p = exponential({s} - base[:, :, rows])
+add_at(grad_value, columns, torch.bmm(grouped(p, kv_heads).mT, grad_rows))
+values = grouped(value[:, :, columns].float(), kv_heads)
+grad = (ungrouped(torch.bmm(grad_rows, values.mT), kv_heads, rows) - delta[:, :, rows]) * p
+if keep is not None:
+    grad = grad.masked_fill(~keep, 0.0)
+    if not finite:
+        keys = cleared(keys, keep, kv_heads, columns)
+"""
+
+_PRODUCTS = """
+grad = grouped(grad, kv_heads)
+add_at(grad_query, rows, ungrouped(torch.bmm(grad, keys), kv_heads, rows))
+add_at(grad_key, columns, torch.bmm(grad.mT, x))
+"""
+
+_ADD_AT = '''
+def add_at(total, places, x):
+    """Adds x, whose rows go to ``places`` (g, M), to total (B, H, L, D); a place may occur more than once."""
+    total.index_add_(2, places.flatten(), x.reshape(*total.shape[:2], -1, total.shape[3]))
+'''
+
+
+def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule) -> Source:
+    """A module whose ``run`` computes the gradients; see docs/internals.md, "Generated modules".
+
+    ``problem`` says which captured tensors need one.
+    """
+    out = Emitter(BOX_PROGRAM_NAMES | {"add_at"})
+    program = emit_box_program(out, plan)
+    wanted = [p.name for p, needed in zip(plan.variant.buffers, problem.buffer_gradients, strict=False) if needed]
+    gradients = {name: out.fresh(f"grad_{program.scope.buffers[name]}") for name in wanted}
+    chain = emit_score_gradients(out, plan.variant, program.scope, gradients)
+    out.definition(_ADD_AT)
+    if chain:
+        out.definition(TIMES)
+    if gradients:
+        out.definition(ACCUMULATE)
+    inputs = ["query", "key", "value", "out", "lse", "grad_out", "grad_lse", *program.parameters]
+    with out.define(f"run({', '.join([*inputs, 'scale=None', 'tiles=None'])})"):
+        _emit_run(out, program, gradients, chain)
+    return finish_boxes(out, "Attention backward", plan, schedule)
+
+
+def _emit_run(out: Emitter, program: BoxProgram, gradients: dict[str, str], chain: list[Call]) -> None:
+    v = program.plan.variant
+    out.line('"""Gradients of query, key, value and of captured tensors, from those of out and lse."""')
+    emit_sizes(out, v)
+    zeros = 'torch.zeros(x.shape, dtype=torch.float32, device="cpu")'
+    out.line(f"grad_query, grad_key, grad_value = ({zeros} for x in (query, key, value))")
+    for buffer, name in gradients.items():
+        out.line(f'{name} = torch.zeros({program.scope.buffers[buffer]}.shape, dtype=torch.float64, device="cpu")')
+    with out.block("if lse.numel() and kv_len:"):
+        emit_float_parameters(out, v, program.scope)
+        emit_vectors(out, program)
+        emit_finite(out, program, "key")
+        if program.mask_differs_by_head:
+            out.line("copies = key.shape[1] // grad_key.shape[1]")
+            out.line("grad_key, grad_value = (x.repeat_interleave(copies, 1) for x in (grad_key, grad_value))")
+        out.lines(_START)
+        with out.block(f"for number, rows, columns, full in {program.loop}:"):
+            out.lines(_ROWS)
+            stages = emit_box_scores(out, program, keep_stages=True)
+            out.lines(_GRADIENT.format(s=stages[-1]))
+            for call, stage in reversed(list(zip(chain, stages, strict=False))):
+                out.line(f"grad = {call.passing(stage, to='s')}")
+            out.lines(_PRODUCTS)
+        if program.mask_differs_by_head:
+            out.line("grad_key, grad_value = (x.unflatten(1, (-1, copies)).sum(2) for x in (grad_key, grad_value))")
+    results = ["(grad_query * scale).to(query.dtype)", "grad_key.to(key.dtype)", "grad_value.to(value.dtype)"]
+    results += [f"{name}.to({program.scope.buffers[buffer]}.dtype)" for buffer, name in gradients.items()]
+    out.line(f"return {', '.join(results)}")

@@ -1,0 +1,147 @@
+"""What the printed CPU programs over boxes share: masks of the terms, gathered tiles, scores, header."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ..ir.printer import print_boxes, print_variant
+from ..ir.tiles.plan import TilePlan
+from ..ir.traverse import index_names
+from .emitter import Emitter
+from .print_torch import Scope, helper_functions
+from .schedule import Schedule, Source
+from .torch_boxes import BOX_NAMES, emit_box_loop
+from .torch_definitions import Call, emit_mask, emit_scores, module_scope, parameter_names
+from .torch_module import PROGRAM_NAMES, TILE_ELEMENTS
+
+# Names that the programs use themselves; a user's parameter of such a name is renamed.
+BOX_PROGRAM_NAMES = PROGRAM_NAMES | BOX_NAMES | {
+    "number", "by_head", "flat", "seen", "before", "itertools", "columns_of", "joined", "extents", "queries", "m", "n",
+    "g", "grouped", "ungrouped",
+}  # fmt: skip
+
+_GROUPED = '''
+def grouped(x, kv_heads):
+    """(B, H, g, M, …) as one matrix for each batch item, key head and box: (B * Hkv * g, H // Hkv * M, …)."""
+    x = x.unflatten(1, (kv_heads, -1)).transpose(2, 3)
+    return x.flatten(0, 2).flatten(1, 2)
+
+
+def ungrouped(x, kv_heads, rows):
+    """The inverse, for boxes with the positions ``rows`` (g, M)."""
+    x = x.unflatten(0, (-1, kv_heads, len(rows))).unflatten(3, (-1, rows.shape[1]))
+    return x.transpose(2, 3).flatten(1, 2)
+
+
+def cleared(x, keep, kv_heads, columns):
+    """``x`` (B * Hkv * g, N, D) without the keys or values that no query of their box sees."""
+    x = x.unflatten(0, (-1, kv_heads, len(columns)))
+    seen = keep.any(-2).expand(*x.shape[:2], *columns.shape)
+    return x.masked_fill(~seen.unsqueeze(-1), 0.0).flatten(0, 2)
+'''
+
+_EXPONENTIAL = '''
+def exponential(x):
+    """exp(x), into x. What would be no normal float32 is 0: arithmetic on such numbers is fifty times as slow."""
+    return torch.threshold_(x.clamp_(min=-87.0).exp_(), 1.7e-38, 0.0)
+'''
+
+
+@dataclass(frozen=True, slots=True)
+class BoxProgram:
+    """The functions printed so far; ``masks`` are those of the terms, in order."""
+
+    plan: TilePlan
+    scope: Scope
+    masks: tuple[Call, ...]
+    scores: list[Call]
+    loop: Call
+
+    @property
+    def parameters(self) -> list[str]:
+        """Captured tensors and scalars, as ``run`` takes them."""
+        return parameter_names(self.plan.variant, self.scope)
+
+    @property
+    def mask_differs_by_head(self) -> bool:
+        return bool({"head", "kv_head"} & index_names(self.plan.variant.mask))
+
+
+def emit_box_program(out: Emitter, plan: TilePlan) -> BoxProgram:
+    """Prints everything that comes before ``run`` in both directions."""
+    scope = module_scope(plan.variant, out)
+    names = ["allowed"] if len(plan.boxes) == 1 else [f"allowed_{i}" for i in range(len(plan.boxes))]
+    masks = [emit_mask(out, term.mask, scope, name) for term, name in zip(plan.boxes, names, strict=True)]
+    scores = emit_scores(out, plan.variant, scope)
+    loop = emit_box_loop(out, plan.boxes, scope)
+    out.definition(_GROUPED)
+    out.definition(_EXPONENTIAL)
+    assert all(mask is not None for mask in masks)  # a term with classes or limits is no constant
+    return BoxProgram(plan, scope, tuple(mask for mask in masks if mask is not None), scores, loop)
+
+
+def emit_vectors(out: Emitter, program: BoxProgram) -> None:
+    """Batch items and heads, shaped to broadcast against (B, H, g, M, N)."""
+    v = program.plan.variant
+    used = index_names(v.mask).union(program.loop.arguments, *map(index_names, v.scores))
+    if "batch" in used:
+        out.line('batch = torch.arange(batch_size, device="cpu")[:, None, None, None, None]')
+    if {"head", "kv_head"} & used:
+        out.line('head = torch.arange(heads, device="cpu")[:, None, None, None]')
+    if "kv_head" in used:
+        out.line("kv_head = head // group")
+    out.line("limit = max(TILE // (batch_size * heads), 1)")
+
+
+def emit_finite(out: Emitter, program: BoxProgram, name: str) -> None:
+    """Whether rows of ``name`` have to be cleared where no query of a box sees them."""
+    out.line(f"finite = bool({name}.sum(dtype=torch.float32).isfinite())  # 0 does not hide what is not")
+    if program.mask_differs_by_head:
+        with out.block("if not finite:  # heads of a group may see different rows"):
+            out.line("key, value = (x.repeat_interleave(group, 1) for x in (key, value))")
+            out.line("kv_heads, group = heads, 1")
+
+
+def emit_box_scores(out: Emitter, program: BoxProgram, *, keep_stages: bool = False) -> list[str]:
+    """``keys`` and the scores (B, H, g, M, N) of some boxes, -inf where the mask forbids; ``keep`` is the mask or None.
+
+    Returns the variables that hold the score before, between and after the modifications.
+    """
+    v = program.plan.variant
+    stages = [f"s_{i}" if keep_stages and v.scores else "s" for i in range(len(v.scores) + 1)]
+    out.line("q, kv = rows[:, :, None], columns[:, None, :]")
+    out.line("keys = grouped(key[:, :, columns].float(), kv_heads)")
+    out.line(f"{stages[0]} = ungrouped(torch.bmm(x, keys.mT), kv_heads, rows)")
+    for call, before, after in zip(program.scores, stages, stages[1:], strict=False):
+        out.line(f"{after} = {call.passing(before, to='s')}")
+    out.line("keep = None")
+    for i, mask in enumerate(program.masks):
+        chosen = f" and number == {i}" if len(program.masks) > 1 else ""
+        with out.block(f"if not full{chosen}:"):
+            out.line(f"keep = {mask}")
+    with out.block("if keep is not None:"):
+        out.line(f"{stages[-1]} = {stages[-1]}.masked_fill(~keep, float(\"-inf\"))")
+    return stages
+
+
+def finish_boxes(out: Emitter, title: str, plan: TilePlan, schedule: Schedule) -> Source:
+    """The module: header, imports, constants, the helpers that the code calls, the code."""
+    v = plan.variant
+    head = Emitter()
+    head.comment(f"{title}, generated by Regard for the CPU.\n\n{print_variant(v)}")
+    places = [x.loc for x in (v.mask, *v.scores) if x.loc is not None]
+    for place in dict.fromkeys(f"{os.path.basename(p.file)}:{p.line}" for p in places):
+        head.comment(f"  from {place}")
+    head.comment("\nTiles are boxes:")
+    head.comment("\n".join(f"  {line}" for line in print_boxes(plan.boxes).splitlines()))
+    head.lines("\nimport itertools\n\nimport torch\n")
+    head.line()
+    head.line(f"BLOCK_M = {schedule.block_m}  # queries in a box, at most")
+    head.line(f"TILE = {TILE_ELEMENTS}  # scores at a time")
+    head.line("LOWEST = torch.finfo(torch.float32).min")
+    code = out.text()
+    helpers = helper_functions(code)
+    if helpers:
+        head.definition(helpers)
+    return Source(head.text() + code)

@@ -1,0 +1,175 @@
+"""The CPU's programs over boxes against the float64 oracle, forward and backward, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import regard.dsl as rg
+from oracle import Part, assert_close_to_oracle, eager, gradients, oracle
+from printed_torch import Printed, printed
+
+Parts = Callable[[], Sequence[Part]]
+IMAGE, VIDEO = rg.grid(9, 11), rg.grid(3, 5, 7)
+
+
+def randn(*shape: int, seed: int = 0, **options: Any) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), **options)
+
+
+@rg.mask
+def near(q: Any, kv: Any, grid: Any, radius: int) -> Any:
+    result = True
+    for a, b in zip(grid(q), grid(kv), strict=True):
+        result = result & (abs(a - b) <= radius)
+    return result
+
+
+@rg.mask
+def windows(q: Any, kv: Any) -> Any:
+    (a, b), (c, d) = IMAGE(q), IMAGE(kv)
+    return ((a + 2) // 4 == (c + 2) // 4) & ((b + 1) // 4 == (d + 1) // 4)
+
+
+@rg.mask
+def columns(q: Any, kv: Any) -> Any:
+    return (IMAGE(q)[1] == IMAGE(kv)[1]) & (q >= kv)
+
+
+@rg.mask
+def columns_of_a_head(q: Any, kv: Any, head: Any, widths: Any) -> Any:
+    return abs(IMAGE(q)[1] - IMAGE(kv)[1]) <= widths[head]
+
+
+@rg.mask
+def circle(q: Any, kv: Any) -> Any:
+    (a, b), (c, d) = IMAGE(q), IMAGE(kv)
+    return (abs(a - c) <= 3) & (abs(b - d) <= 3) & ((a - c) ** 2 + (b - d) ** 2 <= 9)
+
+
+@rg.mask
+def early_rows_only(q: Any, kv: Any) -> Any:
+    return (IMAGE(q)[0] < 4) & (IMAGE(q)[1] % 3 == IMAGE(kv)[1] % 3)
+
+
+@rg.score
+def bias(s: Any, q: Any, kv: Any, head: Any, table: Any) -> Any:
+    (a, b), (c, d) = IMAGE(q), IMAGE(kv)
+    return s + table[head, c - a + 8, d - b + 10]
+
+
+@rg.score
+def row_bias(s: Any, q: Any, batch: Any, rows: Any) -> Any:
+    return s * rg.sigmoid(rows[batch, q])
+
+
+CASES: dict[str, Parts] = {
+    "dilated": lambda: [rg.causal, rg.dilated(3)],
+    "dilated window": lambda: [rg.causal & rg.sliding_window(40) & rg.dilated(4)],
+    "strided": lambda: [rg.strided(8)],
+    "neighbourhood": lambda: [near(grid=IMAGE, radius=2)],
+    "neighbourhood, empty": lambda: [near(grid=IMAGE, radius=-1)],
+    "windows": lambda: [windows],
+    "columns": lambda: [columns],
+    "columns of a head": lambda: [columns_of_a_head(widths=torch.tensor([0, 2, 5, 30]))],
+    "circle": lambda: [circle],
+    "rows without keys": lambda: [early_rows_only],
+    "documents": lambda: [near(grid=IMAGE, radius=3), rg.document(torch.arange(99).expand(2, -1) // 40)],
+    "padding": lambda: [rg.dilated(3) & rg.padding(torch.tensor([0, 50]))],
+    "softcap": lambda: [near(grid=IMAGE, radius=3), rg.softcap(2.0)],
+    "bias": lambda: [windows, bias(table=randn(4, 17, 21, requires_grad=True))],
+    "bias of rows": lambda: [rg.dilated(3), row_bias(rows=randn(2, 99, requires_grad=True)), rg.temperature(0.5)],
+}
+
+
+def check(make: Parts, tensors: tuple[Tensor, Tensor, Tensor], **options: Any) -> Printed:
+    """Output, log-sum-exp and gradients are as close to the oracle as eager's, or twice as far."""
+    parts = make()
+    program = printed(parts, dtype=tensors[0].dtype, **options)
+    assert "box_loop" in program.forward and "box_loop" in program.backward
+    out, lse = program(*tensors)
+    exact, usual = oracle(parts, *tensors), eager(parts, *tensors)
+    assert out.dtype == tensors[0].dtype and lse.dtype == torch.float32
+    assert_close_to_oracle(out, exact[0], usual[0], "output")
+    assert_close_to_oracle(lse, exact[1], usual[1], "lse")
+    grad_out, grad_lse = randn(*out.shape, seed=8).to(out.dtype), randn(*lse.shape, seed=9)
+    found = program.gradients(*tensors, out, lse, grad_out, grad_lse=grad_lse)
+    captured = [x for part in parts for x in rg.assemble(part)[1].tensors.values() if x.requires_grad]
+    wanted, by_eager = (gradients(f, parts, tensors, grad_out, grad_lse, captured) for f in (oracle, eager))
+    for x, y, z in zip(found, wanted, by_eager, strict=True):
+        error, allowed = ((t.double() - y).abs() for t in (x, z))
+        assert x.isfinite().all() and x.shape == y.shape
+        scale = y.abs().max() * torch.finfo(x.dtype).eps
+        assert error.max() <= 2 * allowed.max() + 4 * scale
+    return program
+
+
+def inputs(dtype: torch.dtype = torch.float32, kv_heads: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = randn(2, 4, 99, 16, seed=1), randn(2, kv_heads, 99, 16, seed=2), randn(2, kv_heads, 99, 24, seed=3)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_masks_and_scores(case: str) -> None:
+    check(CASES[case], inputs())
+
+
+@pytest.mark.parametrize("case", ["strided", "neighbourhood", "columns of a head", "bias"])
+def test_groups_and_half_precision(case: str) -> None:
+    check(CASES[case], inputs(kv_heads=1))
+    check(CASES[case], inputs(torch.bfloat16, kv_heads=4))
+
+
+@pytest.mark.parametrize("scores_at_a_time", [1, 600, 1 << 20])
+@pytest.mark.parametrize("blocks", [(1, 1), (16, 16), (128, 128)])
+def test_box_sizes_do_not_matter(blocks: tuple[int, int], scores_at_a_time: int) -> None:
+    for case in ("strided", "windows", "circle"):
+        check(CASES[case], inputs(), blocks=blocks, scores_at_a_time=scores_at_a_time)
+
+
+def test_three_axes() -> None:
+    q, k, v = (randn(2, heads, 105, 16, seed=heads) for heads in (4, 2, 1))
+    check(lambda: [near(grid=VIDEO, radius=1), rg.causal], (q, k, v.expand(2, 2, 105, 16)))
+
+
+@pytest.mark.parametrize("case", ["windows", "columns of a head", "rows without keys"])
+def test_keys_that_no_query_sees_may_hold_anything(case: str) -> None:
+    parts = CASES[case]()
+    q, k, v = inputs()
+    unseen = ~(oracle(parts, q, k, torch.eye(99).expand(2, 2, 99, 99))[0] != 0).any(2).unflatten(1, (2, 2)).any(2)
+    hidden = [x.masked_fill(unseen.unsqueeze(-1), float("nan")) for x in (k, v)]
+    program = printed(parts)
+    out, lse = program(q, k, v)
+    again, same = program(q, *hidden)
+    torch.testing.assert_close((again, same), (out, lse), rtol=0, atol=0)
+    found, expected = (program.gradients(q, *kv, out, lse, out) for kv in (hidden, (k, v)))
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=0)
+
+
+def test_results_repeat_bit_by_bit() -> None:
+    program, tensors = printed(CASES["neighbourhood"]()), inputs()
+    out, lse = program(*tensors)
+    runs = [program.gradients(*tensors, out, lse, out) for _ in range(2)]
+    assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
+
+
+def flops(parts: Sequence[Part], length: int) -> int:
+    q, k, v = (torch.ones(1, 2, length, 32) for _ in range(3))
+    program = printed(parts, blocks=(128, 128), scores_at_a_time=1 << 20, sizes=(32, 32))
+    with FlopCounterMode(display=False) as counter:
+        program(q, k, v)
+    return int(counter.get_total_flops()) // (2 * 4 * 32)  # pairs of one head
+
+
+def test_work_is_that_of_the_boxes() -> None:
+    assert flops([rg.dilated(16)], 1024) == 1024 * 1024 // 16
+    grid = rg.grid(32, 32)
+    # Boxes of 8 × 16 see at most 12 × 20 keys.
+    assert 1024 * 25 < flops([near(grid=grid, radius=2)], 1024) <= 1024 * 12 * 20
+    assert flops([rg.sliding_window(64) & rg.causal & rg.dilated(8)], 4096) < 4096 * (128 + 8)
