@@ -33,6 +33,8 @@ _BLOCK_M = {(64, 64): 128, (128, 64): 64, (128, 128): 64}
 
 def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str | None:
     """Why this kernel cannot compute the backward pass, in one sentence; None where it can."""
+    if problem.deterministic:
+        return "it adds gradients of queries in an order that varies, and they must repeat bit by bit"
     sizes = problem.head_dim, problem.value_dim
     if sizes not in _BLOCK_M:
         return f"head sizes {sizes} are none of {', '.join(map(str, _BLOCK_M))}"

@@ -25,7 +25,7 @@ class Problem:
 
     ``aligned``: all bases and strides of query, key, value and outputs are multiples of 16 bytes.
     ``buffers``: storage dtypes of the captured tensors as torch names them without the module ("float32").
-    ``buffer_gradients``: which of them need a gradient.
+    ``buffer_gradients``: which of them need a gradient. ``deterministic``: gradients must repeat bit by bit.
     """
 
     dtype: DType
@@ -36,6 +36,7 @@ class Problem:
     buffer_gradients: tuple[bool, ...] = ()
     tf32: bool = False
     debug: bool = False
+    deterministic: bool = False
 
 
 @dataclass(frozen=True, slots=True)

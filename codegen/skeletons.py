@@ -52,27 +52,41 @@ def choose(plan: TilePlan, problem: Problem, target: Target, direction: Directio
     """
     if target.backend == "cpu":
         return Choice("torch", "the printed PyTorch program is what runs on a CPU")
-    if direction == "backward":
-        return Choice("triton", "the warp-specialised skeleton (gluon) has no backward pass")
     # Imported late: other targets do not need it.
-    from .gluon_forward import unsupported_reason
+    if direction == "forward":
+        from .gluon_forward import unsupported_reason
+    else:
+        from .gluon_backward import unsupported_reason
 
     reason = unsupported_reason(plan, problem, target)
     if reason is not None:
         return Choice("triton", f"the warp-specialised skeleton (gluon) cannot: {reason}")
-    if max(problem.head_dim, problem.value_dim) < 128:
-        return Choice("triton", "the warp-specialised skeleton (gluon) was measured no faster below head size 128")
-    if any(isinstance(x, Unary) and x.op not in ("neg", "not", "abs") for s in plan.variant.scores for x in walk(s)):
-        return Choice("triton", "the warp-specialised skeleton (gluon) was measured slower where scores call functions")
+    if direction == "forward":
+        reason = _slower_forward(plan, problem)
+    if reason is not None:
+        return Choice("triton", f"the warp-specialised skeleton (gluon) was measured {reason}")
     if not fills_gpu:
-        return Choice("triton", "too few tiles of queries for the persistent grid of the warp-specialised skeleton")
-    return Choice("gluon", "warp-specialised: TMA, wgmma, softmax beside both products")
+        return Choice("triton", "too few tiles for the warp-specialised skeleton (gluon) to fill the GPU")
+    if direction == "forward":
+        return Choice("gluon", "warp-specialised: TMA, wgmma, softmax beside both products")
+    return Choice("gluon", "warp-specialised: TMA, wgmma, five products, gradients of queries added as they come")
+
+
+def _slower_forward(plan: TilePlan, problem: Problem) -> str | None:
+    if max(problem.head_dim, problem.value_dim) < 128:
+        return "no faster below head size 128"
+    if any(isinstance(x, Unary) and x.op not in ("neg", "not", "abs") for s in plan.variant.scores for x in walk(s)):
+        return "slower where scores call functions"
+    return None
 
 
 def schedule_for(choice: Choice, plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> Schedule:
     """The default schedule of the chosen skeleton."""
     if choice.skeleton == "gluon":
-        from .gluon_forward import default_schedule
+        if direction == "forward":
+            from .gluon_forward import default_schedule
+        else:
+            from .gluon_backward import default_schedule
 
         return default_schedule(plan, problem)
     from .defaults import default_schedule as default_triton_schedule
@@ -109,7 +123,11 @@ def emit(
             from . import triton_backward
 
             return triton_backward.emit_backward(plan, problem, schedule, target)
-        case _:
+        case "gluon", "forward":
             from . import gluon_forward
 
             return gluon_forward.emit_forward(plan, problem, schedule, target)
+        case _:
+            from . import gluon_backward
+
+            return gluon_backward.emit_backward(plan, problem, schedule, target)

@@ -82,8 +82,8 @@ class Attention:
         Returns the output (B, H, Lq, Dv) in the dtype of ``query``; with ``aux=("lse",)`` a pair of it and an
         :class:`Aux`. Both are differentiable once. Rows that may attend to nothing give 0 and an lse of −inf.
 
-        ``deterministic=True`` insists on gradients that repeat bit for bit (default: as
-        ``torch.use_deterministic_algorithms`` says) and raises :class:`UnsupportedError` for the one that does not:
+        ``deterministic=True`` insists on gradients that repeat bit for bit, which takes longer on sm_90 (default:
+        as ``torch.use_deterministic_algorithms`` says) and raises :class:`UnsupportedError` for the one that does not:
         that of a tensor indexed by arbitrary functions of query and key. Raises :class:`ArgumentError` for
         tensors that do not fit, :class:`ParameterError` for missing and unknown parameters,
         :class:`IndexRangeError` where an allowed pair would read outside a captured tensor.
@@ -101,10 +101,14 @@ class Attention:
         differentiating = torch.is_grad_enabled() and (
             query.requires_grad or key.requires_grad or value.requires_grad or any(b.requires_grad for b in buffers)
         )
-        if differentiating:
-            self._check_deterministic(query, buffers, deterministic)
+        if deterministic is None:
+            deterministic = torch.are_deterministic_algorithms_enabled()
+        if differentiating and deterministic:
+            self._check_deterministic(query, buffers)
         if compiling or differentiating or _is_watched(query):
-            out, lse = ops.attention(self.variant, self._text, query, key, value, buffers, scalars, not compiling)
+            out, lse = ops.attention(
+                self.variant, self._text, query, key, value, buffers, scalars, deterministic, not compiling
+            )
         else:
             out, lse = self._engine.forward(query, key, value, buffers, scalars, True)
         return (out, Aux(lse)) if aux else out
@@ -213,10 +217,8 @@ class Attention:
             hint = f"it takes {', '.join(known) or 'no parameters'}"
         return ParameterError(f"{self.variant.name} has no open parameter `{name}`", hint=hint)
 
-    def _check_deterministic(self, query: Tensor, buffers: tuple[Tensor, ...], wanted: bool | None) -> None:
-        if wanted is None:
-            wanted = torch.are_deterministic_algorithms_enabled()
-        if wanted and query.is_cuda and self._engine.uses_atomics(self._engine.buffer_gradients(buffers)):
+    def _check_deterministic(self, query: Tensor, buffers: tuple[Tensor, ...]) -> None:
+        if query.is_cuda and self._engine.uses_atomics(self._engine.buffer_gradients(buffers)):
             raise UnsupportedError(
                 "the gradient of a tensor that is indexed by arbitrary functions of query and key is summed by atomic "
                 "additions, whose order varies",

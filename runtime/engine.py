@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -47,7 +46,8 @@ class _Prepared(NamedTuple):
 
     program: Program | None  # None where there is nothing to compute: no rows, no keys
     sizes: Sizes
-    # By the values of scalars; None where the program cannot be replayed, False before a second call tries.
+    # By the number of tensors and the values of scalars; None where the program cannot be replayed, False before a
+    # second call tries.
     replays: dict[tuple[int | float, ...], Replay | Literal[False] | None]
 
 
@@ -81,55 +81,11 @@ class Engine:
 
         ``reuse_tables``: the version counters of ``buffers`` can be trusted (see :mod:`.tables`).
         """
-        prepared = self._prepare("forward", (query, key, value), buffers, scalars, ())
+        prepared = self._prepare("forward", (query, key, value), buffers, scalars)
         if prepared.program is None:
             return _nothing_attended(query, value)
-        if _is_here(query):
-            return self._run_forward(prepared, query, key, value, buffers, scalars, reuse_tables)
-        with torch.cuda.device(query.device):
-            return self._run_forward(prepared, query, key, value, buffers, scalars, reuse_tables)
-
-    def _run_forward(
-        self,
-        prepared: _Prepared,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        buffers: Sequence[Tensor],
-        scalars: Sequence[int | float],
-        reuse_tables: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Query, key, value, buffers and tile tables through the program, or through a replay of it."""
-        program, _, replays = prepared
-        assert program is not None
-        tensors = (query, key, value, *buffers)
-        if program.classify is not None:
-            tensors += self._tiles(prepared, query, buffers, scalars, reuse_tables)
-        values = tuple(scalars)
-        replay = replays.get(values)
-        if replay:
-            done = replay(tensors)
-            if done is not None:
-                return done
-        inputs = 3 + len(buffers)
-
-        def run(*given: Tensor) -> tuple[Tensor, Tensor]:
-            tables = given[inputs:] or None
-            out, lse = program.run(*given[:inputs], *values, scale=self.variant.scale, tiles=tables)
-            return out, lse
-
-        if program.launcher is None:
-            return run(*tensors)
-        if values not in replays:
-            if len(replays) >= _REPLAYS_LIMIT:
-                replays.clear()
-            replays[values] = False
-        elif replay is False:
-            from .replay import record  # it imports triton
-
-            outputs, replays[values] = record(program.launcher, run, tensors)
-            return outputs
-        return run(*tensors)
+        out, lse = self._run(prepared, (query, key, value), buffers, scalars, reuse_tables)
+        return out, lse
 
     def backward(
         self,
@@ -143,9 +99,13 @@ class Engine:
         buffers: Sequence[Tensor],
         scalars: Sequence[int | float],
         buffer_gradients: Sequence[bool],
+        deterministic: bool,
         reuse_tables: bool,
     ) -> list[Tensor]:
-        """Gradients of query, key and value, then of each buffer that ``buffer_gradients`` marks."""
+        """Gradients of query, key and value, then of each buffer that ``buffer_gradients`` marks.
+
+        ``deterministic``: they must repeat bit by bit, which may take longer.
+        """
         # Autograd hands over gradients with any strides, `out.sum()` for one with only zeros. One that is not
         # aligned would need a program of its own.
         if grad_out.stride(3) != 1 or not _aligned((grad_out,)):
@@ -153,17 +113,63 @@ class Engine:
         if grad_lse is not None:
             grad_lse = grad_lse.contiguous()
         tensors = (query, key, value, out, grad_out)
-        prepared = self._prepare("backward", tensors, buffers, scalars, tuple(buffer_gradients))
+        prepared = self._prepare("backward", tensors, buffers, scalars, tuple(buffer_gradients), deterministic)
         if prepared.program is None:
             marked = [b for b, wanted in zip(buffers, buffer_gradients, strict=True) if wanted]
             return [torch.zeros_like(x) for x in (query, key, value, *marked)]
-        with nullcontext() if _is_here(query) else torch.cuda.device(query.device):
-            tiles = self._tiles(prepared, query, buffers, scalars, reuse_tables)
-            gradients = prepared.program.run(
-                query, key, value, out, lse, grad_out, grad_lse, *buffers, *scalars,
-                scale=self.variant.scale, tiles=tiles,
+        given = (query, key, value, out, lse.contiguous(), grad_out, grad_lse)
+        return list(self._run(prepared, given, buffers, scalars, reuse_tables))
+
+    def _run(
+        self,
+        prepared: _Prepared,
+        given: tuple[Tensor | None, ...],
+        buffers: Sequence[Tensor],
+        scalars: Sequence[int | float],
+        reuse_tables: bool,
+    ) -> tuple[Tensor, ...]:
+        """``given``, buffers and tile tables through the program, or through a replay of it.
+
+        ``given`` are the tensors that the program takes first; only the last may be missing.
+        """
+        query = given[0]
+        assert query is not None
+        if not _is_here(query):
+            with torch.cuda.device(query.device):
+                return self._run(prepared, given, buffers, scalars, reuse_tables)
+        program, _, replays = prepared
+        assert program is not None
+        tiles = self._tiles(prepared, query, buffers, scalars, reuse_tables)
+        launcher, scale = program.launcher, self.variant.scale
+        if launcher is None:
+            return program.run(*given, *buffers, *scalars, scale=scale, tiles=tiles)
+        missing = given[-1:] if given[-1] is None else ()
+        passed = len(given) - len(missing)
+        tensors = (*given[:passed], *buffers, *_flat(tiles))
+        facts = (passed, *scalars)
+        replay = replays.get(facts)
+        if replay:
+            done = replay(tensors)
+            if done is not None:
+                return done
+
+        def run(*flat: Tensor) -> tuple[Tensor, ...]:
+            tables = flat[passed + len(buffers) :]
+            return program.run(
+                *flat[:passed], *missing, *flat[passed : passed + len(buffers)], *scalars, scale=scale,
+                tiles=_as_tiles(tables),
             )  # fmt: skip
-        return list(gradients)
+
+        if facts not in replays:
+            if len(replays) >= _REPLAYS_LIMIT:
+                replays.clear()
+            replays[facts] = False
+        elif replay is False:
+            from .replay import record  # it imports triton
+
+            outputs, replays[facts] = record(launcher, run, tensors)
+            return outputs
+        return run(*tensors)
 
     def buffer_gradients(self, buffers: Sequence[Tensor]) -> list[bool]:
         """Which captured tensors take part in autograd: float ones that a score reads and that require it."""
@@ -185,9 +191,10 @@ class Engine:
         tensors: tuple[Tensor, ...],
         buffers: Sequence[Tensor],
         scalars: Sequence[int | float],
-        gradients: tuple[bool, ...],
+        gradients: tuple[bool, ...] = (),
+        deterministic: bool = False,
     ) -> _Prepared:
-        key: tuple[object, ...] = (direction, gradients)
+        key: tuple[object, ...] = (direction, gradients, deterministic)
         bases = 0
         for x in tensors:
             key += (x.shape, x.stride(), x.dtype, x.device)
@@ -201,7 +208,7 @@ class Engine:
             key += (_tf32_allowed(),)
         prepared = self._prepared.get(key)
         if prepared is None:
-            prepared = self._check_and_compile(direction, tensors, buffers, scalars, gradients)
+            prepared = self._check_and_compile(direction, tensors, buffers, scalars, gradients, deterministic)
             if len(self._prepared) >= _PREPARED_LIMIT:
                 self._prepared.clear()
             self._prepared[key] = prepared
@@ -214,6 +221,7 @@ class Engine:
         buffers: Sequence[Tensor],
         scalars: Sequence[int | float],
         gradients: tuple[bool, ...],
+        deterministic: bool,
     ) -> _Prepared:
         query, key, value = tensors[:3]
         sizes = arguments.check_tensors(query, key, value)
@@ -235,8 +243,10 @@ class Engine:
             buffer_gradients=gradients,
             tf32=not on_cpu and query.dtype is torch.float32 and _tf32_allowed(),
             debug=bool(config.debug_topics()),
+            deterministic=deterministic,
         )
-        fills_gpu = direction == "forward" and target.backend == "cuda" and _fills(sizes, query.device)
+        length = sizes.q_len if direction == "forward" else sizes.kv_len
+        fills_gpu = target.backend == "cuda" and _fills(length, sizes, query.device)
         wanted = (direction, problem, target, fills_gpu)
         if wanted not in self._programs:
             # The scale is an argument of each run, so that it changes no program.
@@ -317,6 +327,18 @@ def _nothing_attended(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
+def _flat(tiles: Any) -> tuple[Tensor, ...]:
+    """The tensors of tile tables: those of a forward pass are one pair, those of a backward pass are two."""
+    if tiles is None:
+        return ()
+    return tiles if isinstance(tiles[0], Tensor) else tiles[0] + tiles[1]
+
+
+def _as_tiles(flat: tuple[Tensor, ...]) -> Any:
+    """What :func:`_flat` was given."""
+    return None if not flat else flat if len(flat) == 2 else (flat[:2], flat[2:])
+
+
 def _aligned(tensors: Sequence[Tensor]) -> bool:
     """Whether bases and strides are multiples of 16 bytes, also those of outputs, which are contiguous.
 
@@ -331,12 +353,12 @@ def _aligned(tensors: Sequence[Tensor]) -> bool:
     return True
 
 
-def _fills(sizes: Sizes, device: torch.device) -> bool:
-    """Whether ``device`` is a GPU that a call of such sizes fills."""
+def _fills(length: int, sizes: Sizes, device: torch.device) -> bool:
+    """Whether ``device`` is a GPU that tiles along ``length`` fill."""
     if device.type != "cuda":  # Triton's interpreter
         return False
     multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    return fills(sizes.q_len, sizes.batch, sizes.heads, multiprocessors)
+    return fills(length, sizes.batch, sizes.heads, multiprocessors)
 
 
 _thread = threading.local()

@@ -54,7 +54,7 @@ class Kernel:
     reason: str = ""
 
     def __str__(self) -> str:
-        repeats = "repeatable bit by bit" if self.deterministic else "last bits vary (atomic additions)"
+        repeats = "repeatable bit by bit" if self.deterministic else "last bits vary (sums in order of arrival)"
         head = f"{self.direction}: {self.skeleton}, {repeats}"
         if self.reason:
             head += f"\n  {self.reason}"
@@ -179,6 +179,7 @@ def explain(
     head_dim: int = 64,
     value_dim: int | None = None,
     exact: bool = False,
+    deterministic: bool = False,
     **parameters: Any,
 ) -> Explanation:
     """What is proved about the tiles of ``attn``, which kernels run, and exact counts; nothing is run.
@@ -186,13 +187,14 @@ def explain(
     ``inputs``: query, key and value, or their shapes (batch, heads, length, head size), or one shape for all
     three, or nothing: then there are no counts. ``parameters``: values of open parameters. ``target``
     ("cpu", "sm_90" …) defaults to the tensors' device, else to this machine's. ``exact`` counts pairs by evaluating
-    the mask where no closed form gives them: O(Lq · Lkv) time, bounded memory.
+    the mask where no closed form gives them: O(Lq · Lkv) time, bounded memory. ``deterministic``: as for a call.
 
     Raises the errors of a call with such inputs.
     """
     what = setting(
-        attn, inputs, target=target, dtype=dtype, head_dim=head_dim, value_dim=value_dim, parameters=parameters
-    )
+        attn, inputs, target=target, dtype=dtype, head_dim=head_dim, value_dim=value_dim, parameters=parameters,
+        deterministic=deterministic,
+    )  # fmt: skip
     if what.sizes is not None:
         check_lengths(attn.variant, what.sizes.q_len, what.sizes.kv_len)
     plan = plan_of(attn, what)
@@ -225,7 +227,8 @@ def _kernel(plan: TilePlan, what: Setting, direction: Direction) -> Kernel:
     problem = what.problem(plan.variant, direction)
     # Without sizes, calls are taken to be large.
     sizes = what.sizes
-    fills_gpu = sizes is None or fills(sizes.q_len, sizes.batch, sizes.heads)
+    length = None if sizes is None else sizes.q_len if direction == "forward" else sizes.kv_len
+    fills_gpu = sizes is None or length is None or fills(length, sizes.batch, sizes.heads)
     choice = choose(plan, problem, what.target, direction, fills_gpu)
     schedule = schedule_for(choice, plan, problem, what.target, direction)
     on_cpu = what.target.backend == "cpu"
@@ -235,7 +238,8 @@ def _kernel(plan: TilePlan, what: Setting, direction: Direction) -> Kernel:
     scattered = any(load.buffer in differentiated and load_class(load) == "pair" for load in score_loads)
     skeleton = "PyTorch tile program" if on_cpu else f"{choice.skeleton}_{direction}"
     reason = "" if on_cpu else choice.reason
-    return Kernel(direction, skeleton, schedule, deterministic=on_cpu or not scattered, reason=reason)
+    repeatable = on_cpu or not (scattered or (direction, choice.skeleton) == ("backward", "gluon"))
+    return Kernel(direction, skeleton, schedule, deterministic=repeatable, reason=reason)
 
 
 def _reads(variant: Variant) -> tuple[Read, ...]:

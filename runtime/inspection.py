@@ -53,6 +53,7 @@ class Setting:
     value_dim: int
     sizes: Sizes | None
     values: Mapping[str, Tensor | int | float]
+    deterministic: bool = False
 
     def numbers(self) -> dict[str, npt.NDArray[np.generic] | bool | int | float]:
         """``values`` as the counting functions take them: arrays for tensors."""
@@ -81,6 +82,7 @@ class Setting:
             aligned=aligned,
             buffers=self.storage(variant),
             buffer_gradients=wanted if direction == "backward" else (),
+            deterministic=self.deterministic and direction == "backward",
         )
 
 
@@ -93,12 +95,14 @@ def setting(
     head_dim: int = 64,
     value_dim: int | None = None,
     parameters: Mapping[str, object] | None = None,
+    deterministic: bool = False,
 ) -> Setting:
     """Completes what the caller left out.
 
     ``inputs``: query, key and value, as tensors or shapes (batch, heads, length, head size), or one that
     stands for all three. The target defaults to the tensors' device, else to this machine's GPU or CPU; the dtype to
-    that of the tensors, else bfloat16 on GPUs and float32 on the CPU.
+    that of the tensors, else bfloat16 on GPUs and float32 on the CPU. ``deterministic``: gradients must repeat
+    bit by bit.
     """
     tensors = [x for x in inputs if isinstance(x, Tensor)]
     if len(inputs) not in (0, 1, 3):
@@ -116,7 +120,7 @@ def setting(
         head_dim, value_dim = checked.head_dim, checked.value_dim
         name = name or _dtype_name(query.dtype)
     assert name is not None  # either given, or told from a tensor
-    return Setting(chosen, name, head_dim, value_dim or head_dim, sizes, _values(attn, parameters or {}))
+    return Setting(chosen, name, head_dim, value_dim or head_dim, sizes, _values(attn, parameters or {}), deterministic)
 
 
 def source(
@@ -129,14 +133,18 @@ def source(
     value_dim: int | None = None,
     aligned: bool = True,
     schedule: Schedule | None = None,
+    deterministic: bool = False,
 ) -> str:
     """The generated module: Python that imports torch (and triton) only, with ``run(...)`` at its foot.
 
     ``direction``: "forward" or "backward". ``target``: "cpu", "sm_80", "sm_90", "sm_100", "gfx942" …, by default this
     machine's. ``dtype``: "f16", "bf16", "f32" or torch's. ``aligned``: for tensors whose addresses and strides are
     multiples of 16 bytes. ``schedule``: tile sizes and pipeline, by default those of the target's table.
+    ``deterministic``: gradients must repeat bit by bit.
     """
-    what = setting(attn, target=target, dtype=dtype, head_dim=head_dim, value_dim=value_dim)
+    what = setting(
+        attn, target=target, dtype=dtype, head_dim=head_dim, value_dim=value_dim, deterministic=deterministic
+    )
     problem = what.problem(attn.variant, direction, aligned)
     return generate(
         Request(attn.variant, problem, what.target, direction, schedule, fills_gpu=schedule is None)

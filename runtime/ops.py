@@ -21,15 +21,15 @@ from .engine import engine_of
 _library = torch.library.Library("regard", "DEF")
 
 # `integers` and `floats` are the scalar parameters by type, each in order. `reuse_tables` is false in compiled
-# graphs, where buffers change without their version counters.
+# graphs, where buffers change without their version counters. `deterministic` concerns gradients only.
 _library.define(
     "attention(Tensor query, Tensor key, Tensor value, Tensor[] buffers, SymInt[] integers, float[] floats, *, "
-    "str variant, bool reuse_tables) -> (Tensor, Tensor)"
+    "str variant, bool deterministic, bool reuse_tables) -> (Tensor, Tensor)"
 )
 _library.define(
     "attention_backward(Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, Tensor grad_out, "
     "Tensor? grad_lse, Tensor[] buffers, SymInt[] integers, float[] floats, *, str variant, "
-    "bool[] buffer_gradients, bool reuse_tables) -> Tensor[]"
+    "bool[] buffer_gradients, bool deterministic, bool reuse_tables) -> Tensor[]"
 )
 
 
@@ -41,6 +41,7 @@ def attention(
     value: Tensor,
     buffers: Sequence[Tensor],
     scalars: Sequence[int | float],
+    deterministic: bool,
     reuse_tables: bool,
 ) -> tuple[Tensor, Tensor]:
     """``(out, lse)`` through the operator, hence differentiable and traceable."""
@@ -53,6 +54,7 @@ def attention(
         [x for x, is_float in zip(scalars, floats, strict=True) if not is_float],
         [x for x, is_float in zip(scalars, floats, strict=True) if is_float],
         variant=text,
+        deterministic=deterministic,
         reuse_tables=reuse_tables,
     )
     return out, lse
@@ -78,6 +80,7 @@ def _forward(
     floats: Sequence[float],
     *,
     variant: str,
+    deterministic: bool,
     reuse_tables: bool,
 ) -> tuple[Tensor, Tensor]:
     engine = engine_of(variant)
@@ -99,14 +102,16 @@ def _backward(
     *,
     variant: str,
     buffer_gradients: Sequence[bool],
+    deterministic: bool,
     reuse_tables: bool,
 ) -> list[Tensor]:
     engine = engine_of(variant)
     scalars = _merged(engine.variant, integers, floats)
     with _in_its_own_precision(query):
         return engine.backward(
-            query, key, value, out, lse, grad_out, grad_lse, buffers, scalars, buffer_gradients, reuse_tables
-        )
+            query, key, value, out, lse, grad_out, grad_lse, buffers, scalars, buffer_gradients, deterministic,
+            reuse_tables,
+        )  # fmt: skip
 
 
 def _forward_fake(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
