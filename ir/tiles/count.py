@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .box_choice import Boxes, choose_boxes
+from .box_count import count_boxes, count_pairs, is_countable
 from .numeric import Array, Sizes, Values, allowed, cover, decide, inward, leaves, outward, runs, tile_ends
 from .plan import TilePlan
 
@@ -22,7 +24,8 @@ class TileCounts:
     """Pairs of tiles over all batches and heads, as the plan decides them.
 
     ``exact`` is False where the mask can only be decided pair by pair and that was not asked for: then
-    ``partial`` may hold tiles that are empty or full.
+    ``partial`` may hold tiles that are empty or full. ``boxes`` are the shapes of tiles that are boxes, one for
+    each term of the plan; ``empty`` is then what dense attention would visit besides.
     """
 
     empty: int
@@ -31,6 +34,7 @@ class TileCounts:
     block_m: int
     block_n: int
     exact: bool
+    boxes: tuple[Boxes, ...] = ()
 
     @property
     def visited(self) -> int:
@@ -39,8 +43,11 @@ class TileCounts:
     def __str__(self) -> str:
         total = max(self.visited + self.empty, 1)
         label = "" if self.exact else " (before the exact pass)"
+        shape = f"tiles of {self.block_m} × {self.block_n}"
+        if self.boxes:
+            shape += f" as boxes of {' and '.join(map(str, self.boxes))}"
         return (
-            f"tiles of {self.block_m} × {self.block_n}: {self.full:,} full, {self.partial:,} partial, "
+            f"{shape}: {self.full:,} full, {self.partial:,} partial, "
             f"{self.empty:,} empty ({self.visited / total:.1%} visited){label}"
         )
 
@@ -126,15 +133,31 @@ def tile_counts(
     return TileCounts(total - partial - full, partial, full, block_m, block_n, exact or plan.method != "exact")
 
 
+def box_counts(plan: TilePlan, sizes: Sizes, values: Values, block_m: int, block_n: int) -> TileCounts:
+    """The same for tiles that are boxes (``plan.boxes``), of the shapes that visit the fewest; in closed form."""
+    boxes = tuple(choose_boxes(term, sizes, values, block_m, block_n) for term in plan.boxes)
+    counts = [
+        count_boxes(term, b.queries, b.keys, sizes, values) for term, b in zip(plan.boxes, boxes, strict=True)
+    ]
+    visited, full = (sum(x) for x in zip(*counts, strict=True))
+    dense = sizes.batch * sizes.heads * -(-sizes.q_len // block_m) * -(-sizes.kv_len // block_n)
+    return TileCounts(max(dense - visited, 0), visited - full, full, block_m, block_n, True, boxes)
+
+
 def pair_count(plan: TilePlan, sizes: Sizes, values: Values, exact: bool = False) -> PairCount:
     """How many pairs are allowed.
 
-    Exact, without looking at any pair, where every row's keys have a closed form; else an upper bound,
+    Exact, without looking at any pair, where the keys of every row, or of every row of a class, have a closed form;
+    else an upper bound,
     unless ``exact`` asks to evaluate the mask on all pairs, in bounded memory.
     """
     total = sizes.batch * sizes.heads * sizes.q_len * sizes.kv_len
     if exact:
         return PairCount(sum(int(keep.sum()) for keep in allowed(plan, sizes, values, 1)), total, True)
+    if plan.boxes and all(is_countable(term, sizes) for term in plan.boxes):
+        most, least = (sum(x) for x in zip(*(count_pairs(term, sizes, values) for term in plan.boxes), strict=True))
+        if most == least:
+            return PairCount(most, total, True)
     env = leaves(sizes, values)
     most = least = 0
     for start in range(0, sizes.q_len, ROWS):

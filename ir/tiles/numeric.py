@@ -62,12 +62,14 @@ class Runs:
         return np.asarray((self.stops - self.starts).sum(axis=0))
 
 
-def runs(union: tuple[Interval, ...], first: Array, last: Array, length: int, env: Values) -> Runs:
-    """The positions of ``union`` for tiles ``[first, last]`` (arrays (rows,)), clipped to ``[0, length)``."""
+def runs(
+    union: tuple[Interval, ...], first: Array, last: Array, length: int | Array, env: Values, low: int | Array = 0
+) -> Runs:
+    """The positions of ``union`` for tiles ``[first, last]`` (arrays (rows,)), clipped to ``[low, length)``."""
     tiles = {**env, "tile_first": first[:, None], "tile_last": last[:, None]}
     ends = [evaluate(e, tiles).astype(np.int64) for i in union for e in (i.start, i.stop)]
     shape = np.broadcast_shapes((1, 1, len(first), 1), *(e.shape for e in ends))
-    clipped = [np.clip(np.broadcast_to(e, shape)[..., 0], 0, length) for e in ends]
+    clipped = [np.clip(np.broadcast_to(e, shape)[..., 0], low, length) for e in ends]
     if not clipped:
         nothing = np.zeros((1, *shape[:-1]), np.int64)
         return Runs(nothing, nothing)

@@ -2,94 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regard.ir.interpret import evaluate
+from boxes import ANY, EXACT, IMAGE, Call, Position, X, Y, along, calls, every, plan_of, product_of_axes
 from regard.ir.nodes import Expr
-from regard.ir.parser import parse_variant
-from regard.ir.passes import run_pipeline
-from regard.ir.tiles import make_plan
-from regard.ir.tiles.plan import BoxTerm, Interval, TilePlan
-from regard.ir.variant import Variant
-
-Array = npt.NDArray[Any]
-Position = Literal["q", "kv"]
-
-
-@dataclass(frozen=True)
-class Call:
-    """Lengths and values that a plan knows nothing about."""
-
-    q_len: int
-    kv_len: int
-    values: dict[str, Any]
-
-    @property
-    def env(self) -> dict[str, Any]:
-        return {**self.values, "q_len": self.q_len, "kv_len": self.kv_len, "head": 0, "kv_head": 0, "batch": 0}
-
-    def length(self, position: Position) -> int:
-        return self.q_len if position == "q" else self.kv_len
-
-    def allowed(self, mask: Expr) -> Array:
-        env = {**self.env, "q": np.arange(self.q_len)[:, None], "kv": np.arange(self.kv_len)}
-        return np.broadcast_to(evaluate(mask, env), (self.q_len, self.kv_len))
-
-
-@dataclass(frozen=True)
-class Digits:
-    """Block, coordinate inside of the class, and residue of every position along one axis."""
-
-    block: Array
-    x: Array
-    residue: Array
-
-
-def digits(term: BoxTerm, axis: int, position: Position, call: Call) -> Digits:
-    a = term.axes[axis]
-    side = a.query if position == "q" else a.key
-    y = np.arange(call.length(position)) // side.stride
-    if axis:
-        y = y % int(evaluate(side.size, call.env))
-    y = y + a.offset
-    block, within = (y // a.block, y % a.block) if a.block else (0 * y, y)
-    return Digits(block, within // a.residue, within % a.residue)
-
-
-def holds(union: tuple[Interval, ...], env: dict[str, Any], x: Array) -> Array:
-    inside = np.zeros((1, 1), bool)
-    for interval in union:
-        inside = inside | ((evaluate(interval.start, env) <= x) & (x < evaluate(interval.stop, env)))
-    return inside
-
-
-def product_of_axes(term: BoxTerm, call: Call, side: int, by: Position) -> tuple[Array, Array]:
-    """Pairs (Lq, Lkv) that the boxes may, and must, hold; ``side``: coordinates of a box along every axis."""
-    other: Position = "kv" if by == "q" else "q"
-    may = must = np.ones((1, 1), bool)
-    for i, a in enumerate(term.axes):
-        d, e = digits(term, i, by, call), digits(term, i, other, call)
-        env = {**call.env, "block": d.block[:, None], "residue": d.residue[:, None]}
-        first = d.x // side * side
-        # A box ends where its class does.
-        same_class = (d.block[:, None] == d.block) & (d.residue[:, None] == d.residue)
-        last = np.minimum(first + side - 1, np.where(same_class, d.x, 0).max(1))
-        ends = {"tile_first": first[:, None], "tile_last": last[:, None]}
-        shift = evaluate(a.shift, env) * (1 if by == "q" else -1)
-        match = (d.block[:, None] == e.block) & ((d.residue[:, None] + shift) % a.residue == e.residue)
-        ranges = a.keys if by == "q" else a.queries
-        may = may & match & holds(ranges.may, {**env, **ends}, e.x)
-        must = must & match & holds(ranges.must, {**env, **ends}, e.x)
-    shape = (call.length(by), call.length(other))
-    may, must = (np.broadcast_to(x, shape) for x in (may, must))
-    return (may, must) if by == "q" else (may.T, must.T)
+from regard.ir.tiles.plan import TilePlan
 
 
 def check(plan: TilePlan, mask: Expr, call: Call, side: int) -> float:
@@ -110,72 +32,6 @@ def check(plan: TilePlan, mask: Expr, call: Call, side: int) -> float:
     return decided / len(plan.boxes)
 
 
-def plan_of(keep: str, parameters: str = "") -> tuple[TilePlan, Variant]:
-    v, _ = parse_variant(f"attention mask({parameters}) {{ keep {keep} }}")
-    return make_plan(run_pipeline(v)), v
-
-
-Y, X = ("coordinate({}, 0, 5, 7)", "coordinate({}, 1, 5, 7)")
-T, H, W = (f"coordinate({{}}, {i}, 3, 4, 5)" for i in range(3))
-
-
-def along(text: str, coordinate: str) -> str:
-    """``text`` with Q and K for the coordinates of query and key."""
-    return text.replace("Q", coordinate.format("q")).replace("K", coordinate.format("kv"))
-
-
-def every(*parts: str) -> str:
-    return " and ".join(parts)
-
-
-CLAMPED = "max(min(Q - n // 2, 7 - n), 0)"
-# By the number of tokens of the grid; 0 where any length will do.
-ANY, IMAGE, VIDEO, TWO_GRIDS = 0, 35, 60, -1
-EXACT = {
-    "dilated": (ANY, "(q - kv) % 4 == 0"),
-    "dilated window": (ANY, "q >= kv and q - kv < n and (kv - q) % 4 == 0"),
-    "dilated, by De Morgan": (ANY, "not ((q % 3 != kv % 3) or q < kv)"),
-    "dilated, by a quotient": (ANY, "(q - kv) // 3 * 3 == q - kv and abs(q - kv) < n"),
-    "dilated, by an order": (ANY, "(q - kv) % 3 < 1 and q > kv"),
-    "largest residue": (ANY, "(q - kv) % 3 >= 2 and q > kv"),
-    "other residue": (ANY, "(q - kv) % 4 == 1 and q - kv < n"),
-    "residue of a scalar": (ANY, "(q - kv) % 4 == n % 4 and abs(q - kv) < 17"),
-    "two dilations": (ANY, "(q - kv) % 4 == 0 and (q - kv) % 6 == 0"),
-    "blocks": (ANY, "q // 8 == kv // 8"),
-    "causal blocks": (ANY, "q // 8 == kv // 8 and q >= kv"),
-    "shifted blocks": (ANY, "(q + 3) // 8 == (kv + 3) // 8 and q >= kv"),
-    "nested blocks": (ANY, "q // 8 == kv // 8 and q // 16 == kv // 16"),
-    "dilated blocks": (ANY, "q // 12 == kv // 12 and q % 3 == kv % 3 and q >= kv"),
-    "dilated across blocks": (ANY, "q // 10 == kv // 10 and q % 3 == kv % 3 and q >= kv"),
-    "strided": (ANY, "q >= kv and (q - kv < 8 or (q - kv) % 8 == 0)"),
-    "blocks or diagonals": (ANY, "q // 8 == kv // 8 or (q - kv) % 8 == 0"),
-    "grid told from divisions": (ANY, "abs(q // 8 - kv // 8) <= 1 and abs(q % 8 - kv % 8) <= n"),
-    "cube told from divisions": (
-        ANY,
-        "abs(q // 12 - kv // 12) <= 1 and abs(q // 3 % 4 - kv // 3 % 4) <= 1 and q % 3 >= kv % 3",
-    ),
-    "rows": (IMAGE, along("Q == K", Y)),
-    "causal rows": (IMAGE, every(along("Q == K", Y), "q >= kv")),
-    "causal columns": (IMAGE, every(along("Q == K", X), "q >= kv")),
-    "window": (IMAGE, every(along("abs(Q - K) <= 1", Y), along("abs(Q - K) <= n", X))),
-    "windows": (IMAGE, every(along("Q // 2 == K // 2", Y), along("Q // 3 == K // 3", X))),
-    "shifted windows": (
-        IMAGE,
-        every(along("(Q + 1) // 2 == (K + 1) // 2", Y), along("(Q + 2) // 3 == (K + 2) // 3", X)),
-    ),
-    "dilated axes": (IMAGE, every(along("(Q - K) % 2 == 0", Y), along("Q % 3 == K % 3 and abs(Q - K) < n", X))),
-    "shifted inwards": (IMAGE, along("K >= max(min(Q - 1, 4), 0) and K < max(min(Q - 1, 4), 0) + 3", X)),
-    "shifted inwards, n wide": (IMAGE, along(f"K >= {CLAMPED} and K < {CLAMPED} + n", X)),
-    "halo": (IMAGE, every(along("K >= Q // 3 * 3 - 1 and K < Q // 3 * 3 + 4", X), along("Q // 2 == K // 2", Y))),
-    "either side": (IMAGE, every(along("Q == K", Y), along("(Q < 2 or K > 3)", X))),
-    "cube": (VIDEO, every(along("abs(Q - K) <= 1", T), along("Q >= K", H), along("Q // 2 == K // 2", W))),
-    "frames": (VIDEO, every(along("abs(Q - K) <= n", T), along("Q == K", H))),
-    "two grids": (
-        TWO_GRIDS,
-        "coordinate(q, 0, 5, 7) == coordinate(kv, 0, 5, 3) "
-        "and abs(coordinate(q, 1, 5, 7) // 2 - coordinate(kv, 1, 5, 3)) < 2",
-    ),
-}
 VAGUE = {
     "fixed": (ANY, "q >= kv and (q // 8 == kv // 8 or kv % 8 == 7)"),
     "raster order": (IMAGE, every("q >= kv", along("abs(Q - K) <= 1", Y), along("abs(Q - K) <= n", X))),
@@ -190,13 +46,6 @@ VAGUE = {
     "dilations that no axis has": (ANY, "(q - kv) % 4 == 0 and (q + kv) % 3 == 0"),
     "rows of coordinates of sums": (IMAGE, every(along("Q == K", Y), "(q + kv) % 5 == 1")),
 }
-
-
-def calls(tokens: int, n: int) -> list[Call]:
-    if tokens == TWO_GRIDS:
-        return [Call(35, 15, {"n": n})]
-    lengths = [(tokens, tokens)] if tokens else [(37, 37), (29, 41), (48, 24), (1, 1)]
-    return [Call(q, kv, {"n": n}) for q, kv in lengths]
 
 
 @pytest.mark.parametrize("n", [4, 1, -3, 100])

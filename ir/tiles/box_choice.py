@@ -1,0 +1,72 @@
+"""Which boxes a tile should be: sides, powers of two, that visit the fewest tiles of a mask at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+
+import numpy as np
+
+from .box_count import count_along, tiles_along
+from .numeric import Sizes, Values
+from .plan import BoxAxis, BoxTerm
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """Sides of the boxes of queries and keys along every axis, and how many pairs of them are visited.
+
+    A side counts coordinates inside of a class; ``visited`` is for one batch item and head, the most of any.
+    """
+
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+    visited: int
+
+    def __str__(self) -> str:
+        return f"{_sides(self.queries)} queries by {_sides(self.keys)} keys"
+
+
+def _sides(sides: tuple[int, ...]) -> str:
+    return " × ".join(map(str, sides))
+
+
+def choose_boxes(term: BoxTerm, sizes: Sizes, values: Values, block_m: int, block_n: int) -> Boxes:
+    """The boxes of at most ``block_m`` queries and ``block_n`` keys (powers of two) that visit the fewest tiles.
+
+    Boxes of keys start where the first key is that a box of queries sees. Of equal choices the one with the largest
+    innermost sides is taken, whose rows lie together in memory.
+    """
+    sides = [_useful_sides(axis, sizes, values, max(block_m, block_n)) for axis in term.axes]
+
+    @cache
+    def visited(axis: int, m: int, n: int) -> int:
+        return int(np.max(count_along(term.axes[axis], (m, n), sizes, values).visited, initial=0))
+
+    choices = (
+        Boxes(queries, keys, prod(visited(i, m, n) for i, (m, n) in enumerate(zip(queries, keys, strict=True))))
+        for queries in _boxes(sides, block_m)
+        for keys in _boxes(sides, block_n)
+    )
+    return min(choices, key=lambda b: (b.visited, [-side for side in (*b.queries[::-1], *b.keys[::-1])]))
+
+
+def _useful_sides(axis: BoxAxis, sizes: Sizes, values: Values, most: int) -> list[int]:
+    """Powers of two up to the first that holds a whole class."""
+    tiles = tiles_along(axis, 2**28, sizes, values)
+    longest = int(np.max([*(tiles.last - tiles.first + 1), *(tiles.high - tiles.low)], initial=1))
+    return [1 << i for i in range(min((longest - 1).bit_length(), most.bit_length() - 1) + 1)]
+
+
+def _boxes(sides: list[list[int]], count: int) -> Iterator[tuple[int, ...]]:
+    """All boxes of ``count`` coordinates, or of as many as the axes have if those are fewer."""
+    if not sides:
+        yield ()
+        return
+    most = prod(s[-1] for s in sides[1:])
+    for side in sides[0]:
+        if side <= count and (side * most >= count or side == sides[0][-1]):
+            for rest in _boxes(sides[1:], count // side):
+                yield (side, *rest)

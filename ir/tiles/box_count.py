@@ -1,0 +1,141 @@
+"""Counting over boxes: pairs and tiles of one call in closed form, axis by axis.
+
+Axes do not depend on each other, so what is counted along each multiplies: nothing grows with the number of tokens,
+only with the lengths of the axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from ..interpret import evaluate
+from ..traverse import index_names
+from .numeric import Array, Runs, Sizes, Values, leaves, runs
+from .plan import BoxAxis, BoxTerm, Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Runs of at most so many coordinates of one class of an axis: arrays (tiles,), ends included.
+
+    ``low`` and ``high`` are the keys that the class has, first and end; ``copies`` says for how many classes a run
+    stands, where these differ in nothing that ranges depend on.
+    """
+
+    block: Array
+    residue: Array
+    first: Array
+    last: Array
+    low: Array
+    high: Array
+    copies: Array
+
+
+@dataclass(frozen=True, slots=True)
+class AxisCount:
+    """Along one axis, (batch or 1, head or 1): what may be visited, and what of it is full."""
+
+    visited: Array
+    full: Array
+
+
+def tiles_along(axis: BoxAxis, box: int, sizes: Sizes, values: Values) -> Tiles:
+    """All runs of ``box`` coordinates of queries inside of their classes; the last of a class may be shorter."""
+    env = leaves(sizes, values)
+    size, keys, shift = (int(evaluate(e, env)) for e in (axis.query.size, axis.key.size, axis.shift))
+    blocks = np.arange(-(-(size + axis.offset) // axis.block) if axis.block else 1)
+    block, residue = (x.ravel() for x in np.meshgrid(blocks, np.arange(axis.residue), indexing="ij"))
+    first, end = _class_ends(axis, size, block, residue)
+    low, high = _class_ends(axis, keys, block, (residue + shift) % axis.residue)
+    facts = np.stack([first, end, low, np.maximum(high, low)])
+    ends = (e for i in (*axis.keys.may, *axis.keys.must) for e in (i.start, i.stop))
+    names = frozenset[str]().union(*map(index_names, ends))
+    if names & {"block", "residue"}:
+        copies = np.ones_like(first)
+    else:
+        facts, some, copies = np.unique(facts, axis=1, return_index=True, return_counts=True)
+        block, residue = block[some], residue[some]
+    first, end, low, high = facts
+    count = np.maximum(-(-(end - first) // box), 0)
+    which = np.repeat(np.arange(len(count)), count)
+    start = first[which] + box * (np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count))
+    last = np.minimum(start + box, end[which]) - 1
+    return Tiles(block[which], residue[which], start, last, low[which], high[which], copies[which])
+
+
+def _class_ends(axis: BoxAxis, size: int, block: Array, residue: Array) -> tuple[Array, Array]:
+    """First coordinate inside of each class that exists, and the end of them."""
+    before = axis.offset - axis.block * block - residue  # coordinate + before is a multiple of the residue
+    first = np.maximum(-(-before // axis.residue), 0)
+    end = (size - 1 + before) // axis.residue + 1
+    return first, np.minimum(end, axis.block // axis.residue) if axis.block else end
+
+
+def ranges_of(tiles: Tiles, union: tuple[Interval, ...], sizes: Sizes, values: Values) -> Runs:
+    """The coordinates of keys, inside of their class, that each tile of queries sees."""
+    env = {**leaves(sizes, values), "block": tiles.block[:, None], "residue": tiles.residue[:, None]}
+    return runs(union, tiles.first, tiles.last, tiles.high, env, low=tiles.low)
+
+
+def count_along(axis: BoxAxis, boxes: tuple[int, int], sizes: Sizes, values: Values) -> AxisCount:
+    """Tiles of ``boxes`` (coordinates of queries, of keys) along one axis; with (1, 1) it counts pairs.
+
+    Tiles of keys start where the first key is that a tile of queries sees.
+    """
+    tiles = tiles_along(axis, boxes[0], sizes, values)
+    may = ranges_of(tiles, axis.keys.may, sizes, values)
+    must = ranges_of(tiles, axis.keys.must, sizes, values)
+    n = boxes[1]
+    visited = (-(-(may.stops - may.starts) // n)).sum(axis=0)
+    # Those of a run that lie in a full run whole; the last one may be cut short with the run.
+    full = np.zeros_like(visited)
+    for start, stop in zip(may.starts, may.stops, strict=True):
+        for a, b in zip(must.starts, must.stops, strict=True):
+            low, high = np.maximum(a, start), np.minimum(b, stop)
+            from_tile = -(-(low - start) // n)
+            to_tile = np.where(high == stop, -(-(high - start) // n), (high - start) // n)
+            full = full + np.where(low < high, np.maximum(to_tile - from_tile, 0), 0)
+    return AxisCount((visited * tiles.copies).sum(axis=-1), (full * tiles.copies).sum(axis=-1))
+
+
+def count_boxes(
+    term: BoxTerm, queries: tuple[int, ...], keys: tuple[int, ...], sizes: Sizes, values: Values
+) -> tuple[int, int]:
+    """Visited and full tiles of a term, over all batches and heads, for boxes of such sides."""
+    along = [
+        count_along(axis, box, sizes, values)
+        for axis, box in zip(term.axes, zip(queries, keys, strict=True), strict=True)
+    ]
+    return _product([a.visited for a in along], sizes), _product([a.full for a in along], sizes)
+
+
+def count_pairs(term: BoxTerm, sizes: Sizes, values: Values) -> tuple[int, int]:
+    """At most, and at least so many pairs belong to ``term``: equal where its axes are the whole mask.
+
+    The least is a bound only where :func:`is_countable`.
+    """
+    ones = (1,) * len(term.axes)
+    return count_boxes(term, ones, ones, sizes, values)
+
+
+def is_countable(term: BoxTerm, sizes: Sizes) -> bool:
+    """Whether the grid has as many tokens as there are positions: a grid told from divisions may end in a part."""
+    env: Mapping[str, int] = {"q_len": sizes.q_len, "kv_len": sizes.kv_len}
+    outermost = term.axes[0]
+    for side, length in ((outermost.query, sizes.q_len), (outermost.key, sizes.kv_len)):
+        if int(evaluate(side.size, env)) * side.stride != length:
+            return False
+    return True
+
+
+def _product(counts: list[Array], sizes: Sizes) -> int:
+    """The product over axes, summed over batches and heads; Python's integers, which do not wrap."""
+    totals = np.broadcast_arrays(np.zeros((1, 1)), *counts)[1:]
+    batches, heads = totals[0].shape
+    each: list[int] = [prod(int(x[b, h]) for x in totals) for b in range(batches) for h in range(heads)]
+    copies = (sizes.batch // batches) * (sizes.heads // heads)
+    return sum(each) * copies

@@ -1,0 +1,119 @@
+"""Counting over boxes, axis by axis, against enumeration; and the choice of boxes."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from boxes import EXACT, Array, Call, Digits, calls, digits
+from regard.ir.parser import parse_variant
+from regard.ir.passes import run_pipeline
+from regard.ir.tiles import TilePlan, make_plan
+from regard.ir.tiles.box_choice import choose_boxes
+from regard.ir.tiles.box_count import count_boxes, count_pairs, is_countable
+from regard.ir.tiles.count import box_counts, pair_count
+from regard.ir.tiles.numeric import Sizes
+from regard.ir.tiles.plan import BoxTerm
+
+SIDES = (1, 2, 4)
+
+
+def plan_of(keep: str, parameters: str = "n: int") -> TilePlan:
+    return make_plan(run_pipeline(parse_variant(f"attention mask({parameters}) {{ keep {keep} }}")[0]))
+
+
+@pytest.mark.parametrize("n", [4, 1, -3, 100])
+@pytest.mark.parametrize("name", EXACT)
+def test_pairs_are_counted_exactly(name: str, n: int) -> None:
+    tokens, keep = EXACT[name]
+    plan = plan_of(keep)
+    for call in calls(tokens, n):
+        sizes = Sizes(2, 4, 2, call.q_len, call.kv_len)
+        found = [count_pairs(term, sizes, call.values) for term in plan.boxes]
+        truth = [int(call.allowed(term.mask).sum()) * 8 for term in plan.boxes]
+        if all(is_countable(term, sizes) for term in plan.boxes):
+            assert found == [(x, x) for x in truth]
+            counted = pair_count(plan, sizes, call.values)
+            assert counted.exact and counted.pairs == sum(truth)
+        else:
+            assert all(x <= most for (most, _), x in zip(found, truth, strict=True))
+
+
+def enumerated(term: BoxTerm, call: Call, queries: tuple[int, ...], keys: tuple[int, ...]) -> tuple[int, int]:
+    """Visited and full pairs of boxes, from the mask itself; the keys of a box of queries are a box."""
+    keep = call.allowed(term.mask)
+    axes = [(digits(term, i, "q", call), digits(term, i, "kv", call)) for i in range(len(term.axes))]
+    names = []
+    for (q, _), m in zip(axes, queries, strict=True):
+        same_class = (q.block[:, None] == q.block) & (q.residue[:, None] == q.residue)
+        first = np.where(same_class, q.x, q.x.max()).min(1)
+        names += [q.block, q.residue, (q.x - first) // m]
+    visited = full = 0
+    for box in np.unique(names, axis=1).T:
+        rows = (np.array(names) == box[:, None]).all(0)
+        seen = keep[rows].any(0)
+        if seen.any():
+            starts = [k.x[seen].min() for _, k in axes]
+            places = np.stack([(k.x - s) // n for (_, k), s, n in zip(axes, starts, keys, strict=True)])
+            for tile in np.unique(places[:, seen], axis=1).T:
+                visited += 1
+                full += bool(keep[np.ix_(rows, (places == tile[:, None]).all(0) & _hull(axes, seen))].all())
+    return visited, full
+
+
+def _hull(axes: list[tuple[Digits, Digits]], seen: Array) -> Array:
+    """The smallest box around the keys ``seen``."""
+    values = [x for _, k in axes for x in (k.block, k.residue, k.x)]
+    return np.asarray(np.all([(x >= x[seen].min()) & (x <= x[seen].max()) for x in values], axis=0))
+
+
+CONVEX = (
+    "dilated window", "causal blocks", "dilated blocks", "window", "shifted windows", "dilated axes", "cube", "halo",
+    "frames",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONVEX)
+def test_tiles_are_counted_exactly(name: str) -> None:
+    tokens, keep = EXACT[name]
+    plan = plan_of(keep)
+    (term,) = plan.boxes
+    call = calls(tokens, 3)[0]
+    sizes = Sizes(1, 1, 1, call.q_len, call.kv_len)
+    sides = list(itertools.product(SIDES, repeat=len(term.axes)))[:12]
+    for queries, keys in zip(sides, reversed(sides), strict=True):
+        assert count_boxes(term, queries, keys, sizes, call.values) == enumerated(term, call, queries, keys)
+
+
+@pytest.mark.parametrize("name", CONVEX)
+def test_the_best_boxes_visit_the_fewest_tiles(name: str) -> None:
+    tokens, keep = EXACT[name]
+    (term,) = plan_of(keep).boxes
+    call = calls(tokens, 3)[0]
+    sizes = Sizes(1, 1, 1, call.q_len, call.kv_len)
+    best = choose_boxes(term, sizes, call.values, 4, 4)
+    assert best.visited == count_boxes(term, best.queries, best.keys, sizes, call.values)[0]
+    boxes = [x for x in itertools.product(SIDES, repeat=len(term.axes)) if np.prod(x) <= 4]
+    assert best.visited == min(count_boxes(term, q, k, sizes, call.values)[0] for q in boxes for k in boxes)
+
+
+def test_counts_of_heads_and_batches() -> None:
+    plan = plan_of("abs(coordinate(q, 1, 5, 7) - coordinate(kv, 1, 5, 7)) < widths[head]", "widths: i32[head]")
+    widths = np.array([1, 0, 3, 9])
+    sizes = Sizes(3, 4, 2, 35, 35)
+    x = np.arange(35) % 7
+    truth = 3 * sum(int((abs(x[:, None] - x) < w).sum()) for w in widths)
+    assert count_pairs(plan.boxes[0], sizes, {"widths": widths}) == (truth, truth)
+    assert box_counts(plan, sizes, {"widths": widths}, 8, 8).visited > 0
+
+
+def test_a_million_tokens_are_counted_by_axes() -> None:
+    """Nothing is enumerated: rows of classes that differ in nothing are counted once."""
+    plan = plan_of("q >= kv and q - kv < 4096 and (q - kv) % 4 == 0", "")
+    sizes = Sizes(1, 1, 1, 1 << 20, 1 << 20)
+    found = pair_count(plan, sizes, {})
+    assert found.exact and found.pairs == sum(min(i // 4 + 1, 1024) for i in range(1 << 20))
+    counts = box_counts(plan, sizes, {}, 128, 128)
+    assert counts.visited == 4 * sum(min(i + 1, 9) for i in range(2048))
