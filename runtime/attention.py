@@ -16,11 +16,11 @@ from ..dsl.eagerly import eagerly
 from ..ir.errors import ArgumentError, ParameterError, UnsupportedError
 from ..ir.printer import print_variant
 from ..ir.variant import Align, StaticParameter, Variant
-from . import ops
+from . import autograd, ops
 from .arguments import check_is_tensor, check_scalar, check_tensors
+from .autograd import is_watched
 from .engine import edited_engine, engine_of, key_text
 
-_PLAIN = (Tensor, torch.nn.Parameter)
 # What to write for keywords of torch.nn.functional.scaled_dot_product_attention.
 _OF_SDPA = {
     "attn_mask": "a mask is a part of the attention: rg.attention(mask, ...)",
@@ -105,10 +105,12 @@ class Attention:
             deterministic = torch.are_deterministic_algorithms_enabled()
         if differentiating and deterministic:
             self._check_deterministic(query, buffers)
-        if compiling or differentiating or _is_watched(query):
+        if compiling or is_watched(query, key, value):
             out, lse = ops.attention(
                 self.variant, self._text, query, key, value, buffers, scalars, deterministic, not compiling
             )
+        elif differentiating:
+            out, lse = autograd.attention(self._engine, self._text, query, key, value, buffers, scalars, deterministic)
         else:
             out, lse = self._engine.forward(query, key, value, buffers, scalars, True)
         return (out, Aux(lse)) if aux else out
@@ -258,13 +260,3 @@ def load_source(path: str | os.PathLike[str], attn: Attention) -> Attention:
     generated as before. An edited module is *run*: load only what you trust.
     """
     return Attention(attn.variant, attn.binding, (os.fspath(path), Path(path).read_text()))
-
-
-def _is_watched(query: Tensor) -> bool:
-    """Whether something besides plain eager execution must see the operator: a mode, a transform, a subclass."""
-    return (
-        type(query) not in _PLAIN
-        or (not query.is_cuda and torch.is_autocast_enabled("cpu"))
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )

@@ -110,42 +110,38 @@ class Engine:
         # aligned would need a program of its own.
         if grad_out.stride(3) != 1 or not _aligned((grad_out,)):
             grad_out = grad_out.contiguous()
-        if grad_lse is not None:
-            grad_lse = grad_lse.contiguous()
         tensors = (query, key, value, out, grad_out)
         prepared = self._prepare("backward", tensors, buffers, scalars, tuple(buffer_gradients), deterministic)
         if prepared.program is None:
             marked = [b for b, wanted in zip(buffers, buffer_gradients, strict=True) if wanted]
             return [torch.zeros_like(x) for x in (query, key, value, *marked)]
-        given = (query, key, value, out, lse.contiguous(), grad_out, grad_lse)
-        return list(self._run(prepared, given, buffers, scalars, reuse_tables))
+        given = (query, key, value, out, lse.contiguous(), grad_out)
+        if grad_lse is None:
+            return list(self._run(prepared, given, buffers, scalars, reuse_tables, (None,)))
+        return list(self._run(prepared, (*given, grad_lse.contiguous()), buffers, scalars, reuse_tables))
 
     def _run(
         self,
         prepared: _Prepared,
-        given: tuple[Tensor | None, ...],
+        given: tuple[Tensor, ...],
         buffers: Sequence[Tensor],
         scalars: Sequence[int | float],
         reuse_tables: bool,
+        missing: tuple[None, ...] = (),
     ) -> tuple[Tensor, ...]:
-        """``given``, buffers and tile tables through the program, or through a replay of it.
-
-        ``given`` are the tensors that the program takes first; only the last may be missing.
-        """
-        query = given[0]
-        assert query is not None
-        if not _is_here(query):
-            with torch.cuda.device(query.device):
-                return self._run(prepared, given, buffers, scalars, reuse_tables)
+        """The program on ``given``, ``missing``, buffers and tile tables, in this order, or a replay of it."""
+        if not _is_here(given[0]):
+            with torch.cuda.device(given[0].device):
+                return self._run(prepared, given, buffers, scalars, reuse_tables, missing)
         program, _, replays = prepared
         assert program is not None
-        tiles = self._tiles(prepared, query, buffers, scalars, reuse_tables)
+        tiles = self._tiles(prepared, given[0], buffers, scalars, reuse_tables)
         launcher, scale = program.launcher, self.variant.scale
         if launcher is None:
-            return program.run(*given, *buffers, *scalars, scale=scale, tiles=tiles)
-        missing = given[-1:] if given[-1] is None else ()
-        passed = len(given) - len(missing)
-        tensors = (*given[:passed], *buffers, *_flat(tiles))
+            return program.run(*given, *missing, *buffers, *scalars, scale=scale, tiles=tiles)
+        passed = len(given)
+        inputs = passed + len(buffers)
+        tensors = (*given, *buffers, *_flat(tiles))
         facts = (passed, *scalars)
         replay = replays.get(facts)
         if replay:
@@ -154,11 +150,9 @@ class Engine:
                 return done
 
         def run(*flat: Tensor) -> tuple[Tensor, ...]:
-            tables = flat[passed + len(buffers) :]
             return program.run(
-                *flat[:passed], *missing, *flat[passed : passed + len(buffers)], *scalars, scale=scale,
-                tiles=_as_tiles(tables),
-            )  # fmt: skip
+                *flat[:passed], *missing, *flat[passed:inputs], *scalars, scale=scale, tiles=_as_tiles(flat[inputs:])
+            )
 
         if facts not in replays:
             if len(replays) >= _REPLAYS_LIMIT:
@@ -331,7 +325,7 @@ def _flat(tiles: Any) -> tuple[Tensor, ...]:
     """The tensors of tile tables: those of a forward pass are one pair, those of a backward pass are two."""
     if tiles is None:
         return ()
-    return tiles if isinstance(tiles[0], Tensor) else tiles[0] + tiles[1]
+    return (*tiles,) if isinstance(tiles[0], Tensor) else (*tiles[0], *tiles[1])
 
 
 def _as_tiles(flat: tuple[Tensor, ...]) -> Any:

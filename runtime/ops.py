@@ -1,7 +1,7 @@
 """The operators ``regard::attention`` and ``regard::attention_backward``.
 
-Autograd, ``torch.compile``, ``torch.export``, activation checkpointing and dispatch modes see attention through
-them. They carry the variant as text, so that a graph can be run by a process that never saw the Python function.
+``torch.compile``, ``torch.export``, function transforms, tensor subclasses and dispatch modes see attention through
+them; plain eager calls do without (:mod:`.autograd`). They carry the variant as text, so that a graph can be run by a process that never saw the Python function.
 """
 
 from __future__ import annotations
@@ -45,19 +45,39 @@ def attention(
     reuse_tables: bool,
 ) -> tuple[Tensor, Tensor]:
     """``(out, lse)`` through the operator, hence differentiable and traceable."""
-    floats = [p.type is F32 for p in variant.scalars]
     out, lse = torch.ops.regard.attention(
-        query,
-        key,
-        value,
-        list(buffers),
-        [x for x, is_float in zip(scalars, floats, strict=True) if not is_float],
-        [x for x, is_float in zip(scalars, floats, strict=True) if is_float],
-        variant=text,
-        deterministic=deterministic,
-        reuse_tables=reuse_tables,
-    )
+        query, key, value, list(buffers), *_by_type(variant, scalars),
+        variant=text, deterministic=deterministic, reuse_tables=reuse_tables,
+    )  # fmt: skip
     return out, lse
+
+
+def attention_backward(
+    variant: Variant,
+    text: str,
+    saved: Sequence[Tensor],
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    buffers: Sequence[Tensor],
+    scalars: Sequence[int | float],
+    buffer_gradients: Sequence[bool],
+    deterministic: bool,
+    reuse_tables: bool,
+) -> list[Tensor]:
+    """Gradients through the operator; ``saved`` are query, key, value, ``out`` and ``lse``."""
+    gradients: list[Tensor] = torch.ops.regard.attention_backward(
+        *saved, grad_out, grad_lse, list(buffers), *_by_type(variant, scalars),
+        variant=text, buffer_gradients=buffer_gradients, deterministic=deterministic, reuse_tables=reuse_tables,
+    )  # fmt: skip
+    return gradients
+
+
+def _by_type(variant: Variant, scalars: Sequence[int | float]) -> tuple[list[int | float], list[int | float]]:
+    """Integers and floats."""
+    found: tuple[list[int | float], list[int | float]] = [], []
+    for p, x in zip(variant.scalars, scalars, strict=True):
+        found[p.type is F32].append(x)
+    return found
 
 
 def _merged(variant: Variant, integers: Sequence[int], floats: Sequence[float]) -> list[int | float]:

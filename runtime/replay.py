@@ -1,8 +1,9 @@
-"""Repeating a forward pass for a shape that was seen before, without the Python of the generated module.
+"""Repeating a forward or backward pass for a shape that was seen before, without the Python of the generated module.
 
-The second call for a shape, strides and scalar values runs the module under :func:`record`. Where all that it does
-is to allocate and to launch kernels on its inputs and on what it allocated, later calls do the same with their own
-tensors. Everything else (copies of inputs, computed tables) goes through the module every time.
+The second call for a shape, strides and scalar values runs the module under :func:`record`, which notes what it does:
+allocations, launches of kernels, and PyTorch's operators on tensors (sums over groups, a copy of an input). Later calls
+do the same with their own tensors. Modules that look into a tensor, or that use memory from elsewhere, are not
+repeated: they run every time.
 """
 
 from __future__ import annotations
@@ -21,51 +22,74 @@ from . import counters
 from .direct import Call, TensorMaps, call_of
 from .launch import Launch, Launcher
 
-_Forward = tuple[Tensor, Tensor]
 _Allocate = Callable[[Sequence[int], Sequence[int], torch.dtype], Tensor]
 _aten = torch.ops.aten
+_EMPTY = (_aten.empty.memory_format, _aten.empty_like.default, _aten.empty_strided.default)
+
+
+class _Noted(NamedTuple):
+    """An operator that was called after ``launches`` launches."""
+
+    launches: int
+    function: Any
+    args: Any
+    kwargs: dict[str, Any]
+    made: Tensor
 
 
 class _Watch(TorchDispatchMode):
-    """Notes what operators make while a module runs, and where views of it and of the inputs begin."""
+    """Notes what operators make while a module runs, and where views begin."""
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Sequence[Tensor], launches: Sequence[Launch]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.allocated: list[Tensor] = []
         self.zeros: list[Tensor] = []
-        self.only_allocates = True
-        # Base and offset in bytes by identity, and the views themselves, so that no identity is used twice.
+        # All else that was called. It holds what was made, so that no identity is used twice.
+        self.operators: list[_Noted] = []
+        self.only_tensors = True
+        # Base and offset in bytes by identity. What is made from memory that nobody noted has none.
         self.begins: dict[int, tuple[Tensor, int]] = {id(x): (x, 0) for x in inputs}
-        self._views: list[Tensor] = []
+        self._launches = launches
         self._device = inputs[0].device
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        if not isinstance(made, Tensor) or made.device != self._device:
-            self.only_allocates = False
-        elif func is _aten.empty.memory_format:
+        if not isinstance(made, Tensor):
+            self.only_tensors = False
+            return made
+        here = made.device == self._device
+        # Who copies a tensor to the host may look into it there.
+        self.only_tensors &= here or not _tensors((args, kwargs))
+        if here and func in _EMPTY:
             self.allocated.append(made)
-            self.begins[id(made)] = made, 0
-        elif func is _aten.zeros.default and made.dtype is torch.int32 and made.numel() == 1:
+        elif here and func is _aten.zeros.default and made.dtype is torch.int32 and made.numel() == 1:
             self.zeros.append(made)
-            self.begins[id(made)] = made, 0
-        elif func.is_view and id(args[0]) in self.begins:
-            base, offset = self.begins[id(args[0])]
-            self._views.append(made)
-            self.begins[id(made)] = base, offset + made.data_ptr() - args[0].data_ptr()
         else:
-            self.only_allocates = False
+            self.operators.append(_Noted(len(self._launches), func, args, kwargs or {}, made))
+        if not func.is_view:
+            self.begins.setdefault(id(made), (made, 0))
+        elif id(args[0]) in self.begins:
+            base, offset = self.begins[id(args[0])]
+            self.begins[id(made)] = base, offset + made.data_ptr() - args[0].data_ptr()
         return made
 
-    def is_whole(self, x: Tensor) -> bool:
-        """Whether ``x`` is, or looks exactly like, something that was allocated."""
+    def as_made(self, x: Tensor) -> Tensor:
+        """``x``, or what it is a view of if that looks exactly like it."""
         base, _ = self.begins.get(id(x), (x, 0))
-        form = x.dtype, x.shape, x.stride()
-        return any(base is a for a in self.allocated) and (base.dtype, base.shape, base.stride()) == form
+        return base if (base.dtype, base.shape, base.stride()) == (x.dtype, x.shape, x.stride()) else x
+
+    def needed(self, outputs: Sequence[Tensor]) -> list[_Noted]:
+        """The operators to repeat: all but views that only launches read, by their addresses."""
+        wanted, found = {id(x) for x in outputs}, []
+        for noted in reversed(self.operators):
+            if not noted.function.is_view or id(noted.made) in wanted:
+                found.append(noted)
+                wanted |= {id(x) for x in _tensors((noted.args, noted.kwargs))}
+        return found[::-1]
 
 
-class _Step(NamedTuple):
-    """A launch. Its tensors are (index of the argument, number of the tensor, offset in bytes, …)."""
+class _Launch(NamedTuple):
+    """Its tensors are (index of the argument, number of the tensor, offset in bytes, …)."""
 
     function: Callable[..., object]
     arguments: list[Any]
@@ -74,26 +98,54 @@ class _Step(NamedTuple):
     maps: list[tuple[int, int, int, TensorMaps]]
 
 
-class Replay:
-    """Recorded launches. Calling it with the same kind of inputs gives ``(out, lse)``, both newly allocated.
+class _Operator(NamedTuple):
+    """Its arguments have :class:`_Number` in place of tensors."""
 
-    Tensors are numbered: inputs, then what is allocated, then counters at zero.
+    function: Any
+    args: Any
+    kwargs: Any
+
+
+class _Number(int):
+    """A tensor by its number."""
+
+
+class Replay:
+    """Recorded steps. Calling it with the same kind of inputs gives the outputs, newly allocated.
+
+    Tensors are numbered: inputs, what is allocated, counters at zero, then what operators make, in their order.
     """
 
-    def __init__(self, launches: Sequence[Launch], inputs: Sequence[Tensor], watch: _Watch, outputs: _Forward) -> None:
-        """Raises :class:`KeyError` where a launch reads memory that is not one of these."""
+    def __init__(
+        self, launches: Sequence[Launch], inputs: Sequence[Tensor], watch: _Watch, outputs: Sequence[Tensor]
+    ) -> None:
+        """Raises :class:`KeyError` where a step reads memory that is not one of these."""
         device = inputs[0].device
+        self._steps: list[_Launch | _Operator] = []
         numbers = {id(x): i for i, x in enumerate((*inputs, *watch.allocated, *watch.zeros))}
-        self._steps = [_step(call_of(launch), watch.begins, numbers) for launch in launches]
+        fixed, done = len(numbers), 0
+        # Counters are used up by launches; nothing else may read them.
+        known = {id(x): numbers[id(x)] for x in (*inputs, *watch.allocated)}
+        outputs = [watch.as_made(x) for x in outputs]
+        for i, noted in enumerate(watch.needed(outputs)):
+            self._steps += [_step(call_of(x), watch.begins, numbers) for x in launches[done : noted.launches]]
+            done = noted.launches
+            args, kwargs = _replaced((noted.args, noted.kwargs), lambda x: _Number(known[id(x)]), Tensor)
+            self._steps.append(_Operator(noted.function, args, kwargs))
+            for places in (numbers, known):
+                places.setdefault(id(noted.made), fixed + i)
+        self._steps += [_step(call_of(x), watch.begins, numbers) for x in launches[done:]]
+        self._outputs = [known[id(x)] for x in outputs]
+        if any(number < len(inputs) for number in self._outputs):
+            raise KeyError("an input is returned")
         self._allocations = [(tuple(x.shape), x.stride(), x.dtype) for x in watch.allocated]
-        self._out, self._lse = (numbers[id(watch.begins[id(x)][0])] - len(inputs) for x in outputs)
         self._counters = len(watch.zeros)
         self._unaligned = _unaligned([x.data_ptr() for x in inputs])
         self._device = device.index
         self._allocate = _allocator(device)
         self._current_stream = driver.active.get_current_stream
 
-    def __call__(self, tensors: Sequence[Tensor]) -> _Forward | None:
+    def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
         """None where this call must go through the module: other alignment, or a profiler that wants to know.
 
         The device of the tensors is the current one.
@@ -111,16 +163,24 @@ class Replay:
         # A captured graph must reset its counters in each of its runs.
         if self._counters and torch.cuda.is_current_stream_capturing():
             return None
-        allocate, made = self._allocate, []
+        allocate, held = self._allocate, list(tensors)
         for size, stride, dtype in self._allocations:
             x = allocate(size, stride, dtype)
-            made.append(x)
+            held.append(x)
             addresses.append(x.data_ptr())
         stream = self._current_stream(self._device)
-        if self._counters:
-            taken = [counters.take(tensors[0].device, stream) for _ in range(self._counters)]
-            addresses += [address for address, _ in taken]
-        for function, template, head, pointers, maps in self._steps:
+        for _ in range(self._counters):
+            address, memory = counters.take(tensors[0].device, stream)
+            held.append(memory)
+            addresses.append(address)
+        for step in self._steps:
+            if isinstance(step, _Operator):
+                function, args, kwargs = _replaced(step, held.__getitem__, _Number)
+                x = function(*args, **kwargs)
+                held.append(x)
+                addresses.append(x.data_ptr())
+                continue
+            function, template, head, pointers, maps = step
             arguments = template.copy()
             for i, number, offset in pointers:
                 arguments[i] = addresses[number] + offset
@@ -134,19 +194,18 @@ class Replay:
                 front = head.copy()
                 front[3] = stream
                 function(*front, arguments)
-        return made[self._out], made[self._lse]
+        return tuple([held[number] for number in self._outputs])
 
 
 def record(
-    launcher: Launcher, run: Callable[..., _Forward], tensors: Sequence[Tensor]
-) -> tuple[_Forward, Replay | None]:
-    """``run(*tensors)``, and how to repeat it if it does nothing but allocate and launch."""
+    launcher: Launcher, run: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], Replay | None]:
+    """``run(*tensors)``, and how to repeat it if nothing that it does depends on the contents of tensors."""
     # Aliases tell the inputs apart where one tensor is passed twice.
     aliases = [x.detach() for x in tensors]
-    watch = _Watch(aliases)
-    with launcher.recording() as launches, watch:
+    with launcher.recording() as launches, _Watch(aliases, launches) as watch:
         outputs = run(*aliases)
-    if not launches or not watch.only_allocates or not all(map(watch.is_whole, outputs)):
+    if not launches or not watch.only_tensors:
         return outputs, None
     try:
         return outputs, Replay(launches, aliases, watch, outputs)
@@ -154,14 +213,32 @@ def record(
         return outputs, None
 
 
-def _step(call: Call, begins: dict[int, tuple[Tensor, int]], numbers: dict[int, int]) -> _Step:
+def _replaced(x: Any, replace: Callable[[Any], Any], type_: type) -> Any:
+    """Nested tuples, lists and dictionaries with each ``type_`` in them replaced."""
+    if isinstance(x, type_):
+        return replace(x)
+    if isinstance(x, tuple | list):
+        return [_replaced(y, replace, type_) for y in x]
+    if isinstance(x, dict):
+        return {name: _replaced(y, replace, type_) for name, y in x.items()}
+    return x
+
+
+def _tensors(x: Any) -> list[Tensor]:
+    """Those in nested tuples, lists and dictionaries."""
+    found: list[Tensor] = []
+    _replaced(x, found.append, Tensor)
+    return found
+
+
+def _step(call: Call, begins: dict[int, tuple[Tensor, int]], numbers: dict[int, int]) -> _Launch:
     def place(x: Tensor) -> tuple[int, int]:
         base, offset = begins[id(x)]
         return numbers[id(base)], offset
 
     pointers = [(i, *place(x)) for i, x in call.pointers]
     maps = [(i, *place(x), known) for i, x, known in call.maps]
-    return _Step(call.function, call.arguments, call.head, pointers, maps)
+    return _Launch(call.function, call.arguments, call.head, pointers, maps)
 
 
 def _allocator(device: torch.device) -> _Allocate:

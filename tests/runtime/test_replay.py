@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import threading
 import weakref
@@ -143,7 +144,7 @@ def test_a_replay_passes_what_the_module_passes(launches: list[tuple[Any, ...]],
 def test_the_warp_specialised_kernel_is_replayed_with_a_fresh_counter(
     launches: list[tuple[Any, ...]], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_fills", lambda sizes, device: True)
+    monkeypatch.setattr(engine, "_fills", lambda *_: True)
     attn, x = rg.attention(rg.causal()), inputs(1, 2, 300, 128)
     seen, used = [], []
     for _ in range(6):
@@ -247,11 +248,16 @@ def test_inputs_are_not_kept_alive(launches: list[tuple[Any, ...]], way: str) ->
     assert [ref() for ref in alive] == [None] * 3
 
 
-def test_a_module_that_computes_is_not_replayed(launches: list[tuple[Any, ...]]) -> None:
+def test_a_module_that_computes_is_replayed_with_its_operators(launches: list[tuple[Any, ...]], way: str) -> None:
     attn, x = rg.attention(rg.causal(), scale=-0.25), inputs(1, 2, 64, 16)
-    for _ in range(4):
-        attn(*x)  # negates the query, so that the scale is positive
-    assert kept(attn) == [None] and len(launches) == 4
+    alive = []
+    for value in (1, 2, 3, 4):
+        x[0].fill_(value)
+        alive.append(attn(*x))  # negates the query, so that the scale is positive
+        (passed,) = [a[0] for a in launches[-1] if isinstance(a, TensorMap)][:1]
+        assert passed != x[0].data_ptr()
+        assert ctypes.cast(passed, ctypes.POINTER(ctypes.c_uint16))[0] == (-x[0]).view(torch.uint16).flatten()[0]
+    assert kept(attn)[0]
 
 
 def test_launches_that_need_scratch_memory(launches: list[tuple[Any, ...]], driver: Any) -> None:

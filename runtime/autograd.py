@@ -1,0 +1,90 @@
+"""Gradients of plain eager calls, past the operators.
+
+What PyTorch puts around an operator with registered autograd costs more host time than attention itself. Where nobody
+watches operators, a call is recorded by a function of autograd instead. Its backward pass uses the operator after all
+where it is recorded or watched in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .engine import Engine
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def is_watched(*tensors: Tensor) -> bool:
+    """Whether something besides plain eager execution must see operators: a mode, a transform, a subclass."""
+    return (
+        any(type(x) not in _PLAIN for x in tensors)
+        or (not tensors[0].is_cuda and torch.is_autocast_enabled("cpu"))
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def attention(
+    engine: Engine,
+    text: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    buffers: Sequence[Tensor],
+    scalars: Sequence[int | float],
+    deterministic: bool,
+) -> tuple[Tensor, Tensor]:
+    """``(out, lse)``, recorded for one backward pass; nothing is watched now."""
+    apply: Any = _Attention.apply
+    out, lse = apply(engine, text, scalars, deterministic, query, key, value, *buffers)
+    return out, lse
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        engine: Engine,
+        text: str,
+        scalars: Sequence[int | float],
+        deterministic: bool,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *buffers: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        out, lse = engine.forward(query, key, value, buffers, scalars, True)
+        ctx.save_for_backward(query, key, value, out, lse, *buffers)
+        ctx.set_materialize_grads(False)
+        ctx.call = engine, text, scalars, engine.buffer_gradients(buffers), deterministic
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        query, key, value, out, lse, *buffers = ctx.saved_tensors
+        engine, text, scalars, buffer_gradients, deterministic = ctx.call
+        if grad_out is None:
+            if grad_lse is None:
+                return (None,) * (7 + len(buffers))
+            grad_out = torch.zeros_like(out)
+        compiling = torch.compiler.is_compiling()
+        if compiling or torch.is_grad_enabled() or is_watched(query, grad_out):
+            gradients = ops.attention_backward(
+                engine.variant, text, (query, key, value, out, lse), grad_out, grad_lse, buffers, scalars,
+                buffer_gradients, deterministic, not compiling,
+            )  # fmt: skip
+        else:
+            gradients = engine.backward(
+                query, key, value, out, lse, grad_out, grad_lse, buffers, scalars, buffer_gradients, deterministic,
+                True,
+            )  # fmt: skip
+        of_buffers = iter(gradients[3:])
+        return (
+            None, None, None, None, *gradients[:3],
+            *(next(of_buffers) if wanted else None for wanted in buffer_gradients),
+        )  # fmt: skip
