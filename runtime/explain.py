@@ -14,15 +14,15 @@ from torch import Tensor
 
 from ..codegen.defaults import Direction
 from ..codegen.schedule import DType, Schedule, Target
-from ..codegen.skeletons import choose, fills, schedule_for
+from ..codegen.skeletons import choose, fills, schedule_for, walks_boxes
 from ..codegen.triton_values import is_checked
 from ..ir.dependence import load_class
 from ..ir.grids import check_lengths
 from ..ir.location import Location
 from ..ir.nodes import Expr, Index, Load
-from ..ir.printer import print_expr
-from ..ir.tiles import Interval, TilePlan
-from ..ir.tiles.count import PairCount, TileCounts, Work, pair_count, tile_counts, work
+from ..ir.printer import print_boxes, print_expr
+from ..ir.tiles import Interval, Proof, TilePlan
+from ..ir.tiles.count import PairCount, TileCounts, Work, box_counts, pair_count, tile_counts, work
 from ..ir.traverse import loads, parameter_names, substitute
 from ..ir.types import I32
 from ..ir.variant import Variant
@@ -39,6 +39,10 @@ _METHODS = {
     "exact": "exact: the mask is evaluated for every pair of positions, in chunks; "
     "stored are two lists of tiles (4 bytes for a pair of tiles)",
 }
+_BOXES = (
+    "boxes: a tile is a box of coordinates, and keys are ranges along each axis, for a run first … last of queries "
+    "of one class; nothing is stored, whatever the length"
+)
 # Shorter names for the ends of a tile, as the report explains them.
 _TILE_ENDS: dict[Expr, Expr] = {Index(f"tile_{end}", I32): Index(end, I32) for end in ("first", "last")}
 
@@ -88,9 +92,8 @@ class Counts:
 
     @property
     def speedup_bound(self) -> float:
-        """Dense tiles over visited tiles: how much faster than dense attention of the same speed this can be."""
-        visited = self.tiles.visited
-        return (visited + self.tiles.empty) / visited if visited else float("inf")
+        """Pairs of all tiles over those of visited ones: how much faster than dense attention this can be."""
+        return self.tiles.speedup_bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,10 @@ class Explanation:
         return "\n\n".join(block for block in blocks if block)
 
     def _tiles(self) -> Iterator[str]:
+        if self._walks_boxes:
+            yield _BOXES
+            yield from _short(print_boxes(self.plan.boxes)).splitlines()
+            return
         yield _METHODS[self.plan.method]
         for own, other, ranges in (("queries", "keys", self.plan.keys), ("keys", "queries", self.plan.queries)):
             yield f"for a tile of {own} first … last:"
@@ -135,15 +142,27 @@ class Explanation:
         if self.plan.classification is not None:
             yield f"a pair of tiles may hold allowed pairs if  {print_expr(self.plan.classification.may)}"
             yield f"it is full if  {print_expr(self.plan.classification.must)}"
+        if self.plan.boxes_decide_more:
+            yield f"boxes of a grid would decide more, but kernels for {self.setting.target} walk runs of positions:"
+            yield from (f"  {line}" for line in _short(print_boxes(self.plan.boxes)).splitlines())
+
+    @property
+    def _walks_boxes(self) -> bool:
+        return walks_boxes(self.plan, self.setting.target)
 
     def _proofs(self) -> Iterator[str]:
         if not self.plan.proofs:
             yield "every pair is allowed: all tiles are full"
-        for proof in self.plan.proofs:
+        for proof in self._proofs_of_what_runs():
             place = f"  ({_place(proof.loc)})" if proof.loc is not None else ""
             yield f"{print_expr(proof.atom)}: {proof.verdict}; {_short(proof.reason)}{place}"
         rows = "no row is empty" if self.plan.rows_never_empty else "rows may be empty (they give 0)"
         yield f"{rows}: {self.plan.rows_reason}"
+
+    def _proofs_of_what_runs(self) -> Iterable[Proof]:
+        if not self._walks_boxes:
+            return self.plan.proofs
+        return dict.fromkeys(proof for term in self.plan.boxes for proof in term.proofs)
 
     def _problem(self) -> str:
         s = self.setting
@@ -214,7 +233,11 @@ def explain(
 def _count(plan: TilePlan, what: Setting, schedule: Schedule, exact: bool) -> Counts:
     assert what.sizes is not None  # the caller checked
     values = what.numbers()
-    tiles = tile_counts(plan, what.sizes, values, schedule.block_m, schedule.block_n, exact or plan.method == "exact")
+    blocks = schedule.block_m, schedule.block_n
+    if walks_boxes(plan, what.target):
+        tiles = box_counts(plan, what.sizes, values, *blocks)
+    else:
+        tiles = tile_counts(plan, what.sizes, values, *blocks, exact or plan.method == "exact")
     cost = work(plan, what.sizes, values, tiles, what.head_dim, what.value_dim, _ITEM_SIZES[what.dtype])
     pairs = pair_count(plan, what.sizes, values, exact)
     if pairs.exact and not cost.exact:
@@ -236,7 +259,8 @@ def _kernel(plan: TilePlan, what: Setting, direction: Direction) -> Kernel:
     differentiated = {p.name for p, wanted in zip(plan.variant.buffers, gradients, strict=True) if wanted}
     score_loads = [load for score in plan.variant.scores for load in loads(score)]
     scattered = any(load.buffer in differentiated and load_class(load) == "pair" for load in score_loads)
-    skeleton = "PyTorch tile program" if on_cpu else f"{choice.skeleton}_{direction}"
+    tiles = "boxes" if walks_boxes(plan, what.target) else "tiles"
+    skeleton = f"PyTorch program over {tiles}" if on_cpu else f"{choice.skeleton}_{direction}"
     reason = "" if on_cpu else choice.reason
     repeatable = on_cpu or not (scattered or (direction, choice.skeleton) == ("backward", "gluon"))
     return Kernel(direction, skeleton, schedule, deterministic=repeatable, reason=reason)

@@ -137,5 +137,4 @@ def _product(counts: list[Array], sizes: Sizes) -> int:
     totals = np.broadcast_arrays(np.zeros((1, 1)), *counts)[1:]
     batches, heads = totals[0].shape
     each: list[int] = [prod(int(x[b, h]) for x in totals) for b in range(batches) for h in range(heads)]
-    copies = (sizes.batch // batches) * (sizes.heads // heads)
-    return sum(each) * copies
+    return int(sum(each) * (sizes.batch // batches) * (sizes.heads // heads))

@@ -6,9 +6,10 @@ what the axes may allow covers the mask; where every condition belongs to one ax
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, assert_never
 
+from .. import printer
 from ..bounds import Range, interval
 from ..build import binary, const
 from ..nodes import COMPARISONS, ZERO, Binary, BinaryOp, Coordinate, Expr, Index
@@ -20,7 +21,7 @@ from .classes import Classes, Relation, joined, relation
 from .digits import digit, rewritten
 from .formula import All, Any, Atom, Formula, atoms, conjoin, negated, to_condition, to_formula
 from .overflow import is_exact, with_bounded_loads
-from .plan import BoxAxis, BoxTerm, Interval, Ranges, Side
+from .plan import BoxAxis, BoxTerm, Interval, Proof, Ranges, Side
 from .ranges import is_solved, tile_ranges
 from .token_space import Space, declared_space, inferred_space
 
@@ -106,13 +107,18 @@ def _over(f: Formula, space: Space) -> BoxTerm:
         for part, known in zip(parts, relations, strict=True)
         if known is None or not classes[known[0]].implies(known[1])
     ]
-    keys, remaining = _ranges(rest, space, classes, "keys")
+    keys, places = _ranges(rest, space, classes, "keys")
     queries, _ = _ranges(rest, space, classes, "queries")
     axes = tuple(
         BoxAxis(query, key, c.block, c.offset, c.residue, c.shift, k, q)
         for query, key, c, k, q in zip(space.query, space.key, classes, keys, queries, strict=True)
     )
-    return BoxTerm(to_condition(f), axes, remaining)
+    remaining = tuple(a for part, place in zip(rest, places, strict=True) if place is None for a in atoms(part))
+    proofs = [*_proved_as_classes(parts, rest, relations), *_proved_along_axes(rest, places, space, classes)]
+    order = [a for part in parts for a in atoms(part)]
+    return BoxTerm(
+        to_condition(f), axes, tuple(dict.fromkeys(remaining)), tuple(sorted(proofs, key=lambda p: order.index(p.atom)))
+    )
 
 
 def _relation(part: Formula, space: Space) -> tuple[int, Relation] | None:
@@ -127,6 +133,31 @@ def _relation(part: Formula, space: Space) -> tuple[int, Relation] | None:
     return None
 
 
+def _proved_as_classes(
+    parts: Sequence[Formula], rest: Sequence[Formula], relations: Sequence[tuple[int, Relation] | None]
+) -> Iterator[Proof]:
+    for part, known in zip(parts, relations, strict=True):
+        if known is not None and part not in rest and isinstance(part, Atom):
+            axis, what = known
+            yield Proof(part.condition, "class", f"queries see keys of {what} along axis {axis}", part.condition.loc)
+
+
+def _proved_along_axes(
+    parts: Sequence[Formula], places: Sequence[int | None], space: Space, classes: Sequence[Classes]
+) -> Iterator[Proof]:
+    table, limits = _digits(space, classes, "keys")
+    for part, axis in zip(parts, places, strict=True):
+        over_digits = _mapped(part, space, table, limits)
+        for atom in atoms(part):
+            if axis is None or over_digits is None:
+                yield Proof(atom, "partial", "belongs to no axis alone: evaluated inside of boxes", atom.loc)
+            else:
+                ranges = _along([over_digits], axis, "keys")
+                ends = _ends(space, classes[axis], axis)
+                may, must = (printer.print_union(_moved(x, ends)) for x in (ranges.may, ranges.must))
+                yield Proof(atom, "closed form", f"key range {may} along axis {axis}, full in {must}", atom.loc)
+
+
 def _is_integer_comparison(e: Expr) -> bool:
     return isinstance(e, Binary) and e.op in COMPARISONS and e.a.type.is_integer and is_exact(with_bounded_loads(e))
 
@@ -136,19 +167,19 @@ def _is_integer_comparison(e: Expr) -> bool:
 
 def _ranges(
     parts: Sequence[Formula], space: Space, classes: Sequence[Classes], direction: Direction
-) -> tuple[list[Ranges], tuple[Expr, ...]]:
-    """The ranges of each axis, and the atoms that belong to none."""
+) -> tuple[list[Ranges], list[int | None]]:
+    """The ranges of each axis, and for each part the axis that decides it, if any does."""
     table, limits = _digits(space, classes, direction)
     own: list[list[Formula]] = [[] for _ in classes]
     implied: list[list[Formula]] = [[] for _ in classes]
     sufficient: list[list[Formula]] = [[] for _ in classes]
-    remaining: list[Expr] = []
+    places: list[int | None] = []
     may_be_full = True
     for part in parts:
         over_digits = _mapped(part, space, table, limits)
         axes = None if over_digits is None else _axes_of(over_digits)
         if axes is None or len(axes) > 1:
-            remaining += atoms(part)
+            places.append(None)
             first = min(axes, default=0) if axes else 0
             enough: list[Formula] = []
             if isinstance(over_digits, Atom):
@@ -161,17 +192,22 @@ def _ranges(
             assert over_digits is not None
             axis = min(axes, default=0)
             own[axis].append(over_digits)
-            if not is_solved(_named_as_positions(over_digits, axis)):
-                remaining += atoms(part)
+            places.append(axis if is_solved(_named_as_positions(over_digits, axis)) else None)
     ranges = []
     for axis, c in enumerate(classes):
         certain, possible = (_along(own[axis] + more, axis, direction) for more in (sufficient[axis], implied[axis]))
-        ends: dict[Expr, Expr] = {digit(f"{name} {axis}"): digit(name) for name in ("block", "residue")}
-        for name, sides in (("q", space.query), ("kv", space.key)):
-            ends |= {Index(f"{name}_len", I32): _extent(sides[axis], c)}
-            ends |= {Index(f"{name} length", I32): Index(f"{name}_len", I32)}
+        ends = _ends(space, c, axis)
         ranges.append(Ranges(_moved(possible.may, ends), _moved(certain.must, ends) if may_be_full else ()))
-    return ranges, tuple(dict.fromkeys(remaining))
+    return ranges, places
+
+
+def _ends(space: Space, c: Classes, axis: int) -> dict[Expr, Expr]:
+    """From the names inside of the analysis of one axis to those that ranges have."""
+    table: dict[Expr, Expr] = {digit(f"{name} {axis}"): digit(name) for name in ("block", "residue")}
+    for name, sides in (("q", space.query), ("kv", space.key)):
+        table |= {Index(f"{name}_len", I32): _extent(sides[axis], c)}
+        table |= {Index(f"{name} length", I32): Index(f"{name}_len", I32)}
+    return table
 
 
 def _digits(

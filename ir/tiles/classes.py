@@ -20,6 +20,10 @@ class SameResidue:
     modulus: int
     shift: Expr
 
+    def __str__(self) -> str:
+        which = "the same residue" if self.shift == ZERO else "one residue"
+        return f"{which} modulo {self.modulus}"
+
 
 @dataclass(frozen=True, slots=True)
 class SameBlock:
@@ -27,6 +31,9 @@ class SameBlock:
 
     size: int
     offset: int
+
+    def __str__(self) -> str:
+        return "the same coordinate" if self.size == 1 else f"the same block of {self.size}"
 
 
 Relation = SameResidue | SameBlock

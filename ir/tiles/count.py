@@ -7,6 +7,7 @@ tile nevertheless, because it must not read beyond the length.)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -25,7 +26,8 @@ class TileCounts:
 
     ``exact`` is False where the mask can only be decided pair by pair and that was not asked for: then
     ``partial`` may hold tiles that are empty or full. ``boxes`` are the shapes of tiles that are boxes, one for
-    each term of the plan; ``empty`` is then what dense attention would visit besides.
+    each term of the plan, and may hold fewer pairs than ``block_m * block_n``; empty ones are not counted then.
+    ``tile_pairs`` are those of all visited tiles, ``dense_pairs`` those of all tiles that there are.
     """
 
     empty: int
@@ -34,20 +36,27 @@ class TileCounts:
     block_m: int
     block_n: int
     exact: bool
+    tile_pairs: int
+    dense_pairs: int
     boxes: tuple[Boxes, ...] = ()
+
+    @property
+    def speedup_bound(self) -> float:
+        """How much faster than dense attention of the same speed this can be."""
+        return self.dense_pairs / self.tile_pairs if self.tile_pairs else float("inf")
 
     @property
     def visited(self) -> int:
         return self.partial + self.full
 
     def __str__(self) -> str:
+        if self.boxes:
+            shapes = ", and of ".join(map(str, self.boxes))
+            return f"boxes of {shapes}: {self.full:,} full, {self.partial:,} partial"
         total = max(self.visited + self.empty, 1)
         label = "" if self.exact else " (before the exact pass)"
-        shape = f"tiles of {self.block_m} × {self.block_n}"
-        if self.boxes:
-            shape += f" as boxes of {' and '.join(map(str, self.boxes))}"
         return (
-            f"{shape}: {self.full:,} full, {self.partial:,} partial, "
+            f"tiles of {self.block_m} × {self.block_n}: {self.full:,} full, {self.partial:,} partial, "
             f"{self.empty:,} empty ({self.visited / total:.1%} visited){label}"
         )
 
@@ -130,7 +139,10 @@ def tile_counts(
         must = inward(runs(plan.keys.must, first, last, sizes.kv_len, env), block_n, sizes.kv_len).total
         full = int(must.sum()) * _copies(must, sizes)
         partial = int(may.sum()) * _copies(may, sizes) - full
-    return TileCounts(total - partial - full, partial, full, block_m, block_n, exact or plan.method != "exact")
+    area = block_m * block_n
+    decided = exact or plan.method != "exact"
+    empty = total - partial - full
+    return TileCounts(empty, partial, full, block_m, block_n, decided, (partial + full) * area, total * area)
 
 
 def box_counts(plan: TilePlan, sizes: Sizes, values: Values, block_m: int, block_n: int) -> TileCounts:
@@ -140,8 +152,9 @@ def box_counts(plan: TilePlan, sizes: Sizes, values: Values, block_m: int, block
         count_boxes(term, b.queries, b.keys, sizes, values) for term, b in zip(plan.boxes, boxes, strict=True)
     ]
     visited, full = (sum(x) for x in zip(*counts, strict=True))
-    dense = sizes.batch * sizes.heads * -(-sizes.q_len // block_m) * -(-sizes.kv_len // block_n)
-    return TileCounts(max(dense - visited, 0), visited - full, full, block_m, block_n, True, boxes)
+    pairs = sum(n * prod(b.queries) * prod(b.keys) for (n, _), b in zip(counts, boxes, strict=True))
+    tiles = sizes.batch * sizes.heads * -(-sizes.q_len // block_m) * -(-sizes.kv_len // block_n)
+    return TileCounts(0, visited - full, full, block_m, block_n, True, pairs, tiles * block_m * block_n, boxes)
 
 
 def pair_count(plan: TilePlan, sizes: Sizes, values: Values, exact: bool = False) -> PairCount:
@@ -182,7 +195,7 @@ def work(
     return Work(
         forward_flops=pairs.pairs * per_pair,
         backward_flops=pairs.pairs * per_pair * 5 // 2,
-        tile_flops=tiles.visited * tiles.block_m * tiles.block_n * per_pair,
+        tile_flops=tiles.tile_pairs * per_pair,
         forward_bytes=inputs + captured + outputs,
         # Reads inputs, outputs and the gradient of the output; writes gradients of the inputs.
         backward_bytes=2 * inputs + captured + outputs + queries * value_dim * itemsize,

@@ -46,6 +46,19 @@ class Classification:
     must: Expr
 
 
+Verdict = Literal["closed form", "class", "interval", "partial"]
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was proved about one atom of the mask."""
+
+    atom: Expr
+    verdict: Verdict
+    reason: str
+    loc: Location | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Side:
     """Queries, or keys, along one axis of the token space.
@@ -96,19 +109,7 @@ class BoxTerm:
     mask: Expr
     axes: tuple[BoxAxis, ...]
     remaining: tuple[Expr, ...]
-
-
-Verdict = Literal["closed form", "interval", "partial"]
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """What was proved about one atom of the mask."""
-
-    atom: Expr
-    verdict: Verdict
-    reason: str
-    loc: Location | None = None
+    proofs: tuple[Proof, ...] = ()
 
 
 Method = Literal["closed", "classified", "exact"]

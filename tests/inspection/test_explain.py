@@ -40,7 +40,7 @@ def test_report_reads_well() -> None:
         "rows may be empty (they give 0)",
         "bias[head, q - kv]: guarded load; q - kv may lie outside",
         "Kernels for cpu, f32, head size 64",
-        "forward: PyTorch tile program, repeatable bit by bit\n    tiles of",
+        "forward: PyTorch program over tiles, repeatable bit by bit\n    tiles of",
         "Counts for batch 2, 4 heads, 333 queries × 333 keys",
     ):
         assert line in report, report
@@ -122,7 +122,7 @@ def test_atomic_gradients_are_said() -> None:
     attn = rg.attention(scattered(table=table))
     forward, backward = attn.explain(target="sm_90").kernels
     assert forward.deterministic and not backward.deterministic
-    assert "atomic" in str(backward)
+    assert "order of arrival" in str(backward)
     assert attn.explain(target="cpu").kernels[1].deterministic
 
 
