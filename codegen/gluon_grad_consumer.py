@@ -39,7 +39,6 @@ class Consumer(Gradients):
         self.expressions = self.values()
         self.split_columns = problem.head_dim > 64
         found = [x for e in self.results.values() for x in loads(e)]
-        self.loads_pairs = any({"q", "kv"} <= dependence(x) for x in found)
         self.loads_queries = any(dependence(x) & {"q", "kv"} == {"q"} for x in found)
 
     def emit(self, out: Emitter) -> None:
@@ -155,7 +154,7 @@ class Consumer(Gradients):
             guard = Guard(query="(q_index < q_len)" if masked else "")
             done = emit_columns(out, values, "query", wanted, guard, done)
         if masked:
-            done = self._emit_allowed(out, done)
+            done = self.emit_allowed(out, values, done)
         self.emit_scaled(out)
         score = "s"
         if self.has_scores:
@@ -167,15 +166,6 @@ class Consumer(Gradients):
             out.line(f"final = {zeros}({values.result('score')})")
         text = self.exponential(score, "lse_row[None, :]")
         out.line(f"p = {f'tl.where(allowed, {text}, 0.0)' if masked else text}")
-
-    def _emit_allowed(self, out: Emitter, done: frozenset[str]) -> frozenset[str]:
-        """``allowed``: pairs that exist and that the mask keeps; a query past the end counts as one if it may."""
-        exists = "(q_index < q_len) & (kv_index < kv_len)"
-        out.line(f"allowed = {exists if self.has_scores or self.loads_pairs else 'kv_index < kv_len'}")
-        if self.has_mask:
-            done = self.expressions.emit(out, "pair", ("mask",), Guard(pair="allowed"), done)
-            out.line(f"allowed = allowed & ({self.expressions.result('mask')})")
-        return done
 
     def _emit_epilogue(self, out: Emitter) -> None:
         out.line()

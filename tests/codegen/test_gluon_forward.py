@@ -5,10 +5,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -16,16 +15,15 @@ from torch import Tensor
 
 import gluon_emulated
 import regard as rg
+from generated_gluon import BF16, F16, bias, module, tensors
 from generated_triton import H100, load
 from oracle import Part, allowed_pairs, assert_close_to_oracle, eager, oracle
 from regard.codegen.binaries import Binary, compile_launches, sample_arguments
-from regard.codegen.gluon_forward import default_schedule, emit_forward, unsupported_reason
+from regard.codegen.gluon_forward import unsupported_reason
 from regard.codegen.schedule import Problem, Target
 from regard.dsl import assemble
 from regard.ir.passes import run_pipeline
-from regard.ir.tiles import TilePlan, make_plan
-
-BF16, F16 = torch.bfloat16, torch.float16
+from regard.ir.tiles import make_plan
 
 
 @rg.mask
@@ -56,44 +54,6 @@ def row_only(q, row):
 @rg.score
 def relative(s, q, kv, kv_len, head, table):
     return s + table[head, q - kv + kv_len]
-
-
-@dataclass(frozen=True)
-class Module:
-    text: str
-    plan: TilePlan
-    problem: Problem
-    values: tuple[Any, ...]
-
-
-def module(
-    parts: Sequence[Part],
-    *,
-    sizes: tuple[int, int] = (64, 64),
-    dtype: torch.dtype = BF16,
-    align: Literal["start", "end"] = "start",
-) -> Module:
-    variant, binding = assemble(*parts, align=align)
-    plan = make_plan(run_pipeline(variant))
-    values: dict[str, Any] = dict(binding)
-    buffers = tuple(str(values[p.name].dtype).removeprefix("torch.") for p in plan.variant.buffers)
-    problem = Problem("bf16" if dtype is BF16 else "f16", *sizes, buffers=buffers)
-    assert unsupported_reason(plan, problem, H100) is None
-    text = emit_forward(plan, problem, default_schedule(plan, problem), H100).text
-    names = [p.name for p in plan.variant.buffers] + [p.name for p in plan.variant.scalars]
-    return Module(text, plan, problem, tuple(values[x] for x in names))
-
-
-def tensors(shape: tuple[int, int, int, int, int], sizes: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
-    """Query, key and value for ``shape`` = (B, H, Hkv, Lq, Lkv)."""
-    batch, heads, kv_heads, q_len, kv_len = shape
-    generator = torch.Generator().manual_seed(0)
-    wanted = ((heads, q_len, sizes[0]), (kv_heads, kv_len, sizes[0]), (kv_heads, kv_len, sizes[1]))
-    return [torch.randn((batch, *s), generator=generator).to(dtype) for s in wanted]
-
-
-def bias(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
 EMULATED: dict[str, tuple[list[Part], tuple[int, int, int, int, int], dict[str, Any]]] = {

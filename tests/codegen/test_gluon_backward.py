@@ -1,0 +1,175 @@
+"""The fast backward pass for sm_90: emulated on the CPU, and compiled without a GPU."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import gluon_emulated
+import regard as rg
+from generated_gluon import BF16, F16, Module, bias, module, tensors
+from generated_triton import H100, load
+from oracle import Part, allowed_pairs, assert_close_to_oracle, eager, gradients, oracle
+from regard.codegen.binaries import Binary, compile_launches, sample_arguments
+from regard.codegen.gluon_backward import unsupported_reason
+from regard.codegen.schedule import Problem
+from regard.ir.tiles import TilePlan
+
+Shape = tuple[int, int, int, int, int]
+
+
+@rg.mask
+def first_keys(kv: Any, limit: Any) -> Any:
+    return kv < limit
+
+
+@rg.mask
+def window_of_head(q: Any, kv: Any, head: Any, windows: Any) -> Any:
+    return (q >= kv) & (q - kv < windows[head])
+
+
+@rg.mask
+def sinks_or_window(q: Any, kv: Any, sinks: Any, window: Any) -> Any:
+    return (kv < sinks) | ((q >= kv) & (q - kv < window))
+
+
+@rg.score
+def query_bias(s: Any, batch: Any, q: Any, bias: Any) -> Any:
+    return s * bias[batch, q]
+
+
+@rg.score
+def relative(s: Any, q: Any, kv: Any, kv_len: Any, head: Any, table: Any) -> Any:
+    return s + table[head, q - kv + kv_len]
+
+
+@rg.score
+def undefined_past_the_end(s: Any, q: Any, q_len: Any) -> Any:
+    return s + rg.log((q_len - q) * 1.0)
+
+
+EMULATED: dict[str, tuple[list[Part], Shape, dict[str, Any]]] = {
+    "full": ([], (2, 2, 2, 200, 333), {}),
+    "one query": ([], (1, 2, 2, 1, 3), {}),
+    "causal": ([rg.causal()], (1, 2, 2, 300, 300), {"sizes": (128, 128)}),
+    "causal, float16": ([rg.causal()], (1, 2, 2, 256, 256), {"dtype": F16}),
+    "aligned at the end": ([rg.causal()], (1, 2, 2, 130, 400), {"align": "end"}),
+    "rows that see nothing": ([rg.causal()], (1, 1, 1, 400, 130), {"align": "end", "sizes": (128, 128)}),
+    "window": ([rg.causal(), rg.sliding_window(150)], (1, 2, 2, 500, 400), {}),
+    "prefix": ([rg.prefix_lm(177)], (1, 1, 1, 390, 390), {"sizes": (128, 128)}),
+    "several intervals": ([sinks_or_window(sinks=5, window=140)], (1, 1, 1, 600, 600), {}),
+    "nothing": ([first_keys(limit=0)], (1, 1, 1, 200, 200), {}),
+    "grouped heads": ([rg.causal()], (4, 6, 2, 140, 140), {}),
+    "a window for each head": (
+        [window_of_head(windows=torch.tensor([9, 70, 20, 150]))], (1, 4, 2, 140, 140), {"sizes": (128, 128)},
+    ),
+    "narrow values": ([rg.causal()], (1, 1, 1, 140, 140), {"sizes": (128, 64)}),
+    "softcap": ([rg.causal(), rg.softcap(20.0)], (1, 2, 2, 200, 200), {"sizes": (128, 128)}),
+    "alibi": ([rg.causal(), rg.alibi(slopes=bias(2))], (1, 2, 2, 200, 200), {}),
+    "factor by query": ([query_bias(bias=bias(2, 300))], (2, 1, 1, 300, 130), {}),
+    "bias by distance": ([rg.causal(), relative(table=bias(2, 400))], (1, 2, 2, 200, 200), {"sizes": (128, 128)}),
+    "undefined past the end": ([undefined_past_the_end], (1, 1, 1, 150, 90), {}),
+}  # fmt: skip
+
+
+def saved(parts: list[Part], inputs: list[Tensor], **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the forward pass leaves, and gradients of both its results."""
+    out, lse = oracle(parts, *inputs, **options)
+    generator = torch.Generator().manual_seed(2)
+    grad_out, grad_lse = (torch.randn(x.shape, generator=generator) for x in (out, lse))
+    grad_lse = grad_lse.masked_fill(lse.isneginf(), 0.0)
+    return out.to(inputs[0].dtype), lse.float(), grad_out.to(inputs[0].dtype), grad_lse
+
+
+@pytest.mark.parametrize("name", EMULATED)
+def test_emulated(name: str) -> None:
+    parts, shape, options = EMULATED[name]
+    inputs = tensors(shape, options.get("sizes", (64, 64)), options.get("dtype", BF16))
+    generated = module(parts, direction="backward", **options)
+    align = options.get("align", "start")
+    out, lse, grad_out, grad_lse = saved(parts, inputs, align=align)
+    found = gluon_emulated.load(generated.text).run(*inputs, out, lse, grad_out, grad_lse, *generated.values)
+    leaves = tuple(x.requires_grad_() for x in inputs)
+    exact, usual = (gradients(f, parts, leaves, grad_out, grad_lse, (), align=align) for f in (oracle, eager))
+    for what, a, b, c in zip(("query", "key", "value"), found, exact, usual, strict=True):
+        assert_close_to_oracle(a, b, c.to(a.dtype), what)
+
+
+@pytest.mark.parametrize(
+    ("parts", "q_len"),
+    [([first_keys(limit=137)], 200), ([rg.causal()], 150), ([rg.prefix_lm(170)], 150)],
+    ids=["first keys", "fewer queries than keys", "prefix, fewer queries than keys"],
+)
+def test_unseen_keys_may_hold_anything(parts: list[Part], q_len: int) -> None:
+    shape = (1, 2, 2, q_len, 300)
+    inputs = tensors(shape, (64, 64), BF16)
+    unseen = ~allowed_pairs(parts, shape)[0, 0].any(0)
+    assert unseen.any()
+    generated = module(parts, direction="backward")
+    rest = *saved(parts, inputs), *generated.values
+    clean = gluon_emulated.load(generated.text).run(*inputs, *rest)
+    _, key, value = inputs
+    key[:, :, unseen], value[:, :, unseen] = torch.nan, torch.inf
+    dirty = gluon_emulated.load(generated.text).run(*inputs, *rest)
+    for a, b in zip(clean, dirty, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_emulator_notices_a_missing_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gluon_emulated, "SECONDS", 1.0)
+    text = module([], direction="backward").text
+    broken = text.replace("mbarrier.arrive(tile_empty.index(stage))", "")
+    assert broken != text
+    inputs = tensors((1, 1, 1, 900, 100), (64, 64), BF16)
+    with pytest.raises(TimeoutError):
+        gluon_emulated.load(broken).run(*inputs, *saved([], inputs))
+
+
+def test_what_it_refuses() -> None:
+    def reason(made: Module, **changes: Any) -> str | None:
+        plan: TilePlan = made.plan
+        return unsupported_reason(plan, Problem(**{"dtype": "bf16", "head_dim": 64, "value_dim": 64, **changes}), H100)
+
+    causal = module([rg.causal()], direction="backward")
+    assert reason(causal) is None
+    assert "repeat bit by bit" in str(reason(causal, deterministic=True))
+    assert "head sizes (96, 96)" in str(reason(causal, head_dim=96, value_dim=96))
+    sloped = module([rg.causal(), rg.alibi(slopes=bias(2))], direction="backward")
+    captured = {"buffers": ("float32",), "buffer_gradients": (True,)}
+    assert "captured tensors" in str(reason(sloped, **captured))
+
+
+COMPILED: dict[str, tuple[list[Part], tuple[int, int], torch.dtype, int]] = {
+    # The last number: loads and stores of spilled registers, in two loops of two consumers together.
+    "causal": ([rg.causal()], (128, 128), BF16, 150),
+    "full": ([], (64, 64), F16, 200),
+}
+
+
+@cache
+def compiled(name: str) -> dict[str, Binary]:
+    parts, sizes, dtype, _ = COMPILED[name]
+    generated = module(parts, sizes=sizes, dtype=dtype, direction="backward")
+    query, key, value = sample_arguments(generated.problem)
+    out = torch.empty((*query.shape[:3], sizes[1]), dtype=dtype, device="meta")
+    lse = torch.empty(query.shape[:3], device="meta")
+    arguments = [query, key, value, out, lse, out, None]
+    return {x.kernel: x for x in compile_launches(load(generated.text), H100, arguments)}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_for_sm_90(name: str) -> None:
+    binaries = compiled(name)
+    assert list(binaries) == ["row_terms", "attention_backward", "convert_sums"]
+    binary = binaries["attention_backward"]
+    sass = binary.sass()
+    assert "HGMMA" in sass, "no products on the tensor cores of sm_90"
+    assert "UTMALDG.4D" in sass and "UTMAREDG.4D.ADD" in sass, "the tensor memory accelerator does not load and add"
+    assert binary.spills() <= COMPILED[name][3]
+    assert binary.shared <= 227 << 10
+    for other in ("row_terms", "convert_sums"):
+        assert "LDG.E.128" in binaries[other].sass(), "rows are not loaded in groups of 16 bytes"

@@ -1,0 +1,65 @@
+"""Generated Gluon modules of both directions, with the values of their parameters, and inputs for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from generated_triton import H100
+from oracle import Part
+from regard.codegen import gluon_backward, gluon_forward
+from regard.codegen.schedule import Problem
+from regard.dsl import assemble
+from regard.ir.passes import run_pipeline
+from regard.ir.tiles import TilePlan, make_plan
+
+BF16, F16 = torch.bfloat16, torch.float16
+
+
+@dataclass(frozen=True)
+class Module:
+    text: str
+    plan: TilePlan
+    problem: Problem
+    values: tuple[Any, ...]
+
+
+def module(
+    parts: Sequence[Part],
+    *,
+    sizes: tuple[int, int] = (64, 64),
+    dtype: torch.dtype = BF16,
+    align: Literal["start", "end"] = "start",
+    direction: Literal["forward", "backward"] = "forward",
+) -> Module:
+    """The module for ``parts``, which the skeleton must support."""
+    variant, binding = assemble(*parts, align=align)
+    plan = make_plan(run_pipeline(variant))
+    values: dict[str, Any] = dict(binding)
+    buffers = tuple(str(values[p.name].dtype).removeprefix("torch.") for p in plan.variant.buffers)
+    problem = Problem("bf16" if dtype is BF16 else "f16", *sizes, buffers=buffers)
+    skeleton = gluon_forward if direction == "forward" else gluon_backward
+    assert skeleton.unsupported_reason(plan, problem, H100) is None
+    schedule = skeleton.default_schedule(plan, problem)
+    if direction == "forward":
+        text = gluon_forward.emit_forward(plan, problem, schedule, H100).text
+    else:
+        text = gluon_backward.emit_backward(plan, problem, schedule, H100).text
+    names = [p.name for p in plan.variant.buffers] + [p.name for p in plan.variant.scalars]
+    return Module(text, plan, problem, tuple(values[x] for x in names))
+
+
+def tensors(shape: tuple[int, int, int, int, int], sizes: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
+    """Query, key and value for ``shape`` = (B, H, Hkv, Lq, Lkv)."""
+    batch, heads, kv_heads, q_len, kv_len = shape
+    generator = torch.Generator().manual_seed(0)
+    wanted = ((heads, q_len, sizes[0]), (kv_heads, kv_len, sizes[0]), (kv_heads, kv_len, sizes[1]))
+    return [torch.randn((batch, *s), generator=generator).to(dtype) for s in wanted]
+
+
+def bias(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
