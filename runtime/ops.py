@@ -1,7 +1,8 @@
 """The operators ``regard::attention`` and ``regard::attention_backward``.
 
 ``torch.compile``, ``torch.export``, function transforms, tensor subclasses and dispatch modes see attention through
-them; plain eager calls do without (:mod:`.autograd`). They carry the variant as text, so that a graph can be run by a process that never saw the Python function.
+them; plain eager calls do without (:mod:`.autograd`). They carry the variant as text, so that a graph can be run by
+a process that never saw the Python function.
 """
 
 from __future__ import annotations

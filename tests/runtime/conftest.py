@@ -3,12 +3,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+
+from regard.codegen.schedule import Target
+from replays import TensorMap
 
 SOURCE = Path(__file__).parents[2] / "src"
 
@@ -98,3 +103,53 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     triton = pytest.importorskip("triton")
     monkeypatch.setattr(triton.knobs.compilation, "listener", listen)
     return names
+
+
+@pytest.fixture
+def launches(driver: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Arguments of the C function, for calls on the CPU that take it for an H100."""
+    from triton.backends.nvidia.driver import CudaLauncher, wrap_handle_tensordesc
+
+    from regard.runtime import compile, engine
+
+    noted: list[tuple[Any, ...]] = []
+
+    class CFunction:
+        def __call__(self, *arguments: Any) -> None:
+            *front, last = arguments
+            passed = (*front, *last) if isinstance(last, list | tuple) else arguments
+            noted.append(tuple(x.data_ptr() if hasattr(x, "data_ptr") else x for x in passed))
+            driver.launched(noted[-1])
+
+    def encode(*arguments: Any) -> TensorMap:
+        driver.encoded += 1
+        return TensorMap(tuple(x) if isinstance(x, list | tuple) else x for x in arguments)
+
+    def launcher(source: Any, metadata: Any) -> Any:
+        # Without the constructor, which compiles C in Triton 3.6 and takes the signature apart for it from 3.7 on.
+        made = object.__new__(CudaLauncher)
+        made.launch = wrap_handle_tensordesc(CFunction(), dict(source.signature), metadata.tensordesc_meta)
+        made.num_ctas, made.launch_cooperative_grid, made.launch_pdl = 1, False, False
+        made.global_scratch_size = made.profile_scratch_size = 0
+        made.global_scratch_align = made.profile_scratch_align = 1
+        made.arg_annotations, made.kernel_signature, made.gsan_enabled = "annotations", b"signature", False
+        return made
+
+    monkeypatch.setattr(compile, "_programs", {})
+    monkeypatch.setattr(engine, "_engines", weakref.WeakValueDictionary())
+    driver.encoded, driver.launched = 0, lambda launch: None
+    driver.launcher_cls = launcher
+    driver.utils.fill_tma_descriptor = driver.utils.fill_tma_descriptor_tiled = encode
+    monkeypatch.setattr(engine, "target_of", lambda device: Target("cuda", 90))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    return noted
+
+
+@pytest.fixture(params=["direct", "ordinary"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """To the C function, or to the launcher of a version of Triton that is not known."""
+    from regard.runtime import direct
+
+    if request.param == "ordinary":
+        monkeypatch.setattr(direct, "_KNOWN", ())
+    return request.param
