@@ -16,15 +16,15 @@ from .emitter import Emitter
 from .gluon_grad_consumer import Consumer
 from .gluon_grad_loader import SIZES, emit_load_tiles, emit_place_function
 from .gluon_grad_rows import emit_after, emit_before, row_kernels
-from .gluon_module import DESCRIPTOR, finish, reason_against_target, reason_against_tiles
+from .gluon_module import DESCRIPTOR, finish, reason_against_target
 from .gluon_names import installed_names
-from .gluon_seen import UnseenKeys
 from .gluon_tiles import CELLS, QUERIES, emit_visits
 from .schedule import Problem, Schedule, Source, Target
+from .torch_classify import emit_classify
 from .triton_backward import TIDY
 from .triton_gradients import contributions
 from .triton_module import Argument, buffer_arguments, emit_header, emit_launch, kernel, scalar_arguments, user_names
-from .triton_program import emit_sizes
+from .triton_program import BROADCAST_STRIDE, emit_classify_call, emit_sizes, table_arguments, uses_table
 
 KERNEL = "attention_backward"
 # (head size, value size) -> queries of a tile, for which buffers and sums fit.
@@ -40,7 +40,7 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
         return f"head sizes {sizes} are none of {', '.join(map(str, _BLOCK_M))}"
     if contributions(plan, problem):
         return "gradients of captured tensors take sums that only the Triton kernels keep"
-    return reason_against_target(problem, target) or reason_against_tiles(plan)
+    return reason_against_target(problem, target)
 
 
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
@@ -54,10 +54,9 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
 
     For plans, problems and targets that :func:`unsupported_reason` has nothing against.
     """
-    unseen = UnseenKeys.of(plan)
-    assert unseen is not None
     names = installed_names()
-    parameters = [Argument("scale", "fp32", "scale"), *buffer_arguments(plan), *scalar_arguments(plan)]
+    table = table_arguments("tiles[1]") if uses_table(plan) else []
+    parameters = [Argument("scale", "fp32", "scale"), *table, *buffer_arguments(plan), *scalar_arguments(plan)]
     arguments = [
         Argument("query", "", "descriptor(query, BLOCK_M, QUERY_TILE)"),
         Argument("key", "", "descriptor(key, KEYS, KEY_TILE)"),
@@ -75,11 +74,11 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     head, out = Emitter(), Emitter()
     notes = ["Gradients of queries are added up in an order that varies: their last bits differ from run to run."]
     emit_header(head, "Backward kernel", plan, problem, schedule, target, notes)
-    consumer = Consumer(plan, problem, parameters, unseen, names)
+    consumer = Consumer(plan, problem, parameters, names)
     _emit_constants(out, problem, schedule, consumer.split_columns)
     out.definition(CELLS)
     emit_place_function(out, schedule.reverse)
-    emit_visits(out, plan.queries, QUERIES, SIZES, parameters)
+    emit_visits(out, plan, QUERIES, SIZES, parameters)
     consumer.emit(out)
     emit_load_tiles(out, names)
     out.line("\n")
@@ -87,6 +86,10 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         out.line(f"sizes = ({', '.join(a.name for a in SIZES)})")
         out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
         out.lines(_KERNEL_BODY)
+    if uses_table(plan):
+        out.section(BROADCAST_STRIDE)
+        blocks = schedule.block_m, schedule.block_n
+        emit_classify(out, plan, blocks, blocks)
     out.definition(TIDY)
     out.definition(DESCRIPTOR)
     _emit_run(out, plan, problem, schedule, arguments)
@@ -186,6 +189,8 @@ def _emit_run(
             out.line(f"grad_{name} = torch.empty({name}.shape, dtype=query.dtype, device=query.device)")
         with out.block("if lse.numel() == 0 or kv_len == 0:"):
             out.line("return grad_query.zero_(), grad_key.zero_(), grad_value.zero_()")
+        if uses_table(plan):
+            emit_classify_call(out, user_names(plan.variant))
         out.line("grad_out = tidy(grad_out)")
         emit_before(out, problem, schedule.block_m)
         # Keys that one head of a group does not see may be non-finite: such heads cannot share a tile of them.

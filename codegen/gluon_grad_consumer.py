@@ -16,7 +16,8 @@ from .gluon_tiles import emit_unpack, jit_function
 from .schedule import Problem
 from .triton_gradients import Gradients, emit_select
 from .triton_module import Argument
-from .triton_values import Guard, level_of
+from .triton_program import INDICES
+from .triton_values import Guard, Values, level_of
 
 # Each consumer adds half of a tile's gradient of queries: half of the columns, or of the queries.
 _HALVES = {
@@ -32,10 +33,11 @@ class Consumer(Gradients):
     """Prints ``differentiate``: for each head of queries a loop with the mask and one without."""
 
     def __init__(
-        self, plan: TilePlan, problem: Problem, parameters: Sequence[Argument], unseen: UnseenKeys, names: Names
+        self, plan: TilePlan, problem: Problem, parameters: Sequence[Argument], names: Names
     ) -> None:
         super().__init__(plan, problem, True)
-        self.parameters, self.unseen, self.names = parameters, unseen, names
+        self.parameters, self.names = parameters, names
+        self.unseen = UnseenKeys.of(plan)
         self.expressions = self.values()
         self.split_columns = problem.head_dim > 64
         found = [x for e in self.results.values() for x in loads(e)]
@@ -43,7 +45,10 @@ class Consumer(Gradients):
 
     def emit(self, out: Emitter) -> None:
         """The function."""
-        self.unseen.emit_functions(out, self.names.barrier, "KEYS", SIZES, self.parameters)
+        if self.unseen is None:
+            self._emit_clear_unseen(out)
+        else:
+            self.unseen.emit_functions(out, self.names.barrier, "KEYS", SIZES, self.parameters)
         with jit_function(
             out,
             "differentiate(GROUP: tl.constexpr, grad_query, grad_key, grad_value, q_tiles, k_tiles, v_tiles, do_tiles, "
@@ -73,18 +78,52 @@ class Consumer(Gradients):
             out.line(f"{name} = {_HALVES[self.split_columns][0].format(i)}")
         out.line("dq_tile = dq_tiles.index(GROUP)")
         out.line("kv_index = own_first + tl.arange(0, KEYS, tl.SliceLayout(1, SCORES))[:, None]")
-        out.line("columns = tl.arange(0, BLOCK_M, tl.SliceLayout(0, SCORES))")
-        if self.loads_queries:
-            out.line(f"lanes = {lanes('BLOCK_M')}")
+        self._emit_positions(out)
         self.emit_unit(out)
         out.line("dk = tl.zeros([KEYS, HEAD], tl.float32, KEY_SUMS)")
         out.line("dv = tl.zeros([KEYS, VALUE], tl.float32, VALUE_SUMS)")
         out.line("step = 0  # tiles of queries of all heads")
         out.line("mbarrier.wait(kv_ready, 0)")
-        if not self.unseen.all_seen:
+        if self.unseen is None:
+            out.line("clear_unseen(k_tile, own_first, batch, chunk * group, kv_head, tile_first, sizes, parameters)")
+        elif not self.unseen.all_seen:
             out.line("seen = seen_keys(batch, chunk * group, kv_head, sizes, parameters)")
             with out.block("if some_unseen(own_first, tl.minimum(own_first + KEYS, kv_len), seen):"):
                 out.line("clear_unseen(k_tile, own_first, seen)")
+
+    def _emit_clear_unseen(self, out: Emitter) -> None:
+        """Where which keys are seen has no closed form: the mask says, for tiles that are not finite."""
+        values = Values({"mask": self.results["mask"]}, INDICES, debug=self.problem.debug)
+        with jit_function(
+            out, "clear_unseen(k_tile, own_first, batch, head, kv_head, tile_first, sizes, parameters)"
+        ):
+            out.line('"""Zeros in the rows of keys that no query sees, if there is anything but finite numbers."""')
+            out.line("LAYOUT: tl.constexpr = tl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])")
+            out.line("ROWS: tl.constexpr = tl.SliceLayout(1, LAYOUT)")
+            out.line("tile = k_tile.load(LAYOUT)")
+            with out.block("if tl.sum(tl.sum(tile.to(tl.float32) * 0.0, 1), 0) != 0.0:"):
+                emit_unpack(out, "sizes", SIZES)
+                emit_unpack(out, "parameters", self.parameters)
+                out.line("kv_index = own_first + tl.arange(0, KEYS, tl.SliceLayout(1, SCORES))[:, None]")
+                self._emit_positions(out)
+                out.line("seen = tl.zeros([KEYS], tl.int32, tl.SliceLayout(1, SCORES))")
+                out.line("visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)")
+                done = values.emit(out, "program", ("mask",), Guard())
+                done = values.emit(out, "key", ("mask",), Guard(key="(kv_index < kv_len)"), done)
+                with out.block("for t in range(0, visits[0] + visits[1]):"):
+                    out.line("start = visited_start(t, visits)")
+                    guard = Guard(query="(q_index < q_len)")
+                    done = emit_columns(out, values, "query", ("mask",), guard, done)
+                    self.emit_allowed(out, values, done)
+                    out.line("seen = tl.maximum(seen, tl.max(allowed.to(tl.int32), 1))")
+                out.line("k_tile.store(tl.where((tl.convert_layout(seen, ROWS) != 0)[:, None], tile, 0.0))")
+                out.line("fence_async_shared()")
+                out.line(f"{self.names.barrier}()")
+
+    def _emit_positions(self, out: Emitter) -> None:
+        out.line("columns = tl.arange(0, BLOCK_M, tl.SliceLayout(0, SCORES))")
+        if self.loads_queries:
+            out.line(f"lanes = {lanes('BLOCK_M')}")
 
     def _emit_head(self, out: Emitter) -> frozenset[str]:
         out.line("head = chunk * group + member")

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
 from .gluon_names import ADD_TILE, ADD_TILE_IMPORTS
-from .gluon_seen import UnseenKeys
 from .print_triton import used_helpers
 from .schedule import Problem, Source, Target
 from .triton_module import LAUNCH, final_names
@@ -68,15 +67,6 @@ def reason_against_target(problem: Problem, target: Target) -> str | None:
         return "float32 inputs do not multiply by wgmma"
     if not problem.aligned:
         return "bases or strides are not multiples of 16 bytes, which tensor descriptors need"
-    return None
-
-
-def reason_against_tiles(plan: TilePlan) -> str | None:
-    """Why no Gluon kernel can follow the plan, in one sentence; None where one can."""
-    if plan.method != "closed":
-        return "its tiles come from a table, not from closed forms"
-    if UnseenKeys.of(plan) is None:
-        return "which keys no query sees is not a closed form, so non-finite values could not be kept out"
     return None
 
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ..ir.tiles.plan import Ranges
+from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
 from .triton_module import Argument
-from .triton_program import INDICES
-from .triton_tiles import TileLoops, emit_ranges
+from .triton_program import INDICES, uses_table
+from .triton_tiles import TileLoops, emit_ranges, emit_table
 
 # A name that is neither called nor a module or an attribute.
 _NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?!\w*[.(])")
@@ -61,9 +61,13 @@ QUERIES = Walk("keys", "queries", "BLOCK_N", "BLOCK_M", "kv_len", "q_len")
 
 
 def emit_visits(
-    out: Emitter, ranges: Ranges, walk: Walk, sizes: Sequence[Argument], parameters: Sequence[Argument]
+    out: Emitter, plan: TilePlan, walk: Walk, sizes: Sequence[Argument], parameters: Sequence[Argument]
 ) -> TileLoops:
-    """Two functions: which tiles a tile of the other kind visits, and from a number to the start of one of them."""
+    """Two functions: which tiles a tile of the other kind visits, and from a number to the start of one of them.
+
+    ``parameters`` have the table's arguments where the plan has one.
+    """
+    ranges = plan.keys if walk is KEYS else plan.queries
     with jit_function(out, "visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)"):
         out.line(
             f'"""Numbers of partial and full tiles of {walk.other} for a tile of {walk.own}, and what says where '
@@ -71,17 +75,27 @@ def emit_visits(
         )
         emit_unpack(out, "sizes", sizes)
         emit_unpack(out, "parameters", parameters)
-        out.line(f"tile_last = tl.minimum(tile_first + {walk.own_block}, {walk.own_length}) - 1")
-        loops = emit_ranges(out, ranges, INDICES, walk.block, walk.length)
-        for kind, count in (("partial", loops.partial_count), ("full", loops.full_count)):
-            if not count:
-                out.line(f"{kind}_count = 0")
-        names = ("partial_count", "full_count", *_names_in(loops))
+        if uses_table(plan):
+            out.line(f"tile = tile_first // {walk.own_block}")
+            loops = emit_table(out)
+            names: tuple[str, ...] = ("partial_count", "full_count", "indices")
+        else:
+            out.line(f"tile_last = tl.minimum(tile_first + {walk.own_block}, {walk.own_length}) - 1")
+            loops = emit_ranges(out, ranges, INDICES, walk.block, walk.length)
+            for kind, count in (("partial", loops.partial_count), ("full", loops.full_count)):
+                if not count:
+                    out.line(f"{kind}_count = 0")
+            names = ("partial_count", "full_count", *_names_in(loops))
         out.line(f"return {', '.join(names)}")
 
     with jit_function(out, "visited_start(t, visits)"):
         out.line('"""Start of the t-th visited tile: partial tiles come first, then full ones."""')
         out.line(f"{', '.join(names)} = visits")
+        if uses_table(plan):
+            out.comment("The table has full tiles first.")
+            out.line("place = tl.where(t < partial_count, full_count + t, t - partial_count)")
+            out.line(f"return tl.load(indices + place) * {walk.block}")
+            return loops
         match loops.partial_count, loops.full_count:
             case "", "":
                 out.line(f"return t * {walk.block}")

@@ -72,6 +72,8 @@ EMULATED: dict[str, tuple[list[Part], Shape, dict[str, Any]]] = {
     "alibi": ([rg.causal(), rg.alibi(slopes=bias(2))], (1, 2, 2, 200, 200), {}),
     "factor by query": ([query_bias(bias=bias(2, 300))], (2, 1, 1, 300, 130), {}),
     "bias by distance": ([rg.causal(), relative(table=bias(2, 400))], (1, 2, 2, 200, 200), {"sizes": (128, 128)}),
+    "documents": ([rg.causal(), rg.document(torch.arange(300).int()[None] // 37)], (1, 2, 1, 300, 300), {}),
+    "dilated": ([rg.causal(), rg.dilated(3)], (1, 2, 2, 200, 200), {"sizes": (128, 128)}),
     "undefined past the end": ([undefined_past_the_end], (1, 1, 1, 150, 90), {}),
 }  # fmt: skip
 
@@ -101,8 +103,13 @@ def test_emulated(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("parts", "q_len"),
-    [([first_keys(limit=137)], 200), ([rg.causal()], 150), ([rg.prefix_lm(170)], 150)],
-    ids=["first keys", "fewer queries than keys", "prefix, fewer queries than keys"],
+    [
+        ([first_keys(limit=137)], 200),
+        ([rg.causal()], 150),
+        ([rg.prefix_lm(170)], 150),
+        ([rg.document(torch.arange(200).int() // 70, torch.arange(300).int() // 60)], 200),
+    ],
+    ids=["first keys", "fewer queries than keys", "prefix, fewer queries than keys", "documents"],
 )
 def test_unseen_keys_may_hold_anything(parts: list[Part], q_len: int) -> None:
     shape = (1, 2, 2, q_len, 300)
