@@ -30,6 +30,7 @@ from .part import MaskFunction, MaskPart, ScoreFunction, ScorePart, mask, score
 from .static import static
 from .stock import (
     alibi,
+    axial,
     block_diagonal,
     causal,
     checkerboard,
@@ -43,23 +44,26 @@ from .stock import (
     key_bias,
     key_mask,
     log_n,
+    neighborhood,
     padding,
     prefix_lm,
     relative_bias,
     sinks,
+    sliding_tile,
     sliding_window,
     softcap,
     strided,
     t5_bias,
     temperature,
     token_decay,
+    windows,
 )
 
 __all__ = [
     "Binding", "Grid", "MaskFunction", "MaskPart", "Part", "ScoreFunction", "ScorePart", "abs", "alibi", "assemble",
-    "block_diagonal", "causal", "checkerboard", "chunked_causal", "clamp", "cos", "decay", "dilated",
+    "axial", "block_diagonal", "causal", "checkerboard", "chunked_causal", "clamp", "cos", "decay", "dilated",
     "distance_decay", "document", "exp", "exp2", "floor", "full", "global_tokens", "grid", "key_bias", "key_mask",
-    "log", "log2", "log_n", "mask", "maximum", "minimum", "padding", "prefix_lm", "relative_bias", "rsqrt", "score",
-    "sigmoid", "sin", "sinks", "sliding_window", "softcap", "softmax", "sqrt", "static", "strided", "t5_bias",
-    "tanh", "temperature", "to_float", "to_int", "token_decay", "where",
+    "log", "log2", "log_n", "mask", "maximum", "minimum", "neighborhood", "padding", "prefix_lm", "relative_bias",
+    "rsqrt", "score", "sigmoid", "sin", "sinks", "sliding_tile", "sliding_window", "softcap", "softmax", "sqrt",
+    "static", "strided", "t5_bias", "tanh", "temperature", "to_float", "to_int", "token_decay", "where", "windows",
 ]  # fmt: skip

@@ -16,6 +16,8 @@ from torch import Tensor
 from . import ops
 from .engine import Engine
 
+# Tensors of autograd's own vmap, ``is_grads_batched``.
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -41,7 +43,7 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """``(out, lse)``, recorded for one backward pass; nothing is watched now."""
     apply: Any = _Attention.apply
-    out, lse = apply(engine, text, scalars, deterministic, query, key, value, *buffers)
+    out, lse = apply((engine, text, scalars, deterministic), query, key, value, *buffers)
     return out, lse
 
 
@@ -49,42 +51,38 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        engine: Engine,
-        text: str,
-        scalars: Sequence[int | float],
-        deterministic: bool,
+        call: tuple[Engine, str, Sequence[int | float], bool],
         query: Tensor,
         key: Tensor,
         value: Tensor,
         *buffers: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        engine, _, scalars, _ = call
         out, lse = engine.forward(query, key, value, buffers, scalars, True)
         ctx.save_for_backward(query, key, value, out, lse, *buffers)
         ctx.set_materialize_grads(False)
-        ctx.call = engine, text, scalars, engine.buffer_gradients(buffers), deterministic
+        ctx.call = call
+        ctx.buffer_gradients = engine.buffer_gradients(buffers)
         return out, lse
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse, *buffers = ctx.saved_tensors
-        engine, text, scalars, buffer_gradients, deterministic = ctx.call
         if grad_out is None:
             if grad_lse is None:
-                return (None,) * (7 + len(buffers))
+                return (None,) * (4 + len(buffers))
             grad_out = torch.zeros_like(out)
+        (engine, text, scalars, deterministic), wanted = ctx.call, ctx.buffer_gradients
+        given = (grad_out,) if grad_lse is None else (grad_out, grad_lse)
         compiling = torch.compiler.is_compiling()
-        if compiling or torch.is_grad_enabled() or is_watched(query, grad_out):
+        if compiling or torch.is_grad_enabled() or is_watched(query, *given) or any(map(_is_batched, given)):
             gradients = ops.attention_backward(
-                engine.variant, text, (query, key, value, out, lse), grad_out, grad_lse, buffers, scalars,
-                buffer_gradients, deterministic, not compiling,
+                engine.variant, text, (query, key, value, out, lse), grad_out, grad_lse, buffers, scalars, wanted,
+                deterministic, not compiling,
             )  # fmt: skip
         else:
             gradients = engine.backward(
-                query, key, value, out, lse, grad_out, grad_lse, buffers, scalars, buffer_gradients, deterministic,
-                True,
-            )  # fmt: skip
+                query, key, value, out, lse, grad_out, grad_lse, buffers, scalars, wanted, deterministic, True
+            )
         of_buffers = iter(gradients[3:])
-        return (
-            None, None, None, None, *gradients[:3],
-            *(next(of_buffers) if wanted else None for wanted in buffer_gradients),
-        )  # fmt: skip
+        return None, *gradients[:3], *(next(of_buffers) if of_buffer else None for of_buffer in wanted)

@@ -110,6 +110,8 @@ class Engine:
         # aligned would need a program of its own.
         if grad_out.stride(3) != 1 or not _aligned((grad_out,)):
             grad_out = grad_out.contiguous()
+            if grad_out.data_ptr() % 16:
+                grad_out = grad_out.clone()
         tensors = (query, key, value, out, grad_out)
         prepared = self._prepare("backward", tensors, buffers, scalars, tuple(buffer_gradients), deterministic)
         if prepared.program is None:

@@ -50,4 +50,5 @@ def _capturing(device: torch.device) -> bool:
 
 def _stream(device: torch.device) -> int:
     """Tables are ready only on the stream that computes them."""
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    # Past `torch.cuda.current_stream`, which makes an object for it.
+    return torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0

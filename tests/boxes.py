@@ -89,6 +89,21 @@ def product_of_axes(term: BoxTerm, call: Call, side: int, by: Position) -> tuple
     return (may, must) if by == "q" else (may.T, must.T)
 
 
+def misjudged(term: BoxTerm, call: Call, side: int, by: Position) -> int:
+    """Of boxes of ``side`` coordinates, the keys that are wrongly said to be seen by some, or not by all, queries."""
+    may, must, keep = (*product_of_axes(term, call, side, by), call.allowed(term.mask))
+    if by == "kv":
+        may, must, keep = may.T, must.T, keep.T
+    own = [digits(term, axis, by, call) for axis in range(len(term.axes))]
+    boxes = np.stack([x for d in own for x in (d.block, d.residue, d.x // side)])
+    wrong = 0
+    for box in np.unique(boxes, axis=1).T:
+        rows = (boxes == box[:, None]).all(0)
+        some, every = keep[rows].any(0), keep[rows].all(0)
+        wrong += int((may[rows][0] != some).sum() + (must[rows][0] != every).sum())
+    return wrong
+
+
 def plan_of(keep: str, parameters: str = "") -> tuple[TilePlan, Variant]:
     v, _ = parse_variant(f"attention mask({parameters}) {{ keep {keep} }}")
     return make_plan(run_pipeline(v)), v

@@ -6,7 +6,9 @@ from .blocks import block_diagonal, checkerboard, chunked_causal
 from .causal import causal, full
 from .decay import decay, distance_decay, token_decay
 from .document import document
+from .grids import axial, windows
 from .key_bias import key_bias
+from .neighborhood import neighborhood, sliding_tile
 from .padding import key_mask, padding
 from .prefix import prefix_lm
 from .relative import relative_bias, t5_bias
@@ -15,7 +17,8 @@ from .strides import dilated, strided
 from .window import sliding_window
 
 __all__ = [
-    "alibi", "block_diagonal", "causal", "checkerboard", "chunked_causal", "decay", "dilated", "distance_decay",
-    "document", "full", "global_tokens", "key_bias", "key_mask", "log_n", "padding", "prefix_lm", "relative_bias",
-    "sinks", "sliding_window", "softcap", "strided", "t5_bias", "temperature", "token_decay",
+    "alibi", "axial", "block_diagonal", "causal", "checkerboard", "chunked_causal", "decay", "dilated",
+    "distance_decay", "document", "full", "global_tokens", "key_bias", "key_mask", "log_n", "neighborhood",
+    "padding", "prefix_lm", "relative_bias", "sinks", "sliding_tile", "sliding_window", "softcap", "strided",
+    "t5_bias", "temperature", "token_decay", "windows",
 ]  # fmt: skip

@@ -145,6 +145,21 @@ def _is_wrapped(t: tuple[Monomial, int]) -> bool:
             return False
 
 
+def _or_sides(s: Solution, sides: tuple[Side, ...]) -> Solution | None:
+    """``s``, or some of ``sides``, without a disjunction of limits."""
+    match s:
+        case Limit(unless=unless):
+            return replace(s, unless=(*unless, *(x.difference for x in sides)))
+        case Side() | Either() if all(isinstance(x, Side) for x in (s.parts if isinstance(s, Either) else (s,))):
+            return Either((*(s.parts if isinstance(s, Either) else (s,)), *sides))
+        case Both(parts=parts):
+            found = tuple(_or_sides(p, sides) for p in parts)
+            known = tuple(p for p in found if p is not None)
+            return Both(known) if len(known) == len(found) else None
+        case _:
+            return None
+
+
 def _term(term: Expr, direction: Direction, bound: Expr, tile: Axis, other: Axis) -> Solution | None:
     """``term`` bounded by ``bound``, peeled down to ``other`` itself."""
 
@@ -156,10 +171,10 @@ def _term(term: Expr, direction: Direction, bound: Expr, tile: Axis, other: Axis
         known = tuple(p for p in parts if p is not None)
         if len(known) < len(parts):
             return None
-        limits = [p for p in known if isinstance(p, Limit)]
-        sides = tuple(p.difference for p in known if isinstance(p, Side))
-        if kind is Either and len(limits) == 1 and len(sides) == len(known) - 1:
-            return replace(limits[0], unless=(*limits[0].unless, *sides))
+        sides = tuple(p for p in known if isinstance(p, Side))
+        others = [p for p in known if not isinstance(p, Side)]
+        if kind is Either and len(others) == 1:
+            return _or_sides(others[0], sides) or Either(known)
         return kind(known)
 
     at_most = direction == "at most"

@@ -108,6 +108,8 @@ def _merge(a: Span, b: Span) -> Span | None:
     for x, y in ((a, b), (b, a)):
         if x.guard in (TRUE, y.guard) and _starts_before(x, y) and _ends_after(x, y):
             return x
+    if a.start == b.start and a.stop == b.stop:
+        return Span(a.start, a.stop, simplify(binary("or", a.guard, b.guard)))
     if a.guard == b.guard:
         if a.start == b.start:
             return Span(a.start, _join("max", a.stop, b.stop), a.guard)

@@ -22,6 +22,7 @@ VARIANTS: dict[str, tuple[Part, ...]] = {
     "everything": (),
     "closed": (rg.causal & (rg.sliding_window(20) | rg.sinks(2)), rg.softcap(30.0)),
     "residue": (rg.causal, rg.dilated(3)),
+    "grid": (rg.neighborhood(rg.grid(5, 15), 3),),
     "classified": (rg.causal, rg.document(DOCUMENTS)),
     "per batch": (rg.padding(torch.tensor([10, LENGTH], dtype=torch.int32)),),
     "keep vector": (rg.key_mask(DOCUMENTS < 2),),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import regard as rg
@@ -88,6 +91,103 @@ def test_second_derivatives_are_refused() -> None:
     (grad,) = torch.autograd.grad(rg.attention(rg.causal())(*x).square().sum(), x[0], create_graph=True)
     with pytest.raises(UnsupportedError, match="once, not twice"):
         grad.sum().backward()
+
+
+class Seen(TorchDispatchMode):
+    """Notes Regard's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "regard":
+            self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("watched", ["forward", "backward"])
+def test_modes_see_the_operators(watched: str) -> None:
+    x, slopes = inputs(), torch.rand(4, requires_grad=True)
+    attn = rg.attention(*parts(slopes))
+    expected = torch.autograd.grad(attn(*x).sum(), (*x, slopes))
+    forward, backward = Seen(), Seen()
+    with forward if watched == "forward" else nullcontext():
+        out = attn(*x)
+    with backward if watched == "backward" else nullcontext():
+        actual = torch.autograd.grad(out.sum(), (*x, slopes))
+    assert [*forward.names, *backward.names] == ["attention" if watched == "forward" else "attention_backward"]
+    assert all(map(torch.equal, actual, expected))
+
+
+def test_subclasses_see_the_operators() -> None:
+    x = inputs()
+    attn = rg.attention(rg.causal())
+    out = attn(*x)
+    expected = out, *torch.autograd.grad(out.sum(), x)
+    pairs: list[Any] = [TwoTensor(t.detach(), 2 * t.detach()).requires_grad_() for t in x]
+    both = attn(*pairs)
+    for a, b in zip((both, *torch.autograd.grad(both.sum(), pairs)), expected, strict=True):
+        assert isinstance(a, TwoTensor) and torch.equal(a.a, b)
+    for t in x:
+        assert t.grad is None
+
+
+def test_function_transforms_are_refused() -> None:
+    x = [t.detach() for t in inputs()]
+    attn = rg.attention(rg.causal())
+    with pytest.raises(RuntimeError, match="functorch"):
+        torch.func.grad(lambda query: attn(query, *x[1:]).sum())(x[0])
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward"):
+        attn(torch.autograd.forward_ad.make_dual(x[0].requires_grad_(), torch.ones_like(x[0])), *x[1:])
+    out = attn(*x)
+    with pytest.raises(RuntimeError, match="regard::attention_backward"):
+        torch.autograd.grad(out, x[0], torch.ones(3, *out.shape), is_grads_batched=True)
+
+
+def test_hooks() -> None:
+    x = inputs()
+    attn, seen = rg.attention(rg.causal()), list[int]()
+    expected = torch.autograd.grad(attn(*x), x, torch.full((2, 4, 37, 40), 2.0))
+    out = attn(*x)
+    out.register_hook(lambda g: g * 2)
+    assert out.grad_fn is not None
+    out.grad_fn.register_hook(lambda of_inputs, of_outputs: seen.append(len(of_inputs)))
+    assert all(map(torch.equal, torch.autograd.grad(out.sum(), x), expected))
+    assert len(seen) == 1
+
+
+def test_saved_tensors_are_packed() -> None:
+    x, packed = inputs(), list[Tensor]()
+    attn = rg.attention(rg.causal())
+    expected = torch.autograd.grad(attn(*x).sum(), x)
+
+    def pack(t: Tensor) -> Tensor:
+        packed.append(t)
+        return t.detach().flip(0)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t.flip(0)):
+        out = attn(*x)
+    assert [t.shape for t in packed] == [*(t.shape for t in x), out.shape, out.shape[:3]]
+    assert all(map(torch.equal, torch.autograd.grad(out.sum(), x), expected))
+
+
+def test_what_is_changed_before_its_backward_pass() -> None:
+    x = inputs()
+    out = rg.attention(rg.causal())(*x)
+    with torch.no_grad():
+        x[1].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_a_graph_is_differentiated_again_only_if_it_is_kept() -> None:
+    x = inputs()
+    out = rg.attention(rg.causal())(*x).sum()
+    first = torch.autograd.grad(out, x, retain_graph=True)
+    assert all(map(torch.equal, first, torch.autograd.grad(out, x)))
+    with pytest.raises(RuntimeError, match="second time"):
+        out.backward()
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,12 @@ from hypothesis import strategies as st
 
 from boxes import ANY, EXACT, IMAGE, Call, Position, X, Y, along, calls, every, plan_of, product_of_axes
 from regard.ir.nodes import Expr
+from regard.ir.passes import run_pipeline
+from regard.ir.tiles import make_plan
 from regard.ir.tiles.plan import TilePlan
+from regard.ir.traverse import rewrite
+from regard.ir.variant import Variant
+from spellings import SPELLINGS
 
 
 def check(plan: TilePlan, mask: Expr, call: Call, side: int) -> float:
@@ -57,6 +63,23 @@ def test_products_of_axes_are_the_mask(name: str, n: int) -> None:
     for call in calls(tokens, n):
         for side in (2, 4):
             assert check(plan, v.mask, call, side) == 1
+
+
+@pytest.mark.parametrize("change", SPELLINGS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("name", EXACT)
+def test_another_spelling_gives_the_same_boxes(name: str, change: Callable[[Expr], Expr]) -> None:
+    tokens, keep = EXACT[name]
+    plan, v = plan_of(keep, "n: int")
+    mask = rewrite(v.mask, change)
+    changed = make_plan(run_pipeline(Variant(mask)))
+    assert len(changed.boxes) == len(plan.boxes)
+    for term, clone in zip(plan.boxes, changed.boxes, strict=True):
+        assert not clone.remaining
+        for a, b in zip(term.axes, clone.axes, strict=True):
+            assert (a.query, a.key, a.block, a.offset, a.residue) == (b.query, b.key, b.block, b.offset, b.residue)
+    for call in calls(tokens, 4)[:2]:
+        clone_call = Call(call.q_len, call.kv_len, {**call.values, "my_n": 4})
+        assert check(changed, mask, clone_call, 2) == 1
 
 
 @pytest.mark.parametrize("n", [4, 2])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import regard as rg
+from boxes import Call, misjudged
 from regard.dsl import stock
 from regard.ir.passes import run_pipeline
 from regard.ir.tiles import make_plan
@@ -54,7 +55,44 @@ def test_tiles_are_exactly_the_true_ones(name: str, case: str, align: Any) -> No
             np.testing.assert_array_equal(np.broadcast_to(found, true.shape), true)
 
 
+GRID = rg.grid(13, 10)
+CLASSES: dict[str, dict[str, Any]] = {
+    "neighborhood": {
+        "shifted inwards": rg.neighborhood(GRID, (5, 4)),
+        "dilated": rg.neighborhood(GRID, 3, (2, 3)),
+        "per axis": rg.neighborhood(GRID, (4, 5), (3, 2), (2, 3), (True, False)),
+        "strided": rg.neighborhood(GRID, 6, 1, (4, 6)),
+    },
+    "windows": {"plain": rg.windows(GRID, (4, 3)), "shifted": rg.windows(GRID, (4, 3), (1, 2))},
+    "axial": {"columns": rg.axial(GRID, 0), "causal rows": rg.axial(GRID, 1, causal=True)},
+    "sliding_tile": {"ragged tiles": rg.sliding_tile(GRID, 3, (2, 3))},
+    "dilated": {"causal window": rg.causal & rg.sliding_window(30) & rg.dilated(4)},
+    "strided": {"summaries": rg.strided(8)},
+    "block_diagonal": {"blocks": rg.block_diagonal(24)},
+    "chunked_causal": {"blocks": rg.chunked_causal(40)},
+}
+
+
+@pytest.mark.parametrize("by", ["q", "kv"])
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name in CLASSES for case in CLASSES[name]])
+def test_boxes_are_exactly_the_true_ones(name: str, case: str, by: Any) -> None:
+    attn = rg.attention(CLASSES[name][case])
+    plan = make_plan(run_pipeline(attn.variant))
+    assert plan.boxes
+    for term in plan.boxes:
+        assert not term.remaining
+        for side in (1, 2, 4):
+            assert misjudged(term, Call(130, 130, dict(attn.binding)), side, by) == 0
+
+
+def test_classes_and_axes_are_told_in_the_proofs() -> None:
+    (term,) = make_plan(run_pipeline(rg.attention(CLASSES["dilated"]["causal window"]).variant)).boxes
+    assert [p.verdict for p in term.proofs] == ["closed form"] * 3 + ["class"]
+    assert term.proofs[-1].reason == "queries see keys of the same residue modulo 4 along axis 0"
+
+
 def test_no_stock_mask_is_left_out() -> None:
     parts = {name: getattr(stock, name) for name in stock.__all__}
     makers = {name for name, part in parts.items() if "MaskPart" in str(inspect.signature(part).return_annotation)}
-    assert makers | {name for name, part in parts.items() if isinstance(part, rg.MaskFunction)} == set(MASKS)
+    tested = set(MASKS) | set(CLASSES)
+    assert makers | {name for name, part in parts.items() if isinstance(part, rg.MaskFunction)} == tested
