@@ -10,6 +10,7 @@ from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import walk
 from .defaults import Direction
 from .schedule import Problem, Schedule, Source, Target
+from .triton_program import uses_table
 
 Skeleton = Literal["torch", "triton", "gluon"]
 
@@ -61,8 +62,7 @@ def choose(plan: TilePlan, problem: Problem, target: Target, direction: Directio
     reason = unsupported_reason(plan, problem, target)
     if reason is not None:
         return Choice("triton", f"the warp-specialised skeleton (gluon) cannot: {reason}")
-    if direction == "forward":
-        reason = _slower_forward(plan, problem)
+    reason = _slower_forward(plan, problem) if direction == "forward" else _slower_backward(plan)
     if reason is not None:
         return Choice("triton", f"the warp-specialised skeleton (gluon) was measured {reason}")
     if not fills_gpu:
@@ -78,6 +78,10 @@ def _slower_forward(plan: TilePlan, problem: Problem) -> str | None:
     if any(isinstance(x, Unary) and x.op not in ("neg", "not", "abs") for s in plan.variant.scores for x in walk(s)):
         return "slower where scores call functions"
     return None
+
+
+def _slower_backward(plan: TilePlan) -> str | None:
+    return "no faster where tiles come from a table" if uses_table(plan) else None
 
 
 def schedule_for(choice: Choice, plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> Schedule:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_correctness import VARIANTS, check, tensors
 from torch import Tensor
 
 import regard as rg
+from on_gpu import VARIANTS, check, tensors
 
 pytestmark = pytest.mark.gpu
 
