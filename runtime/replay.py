@@ -84,7 +84,7 @@ class _Watch(TorchDispatchMode):
         for noted in reversed(self.operators):
             if not noted.function.is_view or id(noted.made) in wanted:
                 found.append(noted)
-                wanted |= {id(x) for x in _tensors((noted.args, noted.kwargs))}
+                wanted |= {id(self.as_made(x)) for x in _tensors((noted.args, noted.kwargs))}
         return found[::-1]
 
 
@@ -127,15 +127,19 @@ class Replay:
         # Counters are used up by launches; nothing else may read them.
         known = {id(x): numbers[id(x)] for x in (*inputs, *watch.allocated)}
         outputs = [watch.as_made(x) for x in outputs]
+
+        def number_of(x: Tensor) -> _Number:
+            return _Number(known[id(watch.as_made(x))])
+
         for i, noted in enumerate(watch.needed(outputs)):
             self._steps += [_step(call_of(x), watch.begins, numbers) for x in launches[done : noted.launches]]
             done = noted.launches
-            args, kwargs = _replaced((noted.args, noted.kwargs), lambda x: _Number(known[id(x)]), Tensor)
+            args, kwargs = _replaced((noted.args, noted.kwargs), number_of, Tensor)
             self._steps.append(_Operator(noted.function, args, kwargs))
             for places in (numbers, known):
                 places.setdefault(id(noted.made), fixed + i)
         self._steps += [_step(call_of(x), watch.begins, numbers) for x in launches[done:]]
-        self._outputs = [known[id(x)] for x in outputs]
+        self._outputs = [number_of(x) for x in outputs]
         if any(number < len(inputs) for number in self._outputs):
             raise KeyError("an input is returned")
         self._allocations = [(tuple(x.shape), x.stride(), x.dtype) for x in watch.allocated]
