@@ -128,21 +128,63 @@ def host_cost() -> dict[str, float]:
         "flex": lambda: compiled(q, q, q, block_mask=block_mask),
         "sdpa": lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True),
     }
-    samples: dict[str, list[float]] = {name: [] for name in calls}
     with torch.no_grad():
-        for _ in range(9):
-            for name, call in calls.items():
-                for _ in range(20):
-                    call()
-                torch.cuda.synchronize()
-                start = time.perf_counter()
-                for _ in range(200):
-                    call()
-                samples[name].append((time.perf_counter() - start) / 200 * 1e6)
-                torch.cuda.synchronize()
-    found = {name: statistics.median(s) for name, s in samples.items()}
+        found = _host_us(calls)
     print("host µs a call:", {k: round(v, 1) for k, v in found.items()}, flush=True)
     return found
+
+
+def _host_us(calls: dict[str, Callable[[], object]], repeats: int = 200) -> dict[str, float]:
+    """Microseconds of host time of each call, in turn; the queue is empty when a sample begins."""
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(9):
+        for name, call in calls.items():
+            for _ in range(20):
+                call()
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(repeats):
+                call()
+            samples[name].append((time.perf_counter() - start) / repeats * 1e6)
+            torch.cuda.synchronize()
+    return {name: statistics.median(s) for name, s in samples.items()}
+
+
+def training_cost() -> list[dict[str, Any]]:
+    """Microseconds of host time of a warm forward pass that is recorded, of its backward pass, and of both.
+
+    Problems are too small to hide it; autograd's own part is the same for all.
+    """
+    rows = []
+    flex: Any = torch.compile(flex_attention)
+    sdpa: Any = torch.nn.functional.scaled_dot_product_attention
+    for name, dim, batch in (("causal", 64, 1), ("causal", 128, 12), ("document", 64, 1)):
+        # Twelve times sixteen heads: enough tiles for the warp-specialised kernels.
+        x = [make(256, heads=16 if batch > 1 else 1, dim=dim, batch=batch).requires_grad_() for _ in range(3)]
+        ids = document_ids(256)
+        block_mask = create_block_mask(_flex_mask(name, ids), None, None, 256, 256, device="cuda")
+        torch._dynamo.reset()
+        calls: dict[str, Callable[[], torch.Tensor]] = {
+            "regard": partial(rg.attention(_mask(name, ids)), *x),
+            "flex": partial(flex, *x, block_mask=block_mask),
+        }
+        if name == "causal":
+            calls["sdpa"] = partial(sdpa, *x, is_causal=True)
+        stages: dict[str, Callable[[], object]] = {}
+        for title, call in calls.items():
+            out = call()
+            gradient = torch.randn_like(out)
+            stages[f"{title}_forward"] = call
+            stages[f"{title}_backward"] = partial(torch.autograd.grad, out, x, gradient, retain_graph=True)
+            stages[f"{title}_step"] = partial(_step, call, x, gradient)
+        row = {"mask": name, "dim": dim, "batch": batch, **_host_us(stages, 50)}
+        rows.append(row)
+        print("host µs, training:", {k: round(v, 1) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+    return rows
+
+
+def _step(call: Callable[[], torch.Tensor], x: list[torch.Tensor], gradient: torch.Tensor) -> object:
+    return torch.autograd.grad(call(), x, gradient)
 
 
 def compilations() -> dict[str, Any]:
@@ -209,6 +251,7 @@ def main() -> None:
             "environment": describe(),
             "compilations": compilations(),
             "host_us": host_cost(),
+            "training_host_us": training_cost(),
             "process_start": process_start(),
             "mask_setup": setup_costs(),
         }
