@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
+from ..codegen.skeletons import walks_boxes
 from ..ir.errors import ArgumentError, ParameterError, UnsupportedError
 from ..ir.grids import check_lengths
+from ..ir.tiles import TilePlan
+from ..ir.tiles.box_choice import choose_boxes
+from ..ir.tiles.box_count import box_map
 from ..ir.tiles.count import tile_map
+from ..ir.tiles.numeric import Sizes
 from ..ir.traverse import index_names, parameter_names
 from .inspection import Setting, Shape, plan_of, setting
 
@@ -36,6 +44,7 @@ def plot(
     heads: Sequence[int] | None = None,
     batch: int = 0,
     exact: bool | None = None,
+    boxes: bool | None = None,
     **parameters: Any,
 ) -> Figure:
     """Draws which tiles are empty, partial and full; writes it to ``path`` (.png, .svg …) if given.
@@ -48,6 +57,10 @@ def plot(
     ``exact``: decide tiles by evaluating the mask on all pairs, not by the analysis that the kernels follow
     (which may call an empty or a full tile partial); by default for at most 2**22 pairs, and where the kernels do so.
     The legend says which it was.
+
+    ``boxes``: draw boxes of a grid, class by class, in place of runs of positions; by default where the kernels walk
+    boxes and neither ``tile`` nor ``exact`` is given. ``tile`` is then their size, and the shape that visits the fewest
+    is chosen. Disjoint parts of a mask have a panel each.
 
     Returns the matplotlib figure. Raises :class:`UnsupportedError` if matplotlib is not installed, and the errors
     of a call with such inputs.
@@ -66,28 +79,37 @@ def plot(
     assert what.sizes is not None  # there are inputs
     q_len, kv_len = what.sizes.q_len, what.sizes.kv_len
     check_lengths(attn.variant, q_len, kv_len)
-    if exact is None:
-        exact = q_len * kv_len <= _FEW_PAIRS or plan_of(attn, what).method == "exact"
-    shown, maps = _maps(attn, what, (rows, columns), heads, batch, exact)
+    if boxes is None:
+        boxes = tile is None and exact is None and walks_boxes(plan_of(attn, what), what.target)
+    if boxes:
+        size, panels = _box_panels(attn, what, (rows, columns), heads, batch)
+        how = "as the analysis decides them"
+    else:
+        if exact is None:
+            exact = q_len * kv_len <= _FEW_PAIRS or plan_of(attn, what).method == "exact"
+        panels = _panels(attn, what, (rows, columns), heads, batch, exact)
+        size = f"tiles of {rows} queries × {columns} keys" if rows * columns > 1 else "single pairs"
+        how = "evaluated pair by pair" if exact else "as the analysis decides them"
 
-    size = f"tiles of {rows} queries × {columns} keys" if rows * columns > 1 else "single pairs"
-    title = _title(attn, columns=74 * len(shown))
-    figure = Figure(figsize=(4.6 * len(shown) + 0.6, 5.4 + 0.17 * title.count("\n")), layout="constrained")
+    title = _title(attn, columns=74 * len(panels))
+    figure = Figure(figsize=(4.6 * len(panels) + 0.6, 5.4 + 0.17 * title.count("\n")), layout="constrained")
     colours, norm = ListedColormap(list(COLOURS.values())), BoundaryNorm([0, 1, 2, 3], 3)
-    for axes, head, classes in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, maps, strict=True):
-        extent = (0, max(classes.shape[1], 1) * columns, max(classes.shape[0], 1) * rows, 0)
-        axes.imshow(classes, cmap=colours, norm=norm, extent=extent, interpolation="nearest", aspect="equal")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        height, width = (max(n, 1) for n in panel.classes.shape)
+        extent = (0, width * panel.tile[1], height * panel.tile[0], 0)
+        axes.imshow(panel.classes, cmap=colours, norm=norm, extent=extent, interpolation="nearest", aspect="equal")
         # The last tile may be cut short by the length.
-        axes.set(xlim=(0, max(kv_len, 1)), ylim=(max(q_len, 1), 0), xlabel="key position", ylabel="query position")
-        for axis, length in ((axes.xaxis, kv_len), (axes.yaxis, q_len)):
+        rows_shown, columns_shown = (max(n, 1) for n in panel.lengths)
+        axes.set(xlim=(0, columns_shown), ylim=(rows_shown, 0), xlabel=panel.names[1], ylabel=panel.names[0])
+        for axis, length in ((axes.xaxis, panel.lengths[1]), (axes.yaxis, panel.lengths[0])):
             ticks = _ticks(length)
             axis.set_ticks(ticks, [_position(x) for x in ticks])
-        if len(shown) > 1:
-            axes.set_title(f"head {head}", fontsize=9)
+        if len(panels) > 1:
+            axes.set_title(panel.title, fontsize=9)
     figure.suptitle(title, fontsize=8, family="monospace", x=0.02, ha="left", linespacing=1.4)
     figure.legend(
         handles=[Patch(facecolor=c, edgecolor="#9aa0a6", label=name) for name, c in COLOURS.items()],
-        title=f"{size}, {'evaluated pair by pair' if exact else 'as the analysis decides them'}",
+        title=f"{size}, {how}",
         loc="outside lower center",
         ncols=3,
         frameon=False,
@@ -99,10 +121,58 @@ def plot(
     return figure
 
 
-def _maps(
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """One matrix of tiles: 0 empty, 1 partial, 2 full; what a tile and the whole count along rows and columns."""
+
+    title: str
+    classes: npt.NDArray[np.int8]
+    tile: tuple[int, int]
+    lengths: tuple[int, int]
+    names: tuple[str, str]
+
+
+def _panels(
     attn: Attention, what: Setting, tile: tuple[int, int], heads: Sequence[int] | None, batch: int, exact: bool
-) -> tuple[list[int], list[Any]]:
-    """The heads to draw, and for each the class of every tile: 0 empty, 1 partial, 2 full."""
+) -> list[_Panel]:
+    """Tiles in the order of positions, one panel for each head."""
+    plan, sizes, shown = _checked(attn, what, heads, batch)
+    classes = tile_map(plan, sizes, what.numbers(), *tile, exact=exact)
+    lengths, names = (sizes.q_len, sizes.kv_len), ("query position", "key position")
+    return [_Panel(f"head {h}", _picked(classes, batch, h), tile, lengths, names) for h in shown]
+
+
+def _box_panels(
+    attn: Attention, what: Setting, tile: tuple[int, int], heads: Sequence[int] | None, batch: int
+) -> tuple[str, list[_Panel]]:
+    """Tiles in the order of boxes, class by class, one panel for each head and term; and what boxes they are."""
+    plan, sizes, shown = _checked(attn, what, heads, batch)
+    if not plan.boxes:
+        raise ArgumentError(
+            "this mask has neither coordinates nor classes to make boxes of", hint="leave out boxes=True"
+        )
+    panels, shapes = [], []
+    for number, term in enumerate(plan.boxes):
+        chosen = choose_boxes(term, sizes, what.numbers(), *tile)
+        shapes.append(str(chosen))
+        classes = box_map(term, chosen.queries, chosen.keys, sizes, what.numbers())
+        for head in shown:
+            title = f"head {head}" if len(plan.boxes) == 1 else f"head {head}, part {number + 1}"
+            picked = _picked(classes, batch, head)
+            lengths = (picked.shape[0], picked.shape[1])
+            panels.append(_Panel(title, picked, (1, 1), lengths, ("box of queries", "box of keys")))
+    return f"boxes of {', and of '.join(shapes)}", panels
+
+
+def _picked(classes: npt.NDArray[np.int8], batch: int, head: int) -> npt.NDArray[np.int8]:
+    of_batch = classes[batch if classes.shape[0] > 1 else 0]
+    return np.asarray(of_batch[head if of_batch.shape[0] > 1 else 0])
+
+
+def _checked(
+    attn: Attention, what: Setting, heads: Sequence[int] | None, batch: int
+) -> tuple[TilePlan, Sizes, list[int]]:
+    """The plan, the sizes, and the heads to draw."""
     plan = plan_of(attn, what)
     assert what.sizes is not None  # the caller checked
     sizes = what.sizes
@@ -117,9 +187,7 @@ def _maps(
         heads = range(min(sizes.heads, 4 if per_head else 1))
     if wrong := [head for head in heads if not 0 <= head < sizes.heads]:
         raise ArgumentError(f"there is no head {wrong[0]}; there are {sizes.heads}")
-    classes = tile_map(plan, sizes, what.numbers(), *tile, exact=exact)
-    picked = classes[batch if classes.shape[0] > 1 else 0]
-    return list(heads), [picked[head if picked.shape[0] > 1 else 0] for head in heads]
+    return plan, sizes, list(heads)
 
 
 def _tile_size(what: Setting, tile: int | tuple[int, int] | None) -> tuple[int, int]:

@@ -102,3 +102,33 @@ def test_legend_says_how_tiles_were_decided() -> None:
     assert (drawn(evaluated)[0] == 2).sum() == sum(q // 4 + 1 for q in range(64))
     # Sound: what the analysis calls empty holds nothing.
     assert not drawn(evaluated)[0][drawn(analysed)[0] == 0].any()
+
+
+def test_boxes_are_drawn_class_by_class() -> None:
+    figure = rg.attention(rg.windows(rg.grid(8, 12), 4)).plot((1, 1, 96, 64), boxes=True)
+    (classes,) = drawn(figure)
+    boxes = len(classes) // 6  # of each of the 2 × 3 windows
+    expected = np.kron(np.eye(6, dtype=int) * 2, np.ones((boxes, classes.shape[1] // 6), int))
+    np.testing.assert_array_equal(classes, expected)
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("box of keys", "box of queries")
+
+
+def test_disjoint_parts_have_a_panel_each() -> None:
+    attn = rg.attention(rg.strided(8))
+    assert len(drawn(attn.plot((1, 1, 256, 64)))) == (2 if not torch.cuda.is_available() else 1)
+    assert len(drawn(attn.plot((1, 1, 256, 64), boxes=False))) == 1
+    local, far = drawn(attn.plot((1, 2, 256, 64), boxes=True))
+    assert (local.diagonal() > 0).all() and (far == 2).any()
+
+
+@pytest.mark.parametrize("length", [64, 2**20])
+def test_boxes_stay_readable_at_any_length(length: int) -> None:
+    figure = rg.attention(rg.causal, rg.dilated(4)).plot((1, 1, length, 64), boxes=True)
+    (classes,) = drawn(figure)
+    assert 16 <= max(classes.shape) <= 128
+
+
+def test_runs_of_positions_have_no_boxes_to_draw() -> None:
+    with pytest.raises(rg.ArgumentError, match="neither coordinates nor classes"):
+        rg.attention(rg.causal).plot((1, 1, 64, 64), boxes=True)

@@ -7,12 +7,12 @@ import itertools
 import numpy as np
 import pytest
 
-from boxes import EXACT, Array, Call, Digits, calls, digits
+from boxes import EXACT, Array, Call, Digits, Position, calls, digits
 from regard.ir.parser import parse_variant
 from regard.ir.passes import run_pipeline
 from regard.ir.tiles import TilePlan, make_plan
 from regard.ir.tiles.box_choice import choose_boxes
-from regard.ir.tiles.box_count import count_boxes, count_pairs, is_countable
+from regard.ir.tiles.box_count import box_map, count_boxes, count_pairs, is_countable
 from regard.ir.tiles.count import box_counts, pair_count
 from regard.ir.tiles.numeric import Sizes
 from regard.ir.tiles.plan import BoxTerm
@@ -117,3 +117,30 @@ def test_a_million_tokens_are_counted_by_axes() -> None:
     assert found.exact and found.pairs == sum(min(i // 4 + 1, 1024) for i in range(1 << 20))
     counts = box_counts(plan, sizes, {}, 128, 128)
     assert counts.visited == 4 * sum(min(i + 1, 9) for i in range(2048))
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_maps_of_boxes_hold_the_mask(name: str) -> None:
+    """The boxes of a map, looked up pair by pair: nothing allowed is empty, nothing forbidden full."""
+    tokens, keep = EXACT[name]
+    plan = plan_of(keep)
+    call = calls(tokens, 4)[0]
+    sizes = Sizes(1, 1, 1, call.q_len, call.kv_len)
+    for term in plan.boxes:
+        sides = (2,) * len(term.axes)
+        classes = box_map(term, sides, sides, sizes, call.values)[0, 0]
+        allowed = call.allowed(term.mask)
+        rows, columns = (_places(term, position, call) for position in ("q", "kv"))
+        found = classes[rows[:, None], columns]
+        assert not (allowed & (found == 0)).any() and not (~allowed & (found == 2)).any()
+
+
+def _places(term: BoxTerm, position: Position, call: Call) -> Array:
+    """The number of the box of every position, in the order of a map: by classes, then by coordinates."""
+    own = [digits(term, axis, position, call) for axis in range(len(term.axes))]
+    names = [x for d in own for x in (d.block, d.residue)]
+    for d in own:
+        same_class = (d.block[:, None] == d.block) & (d.residue[:, None] == d.residue)
+        names.append((d.x - np.where(same_class, d.x, d.x.max()).min(1)) // 2)
+    _, numbers = np.unique(np.stack(names), axis=1, return_inverse=True)
+    return np.asarray(numbers).reshape(-1)
