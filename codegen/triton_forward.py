@@ -19,7 +19,6 @@ from .triton_program import (
     DESCRIPTOR,
     emit_accumulate,
     emit_classify_call,
-    emit_place,
     emit_product,
     emit_sizes,
     table_arguments,
@@ -27,7 +26,7 @@ from .triton_program import (
 )
 from .triton_skeleton import Skeleton
 from .triton_split import MERGE, emit_shares
-from .triton_tiles import Masked, TileLoops, emit_exact_loops, emit_tile_loops
+from .triton_tiles import Masked, TileLoops
 from .triton_values import Guard, Values
 
 KERNEL = "attention_forward"
@@ -36,7 +35,7 @@ KERNEL = "attention_forward"
 def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:
     """A module whose ``run`` computes outputs and log-sum-exps; see ``docs/internals.md``."""
     head, out = Emitter(), Emitter()
-    forward = _Forward(plan, problem, schedule)
+    forward = Forward(plan, problem, schedule)
     emit_header(head, "Forward kernel", plan, problem, schedule, target)
     kernels = [KERNEL]
     emit_options(out, "FORWARD", schedule)
@@ -68,7 +67,9 @@ def composed_scores(scores: tuple[Expr, ...]) -> tuple[Expr, ...]:
     return tuple(composed)
 
 
-class _Forward(Skeleton):
+class Forward(Skeleton):
+    """Emits the kernel and ``run``."""
+
     def __init__(self, plan: TilePlan, problem: Problem, schedule: Schedule) -> None:
         self.schedule = schedule
         results: dict[str, Expr] = {}
@@ -117,20 +118,19 @@ class _Forward(Skeleton):
             self._emit_state(out)
             share = emit_shares(out, loops) if self.schedule.split_keys and loops.partial_count else None
             done = values.emit(out, "program", wanted, Guard())
-            done = values.emit(out, "query", wanted, Guard(query="(q_index < q_len)"), done)
-
+            done = values.emit(out, "query", wanted, Guard(query=self.q_exists), done)
 
             def step(masked: Masked, exact: bool) -> None:
                 self._emit_step(out, values, loops, done, masked=masked, exact=exact)
 
             # One loop saves short rows a start of the pipeline; a score that reads by pair needs the mask first.
-            merged = loops.table and not values.reads("score", "pair")
+            merged = (loops.table or loops.merged) and not values.reads("score", "pair")
             hot = partial(step, exact=not self.optimistic)
-            emit_tile_loops(out, loops, "BLOCK_N", hot, share=share, merged=merged)
+            self.emit_visits(out, loops, "BLOCK_N", hot, share=share, merged=merged)
             if self.optimistic and loops.partial_count:
                 with self.emit_again(out, "acc", self.value):
                     self._emit_sums(out)
-                    emit_exact_loops(out, loops, "BLOCK_N", partial(step, exact=True), share)
+                    self.emit_exact_visits(out, loops, "BLOCK_N", partial(step, exact=True), share)
             out.line()
             self._emit_epilogue(out)
 
@@ -139,12 +139,11 @@ class _Forward(Skeleton):
         if self.schedule.split_keys:
             out.line("share = program % shares")
             out.line("program = program // shares")
-        emit_place(out, length="q_len", block="BLOCK_M", reverse=self.schedule.reverse)
-        self.emit_query_place(out)
+        self.emit_query_place(out, reverse=self.schedule.reverse)
         self.tiles.open_input(out, "query", "head", "rows", "columns", self.head)
         self.tiles.open_input(out, "key", "kv_head", "keys", "columns", self.head)
         self.tiles.open_input(out, "value", "kv_head", "keys", self.value_columns, self.value)
-        self.tiles.load(out, "q", "query", "head", "tile_first", "BLOCK_M", "columns", self.head, "(q_index < q_len)")
+        self.tiles.load(out, "q", "query", "head", "tile_first", "BLOCK_M", "columns", self.head, self.q_exists)
         out.line()
 
     def _emit_state(self, out: Emitter) -> None:
@@ -164,25 +163,25 @@ class _Forward(Skeleton):
     ) -> None:
         """One tile of keys; with ``exact`` values that nobody sees are zeroed."""
         wanted = [x for x in self.results if masked == "all" or x != "mask"]
-        rows = "(start + keys[:, None] < kv_len)" if masked != "none" else ""
+        rows = self.key_rows if masked != "none" else ""
         self.tiles.load(out, "k", "key", "kv_head", "start", "BLOCK_N", "columns", self.head, rows)
         emit_product(out, "s", "q", "k", self.head, self.precision)
         if masked != "none" or wanted:
-            out.line("kv_index = start + keys[None, :]")
-        guard = Guard(key="(kv_index < kv_len)" if masked != "none" else "")
+            self.emit_kv_index(out)
+        guard = Guard(key=self.kv_exists if masked != "none" else "")
         done = values.emit(out, "key", wanted, guard, done)
         if masked == "all":
             done = self.emit_allowed(out, values, done)
         self.emit_scaled(out)
         if self.has_scores:
-            lanes = "allowed" if masked == "all" else "(q_index < q_len)"
+            lanes = "allowed" if masked == "all" else self.q_exists
             done = values.emit(out, "pair", ("score",), Guard(pair=lanes), done)
             out.line(f"s = {values.result('score', 'BLOCK_M, BLOCK_N')}")
         match masked:
             case "all":
                 out.line(_SELECT)
             case "some":
-                with out.block("if t >= full_count:"):
+                with out.block(f"if {self.is_partial}:"):
                     done = values.emit(out, "key", ("mask",), guard, done)
                     self.emit_allowed(out, values, done)
                     out.line(_SELECT)
@@ -212,12 +211,12 @@ class _Forward(Skeleton):
             out.line("lse += share * lse_share")
         self.tiles.open(out, "out", "head", "rows", self.value_columns, self.value)
         self.tiles.store(
-            out, "acc", "out", "tile_first", self.value_columns, self.value, "(q_index < q_len)", "({} / l[:, None])"
+            out, "acc", "out", "tile_first", self.value_columns, self.value, self.q_exists, "({} / l[:, None])"
         )
         total = "(m + tl.log2(l)) * LN2" if self.fused else "m + tl.log(l)"
         out.line(f'total = tl.where(empty, float("-inf"), {total})')
-        out.line("lse += entry.to(tl.int64) * q_len + tile_first")
-        out.line("tl.store(lse + rows, total, mask=tile_first + rows < q_len)")
+        out.line(f"lse += entry.to(tl.int64) * q_len{self.first_row}")
+        out.line(f"tl.store(lse + rows, total, mask={self.inside})")
 
     def emit_run(self, out: Emitter) -> None:
         """The function that allocates, chooses options and launches."""

@@ -11,7 +11,7 @@ from .schedule import Schedule
 from .triton_gradients import Gradients, emit_select
 from .triton_module import Argument, emit_launch, kernel
 from .triton_program import INDICES, emit_accumulate, emit_place, emit_product, table_arguments, uses_table
-from .triton_tiles import Masked, emit_ranges, emit_table, emit_tile_loops
+from .triton_tiles import Masked, TileLoops, emit_ranges, emit_table
 from .triton_values import Guard, Values
 
 KERNEL = "attention_grad_key_value"
@@ -20,24 +20,19 @@ KERNEL = "attention_grad_key_value"
 class GradKey(Gradients):
     """Emits the kernel and its launch; sums of captured gradients per key are ``NAME_sums`` in ``run``."""
 
+    inside = "tile_first + rows < kv_len"
+    # Positions of the queries that are visited, relative to ``row``.
+    visited_rows = "start + queries"
+    visited_exist = "start + queries < q_len"
+
     def emit(self, out: Emitter, schedule: Schedule) -> None:
         """The kernel."""
         values = self.values()
         with kernel(out, KERNEL, self.arguments(), ("BLOCK_M", "BLOCK_N"), self.problem.debug):
             out.line('"""dK and dV of one tile of keys, summed over ``group`` heads of queries."""')
             out.line("program = tl.program_id(0)")
-            emit_place(out, length="kv_len", block="BLOCK_N", reverse=schedule.reverse)
-            out.line("chunks = heads // group")
-            out.line("batch, chunk = entry // chunks, entry % chunks")
-            out.line("kv_head = chunk * group // (heads // kv_heads)")
-            out.line()
-            out.line("tile_first = tile * BLOCK_N")
-            out.line("tile_last = tl.minimum(tile_first + BLOCK_N, kv_len) - 1")
-            out.line("rows = tl.arange(0, BLOCK_N)")
-            out.line("queries = tl.arange(0, BLOCK_M)")
-            out.line("kv_index = tile_first + rows[:, None]")
-            self.emit_columns(out)
-            inside = "(kv_index < kv_len)"
+            self.emit_key_place(out, reverse=schedule.reverse)
+            inside = self.kv_exists
             for name, tensor, parts in (("k", "key", self.head), ("v", "value", self.value)):
                 columns = self.columns(parts)
                 self.tiles.open_input(out, tensor, "kv_head", "rows", columns, parts)
@@ -57,6 +52,32 @@ class GradKey(Gradients):
                 self.tiles.open(out, tensor, "chunk", "rows", columns, parts)
                 self.tiles.store(out, name, tensor, "tile_first", columns, parts, inside, text)
 
+    def emit_key_place(self, out: Emitter, *, reverse: bool) -> None:
+        """The identities and positions of a program that owns a tile of keys, from ``program``."""
+        emit_place(out, length="kv_len", block="BLOCK_N", reverse=reverse)
+        self.emit_chunk(out)
+        out.line("tile_first = tile * BLOCK_N")
+        out.line("tile_last = tl.minimum(tile_first + BLOCK_N, kv_len) - 1")
+        out.line("rows = tl.arange(0, BLOCK_N)")
+        out.line("queries = tl.arange(0, BLOCK_M)")
+        out.line("kv_index = tile_first + rows[:, None]")
+        self.emit_columns(out)
+
+    def emit_chunk(self, out: Emitter) -> None:
+        """Batch and heads, from ``entry``."""
+        out.line("chunks = heads // group")
+        out.line("batch, chunk = entry // chunks, entry % chunks")
+        out.line("kv_head = chunk * group // (heads // kv_heads)")
+        out.line()
+
+    def emit_query_tiles(self, out: Emitter) -> TileLoops:
+        """Which tiles of queries a tile of keys visits."""
+        if uses_table(self.plan):
+            out.comment("This tile's row in the table of tiles.")
+            return emit_table(out)
+        out.comment("Queries that may see this tile of keys, and those that see all of it.")
+        return emit_ranges(out, self.plan.queries, INDICES, "BLOCK_M", "q_len")
+
     def arguments(self) -> list[Argument]:
         """In the order of the kernel's signature."""
         table = table_arguments("tiles[1]") if uses_table(self.plan) else []
@@ -75,6 +96,10 @@ class GradKey(Gradients):
             Argument("group", "i32", "group"),
         ]
 
+    def emit_q_index(self, out: Emitter) -> None:
+        """Positions of the queries that are visited."""
+        out.line("q_index = start + queries[None, :]")
+
     def _emit_head(self, out: Emitter, values: Values) -> None:
         """The loops over the queries of one head."""
         here = self.of_kinds("key")
@@ -83,24 +108,19 @@ class GradKey(Gradients):
         self.tiles.open_input(out, "grad_out", "head", "queries", self.value_columns, self.value)
         out.line("entry = batch * heads + head")
         out.line("row = entry.to(tl.int64) * q_len")
-        if uses_table(self.plan):
-            out.comment("This tile's row in the table of tiles.")
-            loops = emit_table(out)
-        else:
-            out.comment("Queries that may see this tile of keys, and those that see all of it.")
-            loops = emit_ranges(out, self.plan.queries, INDICES, "BLOCK_M", "q_len")
+        loops = self.emit_query_tiles(out)
         for c in here:
             out.line(f"{c.name}_total = tl.zeros([BLOCK_N], tl.float32)")
         needed = self.wanted(here, masked=True)
         done = values.emit(out, "program", needed, Guard())
-        done = values.emit(out, "key", needed, Guard(key="(kv_index < kv_len)"), done)
-        merged = loops.table and not any(values.reads(x, "pair") for x in needed if x != "mask")
-        emit_tile_loops(
+        done = values.emit(out, "key", needed, Guard(key=self.kv_exists), done)
+        merged = (loops.table or loops.merged) and not any(values.reads(x, "pair") for x in needed if x != "mask")
+        self.emit_visits(
             out, loops, "BLOCK_M", lambda masked: self._emit_step(out, values, done, masked=masked), merged=merged
         )
         for c in here:
-            place = f"{c.name}_sums + entry.to(tl.int64) * kv_len + tile_first + rows"
-            out.line(f"tl.store({place}, {c.name}_total, mask=tile_first + rows < kv_len)")
+            place = f"{c.name}_sums + entry.to(tl.int64) * kv_len{self.first_row} + rows"
+            out.line(f"tl.store({place}, {c.name}_total, mask={self.inside})")
 
     def _emit_step(self, out: Emitter, values: Values, done: frozenset[str], *, masked: Masked) -> None:
         """One tile of queries."""
@@ -108,33 +128,33 @@ class GradKey(Gradients):
         wanted = self.wanted(here, masked=masked == "all")
         inside = mask = ""
         if masked != "none":
-            inside, mask = "(start + queries[:, None] < q_len)", ", mask=start + queries < q_len, other=0.0"
+            inside, mask = self.query_rows, f", mask={self.visited_exist}, other=0.0"
         self.tiles.load(out, "q", "query", "head", "start", "BLOCK_M", "columns", self.head, inside)
         if self.exact_rows:
-            out.line(f"norm_rows = tl.load(norm + row + start + queries{mask})")
-        out.line(f"lse_rows = tl.load(lse + row + start + queries{mask}){self.row_unit}")
+            out.line(f"norm_rows = tl.load(norm + row + {self.visited_rows}{mask})")
+        out.line(f"lse_rows = tl.load(lse + row + {self.visited_rows}{mask}){self.row_unit}")
         emit_product(out, "s", "k", "q", self.head, self.precision)
         if wanted or masked != "none":
-            out.line("q_index = start + queries[None, :]")
-        guard = Guard(query="" if masked == "none" else "(q_index < q_len)")
+            self.emit_q_index(out)
+        guard = Guard(query="" if masked == "none" else self.q_exists)
         done = values.emit(out, "query", wanted, guard, done)
         if masked == "all":
             done = self.emit_allowed(out, values, done)
         self.emit_probabilities(
             out, values, done, wanted, shape="BLOCK_N, BLOCK_M", rows="[None, :]",
-            lanes="allowed" if masked == "all" else "(kv_index < kv_len)", select=masked == "all",
+            lanes="allowed" if masked == "all" else self.kv_exists, select=masked == "all",
         )  # fmt: skip
         self.tiles.load(out, "do", "grad_out", "head", "start", "BLOCK_M", self.value_columns, self.value, inside)
         if masked != "some":
             emit_accumulate(out, "dv", "p", "do", self.value, self.precision)
-        out.line(f"delta_rows = tl.load(delta + row + start + queries{mask})")
+        out.line(f"delta_rows = tl.load(delta + row + {self.visited_rows}{mask})")
         emit_product(out, "dp", "v", "do", self.value, self.precision)
         found = self.emit_score_gradient(out, values, here, delta="delta_rows[None, :]")
         match masked:
             case "all":
                 emit_select(out, found)
             case "some":
-                with out.block("if t >= full_count:"):
+                with out.block(f"if {self.is_partial}:"):
                     done = values.emit(out, "query", ("mask",), guard, done)
                     self.emit_allowed(out, values, done)
                     emit_select(out, ("p", *found))

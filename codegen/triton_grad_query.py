@@ -8,7 +8,7 @@ from .triton_gradients import Contribution, emit_select
 from .triton_module import Argument, emit_launch, kernel
 from .triton_over_keys import OverKeys
 from .triton_program import emit_accumulate
-from .triton_tiles import Masked, TileLoops, emit_exact_loops
+from .triton_tiles import Masked, TileLoops
 from .triton_values import Guard, Values
 
 KERNEL = "attention_grad_query"
@@ -48,20 +48,20 @@ class GradQuery(OverKeys):
                 self._emit_step(out, values, loops, done, self.here, masked=masked, exact=not self.optimistic)
 
             wanted = self.wanted(self.here, masked=True)
-            merged = loops.table and not any(values.reads(x, "pair") for x in wanted if x != "mask")
+            merged = (loops.table or loops.merged) and not any(values.reads(x, "pair") for x in wanted if x != "mask")
             done = self.emit_loops(out, values, loops, wanted, step, merged=merged)
             if self.optimistic and loops.partial_count:
                 with self.emit_again(out, "dq", self.head):
                     for p in self.head:
                         out.line(f"dq{p.suffix} = tl.zeros([BLOCK_M, {p.width}], tl.float32)")
-                    emit_exact_loops(
+                    self.emit_exact_visits(
                         out, loops, "BLOCK_N",
                         lambda masked: self._emit_step(out, values, loops, done, [], masked=masked, exact=True),
                     )
             out.line()
             self.tiles.open(out, "grad_query", "head", "rows", "columns", self.head)
             self.tiles.store(
-                out, "dq", "grad_query", "tile_first", "columns", self.head, "(q_index < q_len)", "({} * scale)"
+                out, "dq", "grad_query", "tile_first", "columns", self.head, self.q_exists, "({} * scale)"
             )
             for c in self.sums:
                 out.line(f"tl.store({c.name}_sums + row + rows, {c.name}_total, mask=inside)")
@@ -94,8 +94,8 @@ class GradQuery(OverKeys):
             case "all":
                 emit_select(out, found)
             case "some":
-                with out.block("if t >= full_count:"):
-                    done = values.emit(out, "key", ("mask",), Guard(key="(kv_index < kv_len)"), done)
+                with out.block(f"if {self.is_partial}:"):
+                    done = values.emit(out, "key", ("mask",), Guard(key=self.kv_exists), done)
                     self.emit_allowed(out, values, done)
                     emit_select(out, found)
         for c in here:

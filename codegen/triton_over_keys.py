@@ -9,8 +9,8 @@ from .emitter import Emitter
 from .schedule import Schedule
 from .triton_gradients import Gradients
 from .triton_module import Argument
-from .triton_program import emit_place, emit_product, table_arguments, uses_table
-from .triton_tiles import Masked, TileLoops, emit_tile_loops
+from .triton_program import emit_product, table_arguments, uses_table
+from .triton_tiles import Masked, TileLoops
 from .triton_values import Guard, Values
 
 
@@ -20,8 +20,7 @@ class OverKeys(Gradients):
     def emit_start(self, out: Emitter, schedule: Schedule) -> None:
         """This program's place, its queries and gradients of outputs, and their log-sum-exps."""
         out.line("program = tl.program_id(0)")
-        emit_place(out, length="q_len", block="BLOCK_M", reverse=schedule.reverse)
-        self.emit_query_place(out)
+        self.emit_query_place(out, reverse=schedule.reverse)
         for tensor, head, rows, parts in (
             ("query", "head", "rows", self.head),
             ("grad_out", "head", "rows", self.value),
@@ -31,9 +30,10 @@ class OverKeys(Gradients):
             self.tiles.open_input(out, tensor, head, rows, self.columns(parts), parts)
         for name, tensor, parts in (("q", "query", self.head), ("do", "grad_out", self.value)):
             columns = self.columns(parts)
-            self.tiles.load(out, name, tensor, "head", "tile_first", "BLOCK_M", columns, parts, "(q_index < q_len)")
-        out.line("row = entry.to(tl.int64) * q_len + tile_first")
-        out.line("inside = tile_first + rows < q_len")
+            self.tiles.load(out, name, tensor, "head", "tile_first", "BLOCK_M", columns, parts, self.q_exists)
+        out.line(f"row = entry.to(tl.int64) * q_len{self.first_row}")
+        if self.inside != "inside":
+            out.line(f"inside = {self.inside}")
         out.line(f"lse_rows = tl.load(lse + row + rows, mask=inside, other=0.0){self.row_unit}")
 
     def emit_loops(
@@ -42,8 +42,8 @@ class OverKeys(Gradients):
     ) -> frozenset[str]:  # fmt: skip
         """The loops; ``step`` writes the body from the steps done, which are returned, and what to mask."""
         done = values.emit(out, "program", needed, Guard())
-        done = values.emit(out, "query", needed, Guard(query="(q_index < q_len)"), done)
-        emit_tile_loops(out, loops, "BLOCK_N", partial(step, done), merged=merged)
+        done = values.emit(out, "query", needed, Guard(query=self.q_exists), done)
+        self.emit_visits(out, loops, "BLOCK_N", partial(step, done), merged=merged)
         return done
 
     def emit_pairs(
@@ -56,8 +56,8 @@ class OverKeys(Gradients):
         self.tiles.load(out, "v", "value", "kv_head", "start", "BLOCK_N", self.value_columns, self.value, rows)
         emit_product(out, "dp", "do", "v", self.value, self.precision)
         if wanted or masked != "none":
-            out.line("kv_index = start + keys[None, :]")
-        done = values.emit(out, "key", wanted, Guard(key="" if masked == "none" else "(kv_index < kv_len)"), done)
+            self.emit_kv_index(out)
+        done = values.emit(out, "key", wanted, Guard(key="" if masked == "none" else self.kv_exists), done)
         if masked == "all":
             done = self.emit_allowed(out, values, done)
         self.emit_probabilities(
@@ -68,7 +68,7 @@ class OverKeys(Gradients):
 
     def lanes(self, masked: Masked) -> str:
         """The pairs whose loads may be read, as text."""
-        return "allowed" if masked == "all" else "(q_index < q_len)"
+        return "allowed" if masked == "all" else self.q_exists
 
     def inputs(self) -> list[Argument]:
         """The tensors that all these kernels read."""

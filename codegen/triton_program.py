@@ -29,6 +29,11 @@ def emit_place(out: Emitter, *, length: str, block: str, reverse: bool) -> None:
     """From ``program`` to the head and the tile of it that the program owns."""
     out.comment("Heads run in sections whose keys and values fit in the L2 cache, tile by tile.")
     out.line(f"tiles = tl.cdiv({length}, {block})")
+    emit_entry(out, reverse=reverse)
+
+
+def emit_entry(out: Emitter, *, reverse: bool) -> None:
+    """From ``program`` and the number of ``tiles`` of a head to ``entry``, the head, and its ``tile``."""
     out.line("first_head = program // (tiles * section) * section")
     out.line("section_heads = tl.minimum(section, all_heads - first_head)")
     out.line("place = program % (tiles * section)")

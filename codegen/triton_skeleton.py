@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from ..ir.nodes import TRUE, Expr
@@ -9,14 +10,28 @@ from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
 from .schedule import Problem
 from .triton_module import Argument, Part, buffer_arguments, head_parts, scalar_arguments
-from .triton_program import INDICES, Tiles, emit_columns, precision, uses_table
+from .triton_program import INDICES, Tiles, emit_columns, emit_place, precision, uses_table
 from .triton_seen import hull_is_exact
-from .triton_tiles import TileLoops, emit_ranges, emit_table
+from .triton_tiles import Masked, TileLoops, emit_exact_loops, emit_ranges, emit_table, emit_tile_loops
 from .triton_values import Guard, Values
 
 
 class Skeleton:
-    """Base of the kernels; ``results`` are the expressions that they evaluate, by name."""
+    """Base of the kernels; ``results`` are the expressions that they evaluate, by name.
+
+    A program owns a tile of one axis and visits tiles of the other. What a tile is, and which are visited, is said
+    here alone, for runs of positions; :mod:`.triton_box_skeleton` says it for boxes.
+    """
+
+    # Which queries and keys exist, as columns or rows of a tile of pairs, and which tiles of a merged loop are masked.
+    q_exists = "(q_index < q_len)"
+    kv_exists = "(kv_index < kv_len)"
+    is_partial = "t >= full_count"
+    # Rows to load of the tile that is visited; where the owned tile starts, and which of its ``rows`` exist.
+    key_rows = "(start + keys[:, None] < kv_len)"
+    query_rows = "(start + queries[:, None] < q_len)"
+    first_row = " + tile_first"
+    inside = "tile_first + rows < q_len"
 
     def __init__(self, plan: TilePlan, problem: Problem, descriptors: bool, results: dict[str, Expr]) -> None:
         self.plan, self.problem, self.descriptors, self.results = plan, problem, descriptors, results
@@ -77,8 +92,9 @@ class Skeleton:
         if self.value_columns != "columns":
             emit_columns(out, "value_columns", self.value)
 
-    def emit_query_place(self, out: Emitter) -> None:
-        """The identities and positions of a program that owns a tile of queries, from ``entry`` and ``tile``."""
+    def emit_query_place(self, out: Emitter, *, reverse: bool) -> None:
+        """The identities and positions of a program that owns a tile of queries, from ``program``."""
+        emit_place(out, length="q_len", block="BLOCK_M", reverse=reverse)
         out.line("batch, head = entry // heads, entry % heads")
         out.line("kv_head = head // (heads // kv_heads)")
         out.line()
@@ -97,6 +113,24 @@ class Skeleton:
         out.comment("Keys that this tile of queries may see, and those that all of it sees.")
         return emit_ranges(out, self.plan.keys, INDICES, "BLOCK_N", "kv_len")
 
+    def emit_kv_index(self, out: Emitter) -> None:
+        """Positions of the keys that are visited."""
+        out.line("kv_index = start + keys[None, :]")
+
+    def emit_visits(
+        self, out: Emitter, loops: TileLoops, block: str, step: Callable[[Masked], None], *,
+        share: tuple[str, str] | None = None, merged: bool = False,
+    ) -> None:  # fmt: skip
+        """The loops over the tiles that are visited; ``step`` writes the body from what to mask."""
+        emit_tile_loops(out, loops, block, step, share=share, merged=merged)
+
+    def emit_exact_visits(
+        self, out: Emitter, loops: TileLoops, block: str, step: Callable[[Masked], None],
+        share: tuple[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """As :meth:`emit_visits`, for code that hardly ever runs."""
+        emit_exact_loops(out, loops, block, step, share)
+
     def arguments_after_tensors(self, entries: str, section: str) -> list[Argument]:
         """Captured tensors, scalars and sizes."""
         return [
@@ -113,7 +147,7 @@ class Skeleton:
 
     def emit_allowed(self, out: Emitter, values: Values, done: frozenset[str]) -> frozenset[str]:
         """``allowed``: pairs that exist and that the mask keeps."""
-        out.line("allowed = (q_index < q_len) & (kv_index < kv_len)")
+        out.line(f"allowed = {self.q_exists} & {self.kv_exists}")
         if self.has_mask:
             done = values.emit(out, "pair", ("mask",), Guard(pair="allowed"), done)
             out.line(f"allowed &= {values.result('mask')}")
@@ -122,7 +156,7 @@ class Skeleton:
     def rows_in_hull(self, loops: TileLoops) -> str:
         """Which rows of a partial tile of keys to read: those that some query sees, where that is an interval."""
         if not self.exact_hull or loops.hull is None:
-            return "(start + keys[:, None] < kv_len)"
+            return self.key_rows
         start, stop = loops.hull
         below = f"(start + keys[:, None] < {stop})"
         return below if start == "0" else f"(start + keys[:, None] >= {start}) & {below}"

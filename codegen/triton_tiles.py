@@ -37,6 +37,7 @@ class TileLoops:
 
     ``hull``: the positions that a partial tile may see, from start to stop, where they are one interval.
     ``table``: the tiles are a row of a table, of which ``full_tile`` and ``partial_tile`` say nothing.
+    ``merged``: one loop visits both kinds.
     """
 
     full_count: str
@@ -45,6 +46,7 @@ class TileLoops:
     partial_tile: str
     hull: tuple[str, str] | None = None
     table: bool = False
+    merged: bool = False
 
     @property
     def count(self) -> str:

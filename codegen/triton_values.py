@@ -52,11 +52,14 @@ class Values:
     """The steps of some expressions, printed level by level.
 
     ``indices`` spells the positions and lengths; bare indices in ``checked`` are known to lie inside every
-    axis that they alone read, because the call is checked.
+    axis that they alone read, because the call is checked. ``prefix`` tells the variables of several apart.
     """
 
-    def __init__(self, results: Mapping[str, Expr], indices: Mapping[str, str], debug: bool = False) -> None:
+    def __init__(
+        self, results: Mapping[str, Expr], indices: Mapping[str, str], debug: bool = False, prefix: str = ""
+    ) -> None:
         self._lowered: Lowered = lower(results)
+        self._prefix = prefix
         self._indices = indices
         self._debug = debug
         self._levels: dict[str, Level] = {}
@@ -122,7 +125,8 @@ class Values:
                 stem = f"{user_name(load.buffer)}_at_{at}" if bare else f"{user_name(load.buffer)}_value"
             count = counts.get(stem, 0)
             counts[stem] = count + 1
-            names[step.name] = f"{stem}_{count}" if count or not isinstance(step.expr, Load) else stem
+            name = f"{stem}_{count}" if count or not isinstance(step.expr, Load) else stem
+            names[step.name] = self._prefix + name
         return names
 
     def _step(self, step: Step, guard: Guard) -> str:

@@ -25,7 +25,6 @@ def is_watched(*tensors: Tensor) -> bool:
     """Whether something besides plain eager execution must see operators: a mode, a transform, a subclass."""
     return (
         any(type(x) not in _PLAIN for x in tensors)
-        or (not tensors[0].is_cuda and torch.is_autocast_enabled("cpu"))
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
     )

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from inspect import signature
+from math import copysign
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -62,6 +63,7 @@ class Engine:
         mask_reads = parameter_names(variant.mask)
         self._mask_buffers = [i for i, p in enumerate(variant.buffers) if p.name in mask_reads]
         self._mask_scalars = [i for i, p in enumerate(variant.scalars) if p.name in mask_reads]
+        self._float_scalars = [i for i, p in enumerate(variant.scalars) if p.type is F32]
         score_loads = [load for score in variant.scores for load in loads(score)]
         self._score_buffers = frozenset(x.buffer for x in score_loads if x.type is F32)
         self._atomic_buffers = frozenset(x.buffer for x in score_loads if load_class(x) == "pair")
@@ -132,9 +134,17 @@ class Engine:
         missing: tuple[None, ...] = (),
     ) -> tuple[Tensor, ...]:
         """The program on ``given``, ``missing``, buffers and tile tables, in this order, or a replay of it."""
+        device = given[0].device
         if not _is_here(given[0]):
-            with torch.cuda.device(given[0].device):
+            with torch.cuda.device(device):
                 return self._run(prepared, given, buffers, scalars, reuse_tables, missing)
+        if torch.is_autocast_enabled(device.type):
+            # Autocast is for what surrounds attention; `torch.autocast` itself would take longer.
+            torch.set_autocast_enabled(device.type, False)
+            try:
+                return self._run(prepared, given, buffers, scalars, reuse_tables, missing)
+            finally:
+                torch.set_autocast_enabled(device.type, True)
         program, _, replays = prepared
         assert program is not None
         tiles = self._tiles(prepared, given[0], buffers, scalars, reuse_tables)
@@ -144,7 +154,7 @@ class Engine:
         passed = len(given)
         inputs = passed + len(buffers)
         tensors = (*given, *buffers, *_flat(tiles))
-        facts = (passed, *scalars)
+        facts = (passed, *scalars, *self._signs(scalars))
         replay = replays.get(facts)
         if replay:
             done = replay(tensors)
@@ -166,6 +176,10 @@ class Engine:
             outputs, replays[facts] = record(launcher, run, tensors)
             return outputs
         return run(*tensors)
+
+    def _signs(self, scalars: Sequence[int | float]) -> tuple[float, ...]:
+        """What tells -0.0 from 0.0, which are equal as keys but not as divisors."""
+        return tuple([copysign(1.0, scalars[i]) for i in self._float_scalars])
 
     def buffer_gradients(self, buffers: Sequence[Tensor]) -> list[bool]:
         """Which captured tensors take part in autograd: float ones that a score reads and that require it."""
@@ -272,7 +286,7 @@ class Engine:
 
         if not reuse:
             return make()
-        facts = (program.key, device, extents, *(scalars[i] for i in self._mask_scalars))
+        facts = (program.key, device, extents, *(scalars[i] for i in self._mask_scalars), *self._signs(scalars))
         return tables.tiles(facts, [buffers[i] for i in self._mask_buffers], device, make)
 
 

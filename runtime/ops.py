@@ -8,7 +8,6 @@ a process that never saw the Python function.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -87,11 +86,6 @@ def _merged(variant: Variant, integers: Sequence[int], floats: Sequence[float]) 
     return [remaining[p.type is F32].pop(0) for p in variant.scalars]
 
 
-def _in_its_own_precision(query: Tensor) -> AbstractContextManager[None]:
-    """Autocast is for what surrounds the operator: inside, the CPU's programs multiply in float32."""
-    return torch.autocast("cpu", enabled=False) if query.device.type == "cpu" else nullcontext()
-
-
 def _forward(
     query: Tensor,
     key: Tensor,
@@ -105,8 +99,7 @@ def _forward(
     reuse_tables: bool,
 ) -> tuple[Tensor, Tensor]:
     engine = engine_of(variant)
-    with _in_its_own_precision(query):
-        return engine.forward(query, key, value, buffers, _merged(engine.variant, integers, floats), reuse_tables)
+    return engine.forward(query, key, value, buffers, _merged(engine.variant, integers, floats), reuse_tables)
 
 
 def _backward(
@@ -128,11 +121,9 @@ def _backward(
 ) -> list[Tensor]:
     engine = engine_of(variant)
     scalars = _merged(engine.variant, integers, floats)
-    with _in_its_own_precision(query):
-        return engine.backward(
-            query, key, value, out, lse, grad_out, grad_lse, buffers, scalars, buffer_gradients, deterministic,
-            reuse_tables,
-        )  # fmt: skip
+    return engine.backward(
+        query, key, value, out, lse, grad_out, grad_lse, buffers, scalars, buffer_gradients, deterministic, reuse_tables
+    )
 
 
 def _forward_fake(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:

@@ -161,6 +161,7 @@ EXACT = {
     "shifted inwards": (IMAGE, along("K >= max(min(Q - 1, 4), 0) and K < max(min(Q - 1, 4), 0) + 3", X)),
     "shifted inwards, n wide": (IMAGE, along(f"K >= {CLAMPED} and K < {CLAMPED} + n", X)),
     "halo": (IMAGE, every(along("K >= Q // 3 * 3 - 1 and K < Q // 3 * 3 + 4", X), along("Q // 2 == K // 2", Y))),
+    "squared distance": (IMAGE, every(along("(Q - K) * (Q - K) <= 5", Y), along("(Q - K) * (Q - K) < 7", X))),
     "either side": (IMAGE, every(along("Q == K", Y), along("(Q < 2 or K > 3)", X))),
     "cube": (VIDEO, every(along("abs(Q - K) <= 1", T), along("Q >= K", H), along("Q // 2 == K // 2", W))),
     "frames": (VIDEO, every(along("abs(Q - K) <= n", T), along("Q == K", H))),

@@ -18,7 +18,7 @@ from ..symbolic import Linear, Monomial, linear, simplify, to_expr
 from ..traverse import index_names, substitute, walk
 from ..types import I32
 from .classes import Classes, Relation, joined, relation
-from .digits import digit, rewritten
+from .digits import digit, rewritten, with_distances
 from .formula import All, Any, Atom, Formula, atoms, conjoin, negated, to_condition, to_formula
 from .overflow import is_exact, with_bounded_loads
 from .plan import BoxAxis, BoxTerm, Interval, Proof, Ranges, Side
@@ -253,7 +253,7 @@ def _mapped(
             if not _is_integer_comparison(condition):
                 return None
             # In two steps: the last class of an axis may be cut short, which coordinates as a whole know.
-            moved = rewritten(_over_coordinates(condition, space), table, limits)
+            moved = with_distances(rewritten(_over_coordinates(condition, space), table, limits))
             assert isinstance(moved, Binary)
             form = linear(_renamed_lengths(binary("sub", moved.a, moved.b)))
             return to_formula(simplify(binary(moved.op, to_expr(Linear(0, form.terms)), const(-form.constant))))

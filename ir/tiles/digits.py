@@ -8,7 +8,7 @@ from .. import build
 from ..bounds import Range, interval
 from ..nodes import Binary, Const, Expr, Index
 from ..symbolic import Linear, linear, to_expr
-from ..traverse import children, rewrite
+from ..traverse import children, index_names, rewrite
 from ..types import I32
 
 
@@ -38,6 +38,27 @@ def rewritten(e: Expr, table: Mapping[Index, Expr], ranges: Mapping[str, Range])
         match x:
             case Binary("floordiv" | "mod" as op, a, Const(value=w)) if x.type.is_integer and w > 0:
                 return _divided(op, linear(a), int(w), ranges) or x
+            case _:
+                return x
+
+    return rewrite(e, rule)
+
+
+def with_distances(e: Expr) -> Expr:
+    """``e`` with the squares in it as squares of absolute values, which are known never to be negative.
+
+    >>> from ..parser import parse_expr
+    >>> from ..printer import print_expr
+    >>> print_expr(with_distances(parse_expr("(q - kv) * (q - kv) <= 9")))
+    'abs(q - kv) * abs(q - kv) <= 9'
+    """
+
+    def rule(x: Expr) -> Expr:
+        x = build.rebuilt(x, children(x))
+        match x:
+            case Binary("mul", a, b) if a == b and x.type.is_integer and index_names(a):
+                distance = build.unary("abs", a)
+                return build.binary("mul", distance, distance)
             case _:
                 return x
 

@@ -7,6 +7,7 @@ tile is given. Bounds may depend on ``tile`` but never on ``other``.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import isqrt
 from typing import Literal
 
 from ..build import binary, const, unary
@@ -124,8 +125,10 @@ def _collected(form: Linear, tile: Axis, other: Axis) -> Solution | None:
             return Side(to_expr(form))
         return Free(binary("le", to_expr(form), const(0)))
     chosen = unknown[0] if len(unknown) == 1 else next((t for t in unknown if _is_wrapped(t)), None)
-    if chosen is None or len(chosen[0]) > 1:
+    if chosen is None:
         return None
+    if len(chosen[0]) > 1:
+        return _square(chosen, form, tile, other)
     (term,), coefficient = chosen
     rest = Linear(form.constant, tuple(t for t in form.terms if t is not chosen))
     size = const(abs(coefficient))
@@ -134,6 +137,22 @@ def _collected(form: Linear, tile: Axis, other: Axis) -> Solution | None:
         return _term(term, "at most", bound, tile, other)
     bound = binary("floordiv", binary("add", to_expr(rest), const(-coefficient - 1)), size)  # rounded up
     return _term(term, "at least", bound, tile, other)
+
+
+def _square(chosen: tuple[Monomial, int], form: Linear, tile: Axis, other: Axis) -> Solution | None:
+    """``form <= 0`` with one square of a distance, bounded by a constant or by another square of what is fixed."""
+    rest = [t for t in form.terms if t is not chosen]
+    match chosen, rest:
+        case ((Unary(op="abs") as x, y), 1), [] if x == y:
+            most: Expr = const(isqrt(-form.constant) if form.constant <= 0 else -1)
+        case ((Unary(op="abs") as x, y), 1), [((r, s), -1)] if x == y and r == s and form.constant in (0, 1):
+            # x * x <= r * r - 1 is x <= abs(r) - 1, also for r == 0: then there is none.
+            most = binary("sub", unary("abs", r), const(form.constant))
+            if mentions(r, tile) or mentions(r, other):
+                return None
+        case _:
+            return None
+    return _at_most_zero(binary("sub", x, most), tile, other)
 
 
 def _is_wrapped(t: tuple[Monomial, int]) -> bool:

@@ -138,6 +138,19 @@ def test_other_strides_of_a_captured_tensor(launches: list[tuple[Any, ...]]) -> 
             assert tuple(launches[-1][place + 1 : place + 3]) == bias.stride()
 
 
+def test_zeros_of_both_signs(launches: list[tuple[Any, ...]]) -> None:
+    @rg.score
+    def over(s: Any, by: float) -> Any:
+        return s / by
+
+    attn, x = rg.attention(over), inputs(1, 2, 48, 16)
+    for _ in range(4):
+        for by in (0.0, -0.0, 1.0):
+            attn(*x, by=by)
+            passed = [a for a in launches[-1] if isinstance(a, float)]
+            assert str(by) in map(str, passed)
+
+
 def test_another_alignment_goes_through_the_module(launches: list[tuple[Any, ...]], compiled: list[str]) -> None:
     attn, x = rg.attention(add), inputs(1, 2, 48, 16)
     memory = torch.zeros(48 * 48 + 1)

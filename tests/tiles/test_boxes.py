@@ -41,14 +41,8 @@ def check(plan: TilePlan, mask: Expr, call: Call, side: int) -> float:
 VAGUE = {
     "fixed": (ANY, "q >= kv and (q // 8 == kv // 8 or kv % 8 == 7)"),
     "raster order": (IMAGE, every("q >= kv", along("abs(Q - K) <= 1", Y), along("abs(Q - K) <= n", X))),
-    "circle": (
-        IMAGE,
-        every(
-            along("abs(Q - K) <= 2", Y),
-            along("abs(Q - K) <= 2", X),
-            along("(Q - K) * (Q - K)", Y) + along(" + (Q - K) * (Q - K) <= n", X),
-        ),
-    ),
+    "circle": (IMAGE, along("(Q - K) * (Q - K)", Y) + along(" + (Q - K) * (Q - K) < n * n", X)),
+    "diamond": (IMAGE, along("abs(Q - K)", Y) + along(" + abs(Q - K) <= n", X)),
     "dilations that no axis has": (ANY, "(q - kv) % 4 == 0 and (q + kv) % 3 == 0"),
     "rows of coordinates of sums": (IMAGE, every(along("Q == K", Y), "(q + kv) % 5 == 1")),
 }
@@ -89,7 +83,7 @@ def test_what_belongs_to_no_axis_is_never_decided_wrongly(name: str, n: int) -> 
     plan, v = plan_of(keep, "n: int")
     assert plan.boxes and any(term.remaining for term in plan.boxes)
     for call in calls(tokens, n):
-        assert check(plan, v.mask, call, 3) > 0.3 or call.q_len == 1
+        assert check(plan, v.mask, call, 3) > 0.1 or call.q_len == 1
 
 
 @pytest.mark.parametrize(
