@@ -33,15 +33,6 @@ def start_outputs(weights, v_tile, acc):
     \"\"\"Starts acc + weights V; the result may be read after a wait.\"\"\"
     return warpgroup_mma(weights, v_tile.reshape([BLOCK_N, VALUE]), acc, is_async=True)
 
-
-@gluon.jit
-def before_next_wait(total):
-    \"\"\"Row sums, and so all exponentials, computed before what follows: ptxas would wait for the other product first.
-
-    The instruction that keeps the order is one that never runs: sums are not negative.
-    \"\"\"
-    ASM: gl.constexpr = "{ .reg .pred q; setp.lt.f32 q, $1, 0f00000000; @q nanosleep.u32 1; mov.f32 $0, $1; }"
-    return gl.inline_asm_elementwise(ASM, "=f,f", [total], dtype=gl.float32, is_pure=False, pack=1)
 """
 
 
@@ -155,8 +146,7 @@ class Consumer:
         out.line(f"m_new = tl.maximum(m, tl.max(s, 1) * {self.unit})")
         out.line(f"p = tl.exp2(s * {self.unit} - m_new[:, None])")
         out.line("alpha = tl.exp2(m - m_new)")
-        out.line("total = before_next_wait(tl.sum(p, 1))")
-        out.line("l = l * alpha + total")
+        out.line("l = l * alpha + tl.sum(p, 1)")
         out.line("m = m_new")
         out.line("acc = warpgroup_mma_wait(0, deps=(next_acc,))")
         out.comment("Together, because all four warps meet before an arrival.")

@@ -1,4 +1,4 @@
-"""The forward kernel for sm_90: one warp loads, two or three groups of four warps compute.
+"""The forward kernel for sm_90: one warp loads, two groups of four warps compute.
 
 The producer walks through the tiles of keys of one tile of queries after the other and fills two rings of
 buffers, for K and for V, through the tensor memory accelerator. Each consumer owns 64 queries: it starts the
@@ -95,17 +95,15 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
         out.line(f"sizes = ({', '.join(a.name for a in SIZES)})")
         out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
         out.lines(_KERNEL_BODY)
-        _emit_partitions(out, schedule.block_m // 64)
     _emit_run(out, plan, problem, schedule, arguments)
     return finish(out, plan, [KERNEL], head)
 
 
 def _emit_constants(out: Emitter, problem: Problem, schedule: Schedule) -> None:
     element = {"f16": "tl.float16", "bf16": "tl.bfloat16"}[problem.dtype]
-    rows, keys = 64, schedule.block_n
+    rows, keys = schedule.block_m // 2, schedule.block_n
     out.line(f"ROWS = tl.constexpr({rows})  # queries of one consumer")
     for name, value in (
-        ("CONSUMERS", schedule.block_m // rows),
         ("BLOCK_M", schedule.block_m),
         ("BLOCK_N", keys),
         ("HEAD", problem.head_dim),
@@ -126,18 +124,18 @@ def _emit_constants(out: Emitter, problem: Problem, schedule: Schedule) -> None:
         ("OUT_TILE", rows, problem.value_dim),
     ):
         out.line(f"{name} = tl.constexpr(tl.NVMMASharedLayout.get_default_for([1, 1, {height}, {width}], {element}))")
-    out.line(f"FORWARD = dict(num_warps=4, maxnreg={_REGISTERS[schedule.block_m // rows][0]})")
+    out.line("FORWARD = dict(num_warps=4, maxnreg=168)")
 
 
 _KERNEL_BODY = """
-q_tiles = gl.allocate_shared_memory(ELEMENT, [CONSUMERS, 1, 1, ROWS, HEAD], QUERY_TILE)
-out_tiles = gl.allocate_shared_memory(ELEMENT, [CONSUMERS, 1, 1, ROWS, VALUE], OUT_TILE)
+q_tiles = gl.allocate_shared_memory(ELEMENT, [2, 1, 1, ROWS, HEAD], QUERY_TILE)
+out_tiles = gl.allocate_shared_memory(ELEMENT, [2, 1, 1, ROWS, VALUE], OUT_TILE)
 k_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, BLOCK_N, HEAD], KEY_TILE)
 v_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, BLOCK_N, VALUE], VALUE_TILE)
 # Two tiles of queries in turn: number, how many partial tiles of keys, how many tiles; and the tiles' first keys.
 orders = gl.allocate_shared_memory(gl.int32, [6, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 starts = gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-# The producer makes buffers ready, all consumers make them empty.
+# The producer makes buffers ready, both consumers make them empty.
 q_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
 q_empty = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
 k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -147,35 +145,29 @@ v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayo
 order_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
 order_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
 mbarrier.init(q_ready, count=1)
-mbarrier.init(q_empty, count=CONSUMERS)
+mbarrier.init(q_empty, count=2)
 for i in gl.static_range(2):
     mbarrier.init(order_ready.index(i), count=1)
-    mbarrier.init(order_empty.index(i), count=CONSUMERS)
+    mbarrier.init(order_empty.index(i), count=2)
 for i in gl.static_range(STAGES):
     mbarrier.init(k_ready.index(i), count=1)
-    mbarrier.init(k_empty.index(i), count=CONSUMERS)
+    mbarrier.init(k_empty.index(i), count=2)
     mbarrier.init(v_ready.index(i), count=1)
-    mbarrier.init(v_empty.index(i), count=CONSUMERS)
+    mbarrier.init(v_empty.index(i), count=2)
 barriers = (q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, order_ready, order_empty)
+gl.warp_specialize(
+    [
+        (attend, (0, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts, sizes, parameters)),
+        (attend, (1, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts, sizes, parameters)),
+        (
+            load_tiles,
+            (counter, query, key, value, q_tiles, k_tiles, v_tiles, barriers, orders, starts, sizes, parameters),
+        ),
+    ],
+    [4, 1],
+    [240, 24],  # registers of the second consumer and of the producer: 168 for each thread in all
+)
 """
-
-# By the number of consumers: registers of a thread on average, and of the workers: other consumers, producer.
-_REGISTERS = {2: (168, [240, 24]), 3: (128, [160, 160, 24])}
-
-
-def _emit_partitions(out: Emitter, consumers: int) -> None:
-    shared = "q_tiles, k_tiles, v_tiles"
-    common = "barriers, orders, starts, sizes, parameters"
-    with out.block("gl.warp_specialize("):
-        with out.block("["):
-            for i in range(consumers):
-                out.line(f"(attend, ({i}, lse, out, {shared}, out_tiles, {common})),")
-            out.line("(load_tiles, (counter, query, key, value, q_tiles, k_tiles, v_tiles, "
-                     "barriers, orders, starts, sizes, parameters)),")
-        out.line("],")
-        out.line(f"{[4] * (consumers - 1) + [1]},")
-        out.line(f"{_REGISTERS[consumers][1]},  # registers of the workers")
-    out.line(")")
 
 
 def _emit_run(

@@ -41,7 +41,7 @@ def load_tiles(counter, query, key, value, q_tiles, k_tiles, v_tiles, barriers, 
         mbarrier.arrive(order_ready.index(slot))
         mbarrier.wait(q_empty, (turn & 1) ^ 1)
         mbarrier.expect(q_ready, BLOCK_M * HEAD * 2)
-        for i in gl.static_range(CONSUMERS):
+        for i in gl.static_range(2):
             {load}(query, [batch, head, tile_first + ROWS * i, 0], q_ready, q_tiles.index(i))
         for t in range(0, count):
             stage, phase = ring(loaded)

@@ -320,7 +320,6 @@ gl = types.SimpleNamespace(
     maximum=lambda a, b: torch.maximum(_tensor(a), _tensor(b)),
     max=lambda x, axis: x.amax(axis),
     sum=lambda x, axis: x.sum(axis),
-    inline_asm_elementwise=lambda asm, constraints, args, **options: args[0],
     barrier=lambda: None,
     thread_barrier=lambda: None,
 )  # fmt: skip
