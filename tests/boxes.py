@@ -148,6 +148,7 @@ EXACT = {
     "dilated across blocks": (ANY, "q // 10 == kv // 10 and q % 3 == kv % 3 and q >= kv"),
     "strided": (ANY, "q >= kv and (q - kv < 8 or (q - kv) % 8 == 0)"),
     "blocks or diagonals": (ANY, "q // 8 == kv // 8 or (q - kv) % 8 == 0"),
+    "every third block": (ANY, "q >= kv and (q // 4 == kv // 4 or (q // 4 - kv // 4) % 3 == 0 and q // 4 > kv // 4)"),
     "grid told from divisions": (ANY, "abs(q // 8 - kv // 8) <= 1 and abs(q % 8 - kv % 8) <= n"),
     "cube told from divisions": (
         ANY,

@@ -167,15 +167,19 @@ def _proved_along_axes(
     for part, axis in zip(parts, places, strict=True):
         over_digits = _mapped(part, space, table, limits)
         for atom in atoms(part):
+            if axis is not None and over_digits is not None and len(_axes_of(over_digits)) > 1:
+                yield Proof(atom, "closed form", f"follows from what is asked along axis {axis}", atom.loc)
+                continue
             if axis is not None and over_digits is not None:
                 may, must = _shown([over_digits], space, classes, axis)
                 yield Proof(atom, "closed form", f"key range {may} along axis {axis}, full in {must}", atom.loc)
                 continue
-            found = [
-                f"{_shown(bounds, space, classes, i)[0]} along axis {i}"
-                for i in sorted(_axes_of(over_digits) if isinstance(over_digits, Atom) else ())
-                if isinstance(over_digits, Atom) and (bounds := _implied(over_digits.condition, i, limits))
-            ]
+            found = []
+            for i in sorted(_axes_of(over_digits)) if isinstance(over_digits, Atom) else ():
+                bounds = _implied(over_digits.condition, i, limits) if isinstance(over_digits, Atom) else []
+                may = _shown(bounds, space, classes, i)[0]
+                if may != _shown([], space, classes, i)[0]:
+                    found.append(f"{may} along axis {i}")
             if found:
                 bounded = f"keys within {' and '.join(found)}; evaluated inside of boxes"
                 yield Proof(atom, "interval", bounded, atom.loc)
@@ -205,6 +209,7 @@ def _ranges(
     implied: list[list[Formula]] = [[] for _ in classes]
     sufficient: list[list[Formula]] = [[] for _ in classes]
     places: list[int | None] = []
+    pending: list[tuple[int, int, list[Formula]]] = []
     may_be_full = True
     for part in parts:
         over_digits = _mapped(part, space, table, limits)
@@ -219,11 +224,15 @@ def _ranges(
                 enough = _sufficient(over_digits.condition, first, limits)
             sufficient[first] += enough
             may_be_full = may_be_full and bool(enough)
+            pending.append((len(places) - 1, first, enough))
         else:
             assert over_digits is not None
             axis = min(axes, default=0)
             own[axis].append(over_digits)
             places.append(axis if is_solved(_named_as_positions(over_digits, axis)) else None)
+    for i, axis, enough in pending:  # what suffices may be asked for anyway
+        if enough and all(x in own[axis] for x in enough):
+            places[i] = axis
     ranges = []
     for axis, c in enumerate(classes):
         certain, possible = (_along(own[axis] + more, axis, direction) for more in (sufficient[axis], implied[axis]))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from ..bounds import POSITION, Range
 from ..build import binary, const
@@ -116,19 +116,31 @@ def origin_of(e: Expr, position: Position) -> Expr | None:
 
 
 def inferred_space(conditions: Sequence[Expr]) -> Space | None:
-    """The space that remainders of single positions make: ``q % 32`` is a coordinate of a grid 32 wide."""
+    """The space that remainders make: a grid 32 wide of ``q % 32``, and of ``(q // 32 - kv // 32) % 4``."""
     found: list[int] = []
     for condition in conditions:
         for e in walk(condition):
             match e:
                 case Binary("mod", a, Const(value=w)) if w > 1 and e.type.is_integer:
+                    quotients = [int(x.b.value) for x in walk(a) if _is_quotient(x) and isinstance(x.b, Const)]
                     match _plain(a):
                         case Index("q0" | "kv0"):
                             found.append(int(w))
-                        case Binary("floordiv", b, Const(value=v)) if v > 0 and isinstance(_plain(b), Index):
-                            found += [int(v), int(v * w)]
+                        case Binary("floordiv") if quotients:
+                            found += [quotients[0], quotients[0] * int(w)]
+                        case _:
+                            found += quotients
     grid = _Found(_chain(found))
     return Space(_sides("q", grid), _sides("kv", grid)) if grid.cuts else None
+
+
+def _is_quotient(e: Expr) -> TypeGuard[Binary]:
+    """Whether ``e`` is a position divided by a constant."""
+    match e:
+        case Binary("floordiv", a, Const(value=v)):
+            return v > 1 and isinstance(_plain(a), Index)
+        case _:
+            return False
 
 
 def _plain(e: Expr) -> Expr:

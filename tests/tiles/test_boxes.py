@@ -143,3 +143,18 @@ def test_random_masks_are_never_decided_wrongly(data: st.DataObject, grid: tuple
     if not plan.boxes:
         return
     check(plan, v.mask, Call(*lengths, {"n": data.draw(st.integers(-3, 9))}), data.draw(st.sampled_from((2, 3, 4))))
+
+
+@pytest.mark.parametrize(
+    ("keep", "more"),
+    [
+        ("(q - kv) % 4 == 0 and ids[q] == ids[kv]", True),  # the class
+        ("q // 8 == kv // 8 and ids[q] == ids[kv]", False),  # blocks are runs, and data bounds no axis
+        ("coordinate(q, 0, 5, 7) == coordinate(kv, 0, 5, 7)", False),  # rows are runs
+        ("coordinate(q, 1, 5, 7) == coordinate(kv, 1, 5, 7)", True),
+        (along("(Q - K) * (Q - K)", Y) + along(" + (Q - K) * (Q - K) < n * n", X), True),  # bounds of a circle
+        (along("ids[Q] == ids[K]", X) + " and " + along("abs(Q - K) <= n", Y), False),  # data decides
+    ],
+)
+def test_boxes_decide_more_where_runs_are_vague(keep: str, more: bool) -> None:
+    assert plan_of(keep, "n: int, ids: i32[_]")[0].boxes_decide_more == more
