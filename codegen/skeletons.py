@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..ir.nodes import Unary
+from ..ir.nodes import ZERO, Unary
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import walk
 from .defaults import Direction
@@ -42,7 +42,9 @@ def supports_boxes(target: Target) -> bool:
 
 def walks_boxes(plan: TilePlan, target: Target) -> bool:
     """Whether tiles are boxes: where these decide more than runs of positions, and the target has a skeleton."""
-    return plan.boxes_decide_more and supports_boxes(target)
+    at_zero = all(term.query_origin == term.key_origin == ZERO for term in plan.boxes)
+    # Only the CPU's programs know grids that start later.
+    return plan.boxes_decide_more and supports_boxes(target) and (at_zero or target.backend == "cpu")
 
 
 def choose(plan: TilePlan, problem: Problem, target: Target, direction: Direction, fills_gpu: bool) -> Choice:

@@ -16,9 +16,10 @@ from .torch_definitions import Call, emit_ranges
 # Names that the printed loop uses; see `RESERVED` in torch_definitions.
 BOX_NAMES = frozenset((
     "BLOCK_M", "TILE", "classes_along", "tiles_along", "visits_along", "within_class", "places_of", "box_loop",
-    "stacked", "sides_of", "hull", "block", "residue", "offset", "shift", "size", "side", "sides", "tiles", "visits",
-    "lows", "highs", "low", "high", "may", "must", "axes", "term", "rows", "columns", "full", "waiting", "shape",
-    "boxes", "places", "count", "step", "intervals", "result", "axis", "at", "limit", "start", "stop", "box", "x",
+    "stacked", "sides_of", "hull", "block", "residue", "offset", "shift", "size", "side", "sides", "tiles",
+    "visits", "lows", "highs", "low", "high", "may", "must", "axes", "term", "rows", "columns", "full", "waiting",
+    "shape", "boxes", "places", "count", "q_origin", "kv_origin", "step", "intervals", "result", "axis", "at",
+    "limit", "start", "stop", "box", "x",
 ))  # fmt: skip
 
 _CLASSES = '''
@@ -100,16 +101,16 @@ def visits_along(tiles, keys, may, must, query_stride, key_stride, block, offset
 '''
 
 _BOXES = '''
-def places_of(axes, length):
-    """The positions of a box below ``length``: all sums of one position along every axis."""
-    total = torch.zeros(1, dtype=torch.int64, device="cpu")
+def places_of(axes, origin, length):
+    """The positions of a box below ``length``: all sums of ``origin`` and one position along every axis."""
+    total = torch.tensor([origin], dtype=torch.int64, device="cpu")
     for runs in axes:
         places = torch.cat([torch.arange(count, device="cpu") * step + first for first, count, step in runs])
         total = (total[:, None] + places).flatten()
     return total[total < length]
 
 
-def stacked(axes, q_len, kv_len, limit):
+def stacked(axes, q_origin, q_len, kv_origin, kv_len, limit):
     """Boxes of equal shape together: (rows (g, M), columns (g, N), whether all pairs are allowed), g * M * N <= limit.
 
     The keys of a box that is larger alone are cut.
@@ -117,7 +118,7 @@ def stacked(axes, q_len, kv_len, limit):
     waiting = {}
     for visits in itertools.product(*axes):
         queries, keys, full = zip(*visits)
-        rows, columns = places_of(queries, q_len), places_of(keys, kv_len)
+        rows, columns = places_of(queries, q_origin, q_len), places_of(keys, kv_origin, kv_len)
         for part in columns.split(max(limit // max(len(rows), 1), 1)):
             shape = len(rows), len(part), all(full)
             boxes = waiting.setdefault(shape, [])
@@ -176,5 +177,6 @@ def _emit_term(out: Emitter, number: int, term: BoxTerm, ranges: list[Call], sco
             facts = f"{a.query.stride}, {a.key.stride}, {a.block}, {a.offset}, {a.residue}, {shown(a.shift)}"
             out.line(f"axes.append(visits_along(tiles, keys[{axis}], may, must, {facts}))")
     with out.block(f"if len(axes) == {len(term.axes)}:"):
-        out.line("for rows, columns, full in stacked(axes, q_len, kv_len, limit):")
+        origins = (shown(term.query_origin), shown(term.key_origin))
+        out.line(f"for rows, columns, full in stacked(axes, {origins[0]}, q_len, {origins[1]}, kv_len, limit):")
         out.line(f"    yield {number}, rows, columns, full")

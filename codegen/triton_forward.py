@@ -109,7 +109,7 @@ class Forward(Skeleton):
         """The kernel."""
         values = self.values()
         wanted = tuple(self.results)
-        with kernel(out, KERNEL, self.arguments(), ("BLOCK_M", "BLOCK_N"), self.problem.debug):
+        with kernel(out, KERNEL, self.arguments(), self.constants, self.problem.debug):
             owns = "a share of the keys of one tile" if self.schedule.split_keys else "one tile"
             out.line(f'"""Outputs and log-sum-exps of {owns} of queries."""')
             self._emit_prologue(out)
@@ -182,7 +182,7 @@ class Forward(Skeleton):
                 out.line(_SELECT)
             case "some":
                 with out.block(f"if {self.is_partial}:"):
-                    done = values.emit(out, "key", ("mask",), guard, done)
+                    done = values.emit(out, "key", self.mask_result, guard, done)
                     self.emit_allowed(out, values, done)
                     out.line(_SELECT)
         if self.fused:
@@ -237,10 +237,11 @@ class Forward(Skeleton):
                 out.line('return out.zero_(), lse.fill_(float("-inf"))')
             if uses_table(self.plan):
                 emit_classify_call(out, names)
-            self._emit_launches(out)
+            self.emit_launches(out)
             out.line("return out, lse")
 
-    def _emit_launches(self, out: Emitter) -> None:
+    def emit_launches(self, out: Emitter) -> None:
+        """The part of ``run`` that fills ``out`` and ``lse``."""
         out.line("options = FEW_QUERIES if q_len <= 16 else FORWARD" if self.few_queries else "options = FORWARD")
         out.line('programs = triton.cdiv(q_len, options["BLOCK_M"]) * batches * heads')
         if not self.schedule.split_keys:

@@ -155,7 +155,7 @@ class GradKey(Gradients):
                 emit_select(out, found)
             case "some":
                 with out.block(f"if {self.is_partial}:"):
-                    done = values.emit(out, "query", ("mask",), guard, done)
+                    done = values.emit(out, "query", self.mask_result, guard, done)
                     self.emit_allowed(out, values, done)
                     emit_select(out, ("p", *found))
                 emit_accumulate(out, "dv", "p", "do", self.value, self.precision)

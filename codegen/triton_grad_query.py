@@ -95,7 +95,7 @@ class GradQuery(OverKeys):
                 emit_select(out, found)
             case "some":
                 with out.block(f"if {self.is_partial}:"):
-                    done = values.emit(out, "key", ("mask",), Guard(key=self.kv_exists), done)
+                    done = values.emit(out, "key", self.mask_result, Guard(key=self.kv_exists), done)
                     self.emit_allowed(out, values, done)
                     emit_select(out, found)
         for c in here:

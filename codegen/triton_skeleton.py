@@ -32,6 +32,7 @@ class Skeleton:
     query_rows = "(start + queries[:, None] < q_len)"
     first_row = " + tile_first"
     inside = "tile_first + rows < q_len"
+    constants: tuple[str, ...] = ("BLOCK_M", "BLOCK_N")
 
     def __init__(self, plan: TilePlan, problem: Problem, descriptors: bool, results: dict[str, Expr]) -> None:
         self.plan, self.problem, self.descriptors, self.results = plan, problem, descriptors, results
@@ -57,6 +58,11 @@ class Skeleton:
         IEEE products may err. For those scores stay in natural units.
         """
         return self.problem.dtype != "f32" or self.problem.tf32
+
+    @property
+    def mask_result(self) -> tuple[str, ...]:
+        """The name of the mask among the results, if it is one."""
+        return ("mask",) if self.has_mask else ()
 
     def values(self) -> Values:
         """The expressions for one kernel."""

@@ -73,8 +73,8 @@ def emit_ranges(
     results = ranges_results(ranges)
     values = Values(results, indices)
     values.emit(out, "program", tuple(results), Guard())
-    may = _sorted(out, "may", [_clipped(out, values, f"may_{i}", x, length) for i, x in enumerate(ranges.may)])
-    must = _sorted(out, "must", [_clipped(out, values, f"must_{i}", x, length) for i, x in enumerate(ranges.must)])
+    may = sorted_intervals(out, "may", [_clipped(out, values, f"may_{i}", x, length) for i, x in enumerate(ranges.may)])
+    must = sorted_intervals(out, "must", [_clipped(out, values, f"must_{i}", x, length) for i, x in enumerate(ranges.must)])
     hull = may[0] if len(may) == 1 else None
 
     out.comment("The same in tiles: outwards where a pair may be allowed, inwards where all are.")
@@ -103,7 +103,7 @@ def _clipped(out: Emitter, values: Values, name: str, interval: Interval, length
     return clip(interval.start, "start"), clip(interval.stop, "stop")
 
 
-def _sorted(out: Emitter, kind: str, intervals: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def sorted_intervals(out: Emitter, kind: str, intervals: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Several intervals, sorted by start and with those that touch joined into the later one."""
     if len(intervals) < 2:
         return intervals

@@ -13,6 +13,7 @@ from . import build
 from .errors import RegardError
 from .lowered import Lowered
 from .nodes import (
+    ZERO,
     Binary,
     BinaryOp,
     Cast,
@@ -250,6 +251,9 @@ def print_boxes(terms: Sequence[BoxTerm]) -> str:
     for term in terms:
         if len(terms) > 1:
             lines.append(f"where {print_expr(term.mask)}:")
+        if (term.query_origin, term.key_origin) != (ZERO, ZERO):
+            origins = f"query {print_expr(term.query_origin)} and key {print_expr(term.key_origin)}"
+            lines.append(f"a grid that starts at {origins}")
         for number, axis in enumerate(term.axes):
             lines.append(f"axis {number}: {_axis(axis)}")
             lines.append(f"  may attend  {print_union(axis.keys.may)}")
@@ -268,7 +272,7 @@ def _axis(axis: BoxAxis) -> str:
     elif axis.block:
         facts.append(f"the same block of {axis.block}" + (f", the first {axis.offset} short" if axis.offset else ""))
     if axis.residue > 1:
-        shift = "" if axis.shift == Const(0, I64) else f", {print_expr(axis.shift)} more for keys"
+        shift = "" if axis.shift == ZERO else f", {print_expr(axis.shift)} more for keys"
         facts.append(f"the same residue modulo {axis.residue}{shift}")
     return ", ".join(facts)
 

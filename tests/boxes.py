@@ -52,7 +52,8 @@ class Digits:
 def digits(term: BoxTerm, axis: int, position: Position, call: Call) -> Digits:
     a = term.axes[axis]
     side = a.query if position == "q" else a.key
-    y = np.arange(call.length(position)) // side.stride
+    origin = int(evaluate(term.query_origin if position == "q" else term.key_origin, call.env))
+    y = (np.arange(call.length(position)) - origin) // side.stride
     if axis:
         y = y % int(evaluate(side.size, call.env))
     y = y + a.offset
@@ -84,6 +85,10 @@ def product_of_axes(term: BoxTerm, call: Call, side: int, by: Position) -> tuple
         ranges = a.keys if by == "q" else a.queries
         may = may & match & holds(ranges.may, {**env, **ends}, e.x)
         must = must & match & holds(ranges.must, {**env, **ends}, e.x)
+    for position, origin in (("q", term.query_origin), ("kv", term.key_origin)):
+        exists = np.arange(call.length(position)) >= int(evaluate(origin, call.env))  # type: ignore[arg-type]
+        exists = exists[:, None] if position == by else exists
+        may, must = may & exists, must & exists
     shape = (call.length(by), call.length(other))
     may, must = (np.broadcast_to(x, shape) for x in (may, must))
     return (may, must) if by == "q" else (may.T, must.T)
@@ -143,6 +148,7 @@ EXACT = {
     "dilated across blocks": (ANY, "q // 10 == kv // 10 and q % 3 == kv % 3 and q >= kv"),
     "strided": (ANY, "q >= kv and (q - kv < 8 or (q - kv) % 8 == 0)"),
     "blocks or diagonals": (ANY, "q // 8 == kv // 8 or (q - kv) % 8 == 0"),
+    "every third block": (ANY, "q >= kv and (q // 4 == kv // 4 or (q // 4 - kv // 4) % 3 == 0 and q // 4 > kv // 4)"),
     "grid told from divisions": (ANY, "abs(q // 8 - kv // 8) <= 1 and abs(q % 8 - kv % 8) <= n"),
     "cube told from divisions": (
         ANY,
@@ -163,6 +169,15 @@ EXACT = {
     "halo": (IMAGE, every(along("K >= Q // 3 * 3 - 1 and K < Q // 3 * 3 + 4", X), along("Q // 2 == K // 2", Y))),
     "squared distance": (IMAGE, every(along("(Q - K) * (Q - K) <= 5", Y), along("(Q - K) * (Q - K) < 7", X))),
     "either side": (IMAGE, every(along("Q == K", Y), along("(Q < 2 or K > 3)", X))),
+    "image after text": (
+        ANY,
+        "q < 3 or kv < 3 or abs(coordinate(q - 3, 0, 5, 7) - coordinate(kv - 3, 0, 5, 7)) <= n"
+        " and abs(coordinate(q - 3, 1, 5, 7) - coordinate(kv - 3, 1, 5, 7)) <= 1",
+    ),
+    "image after n tokens": (
+        ANY,
+        "q >= n and kv >= n and n > 0 and coordinate(q - n, 1, 5, 7) == coordinate(kv - n, 1, 5, 7) and q >= kv",
+    ),
     "cube": (VIDEO, every(along("abs(Q - K) <= 1", T), along("Q >= K", H), along("Q // 2 == K // 2", W))),
     "frames": (VIDEO, every(along("abs(Q - K) <= n", T), along("Q == K", H))),
     "two grids": (

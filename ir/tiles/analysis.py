@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..build import binary, const
 from ..nodes import Expr, Index, Load
-from ..passes.expand_coordinates import expand_coordinates
+from ..passes.expand_coordinates import expand_coordinates, expanded
 from ..symbolic import at_least
 from ..traverse import substitute, walk
 from ..types import I32
@@ -46,8 +46,9 @@ def make_plan(v: Variant) -> TilePlan:
 
 
 def _decide_more(boxes: tuple[BoxTerm, ...], formula: Formula) -> bool:
-    vague = {with_bounded_loads(e) for term in boxes for e in term.remaining}
-    return bool(boxes) and any(not is_solved(Atom(a)) and a not in vague for a in atoms(formula))
+    proofs = [p for term in boxes for p in term.proofs if p.verdict != "partial"]
+    decided = {with_bounded_loads(expanded(p.atom)) for p in proofs}
+    return any(not is_solved(Atom(a)) and a in decided for a in atoms(formula))
 
 
 def _method(formula: Formula) -> Method:

@@ -6,7 +6,6 @@ only with the lengths of the axes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -171,14 +170,16 @@ def _outer(a: Array, b: Array) -> Array:
     return product.reshape(*product.shape[:2], a.shape[2] * b.shape[2], a.shape[3] * b.shape[3])
 
 
-def is_countable(term: BoxTerm, sizes: Sizes) -> bool:
+def is_countable(term: BoxTerm, sizes: Sizes, values: Values) -> bool:
     """Whether the grid has as many tokens as there are positions: a grid told from divisions may end in a part."""
-    env: Mapping[str, int] = {"q_len": sizes.q_len, "kv_len": sizes.kv_len}
+    env = leaves(sizes, values)
     outermost = term.axes[0]
-    for side, length in ((outermost.query, sizes.q_len), (outermost.key, sizes.kv_len)):
-        if int(evaluate(side.size, env)) * side.stride != length:
-            return False
-    return True
+    queries = (outermost.query, term.query_origin, sizes.q_len)
+    keys = (outermost.key, term.key_origin, sizes.kv_len)
+    return all(
+        int(evaluate(side.size, env)) * side.stride == length - int(evaluate(origin, env))
+        for side, origin, length in (queries, keys)
+    )
 
 
 def _product(counts: list[Array], sizes: Sizes) -> int:

@@ -11,7 +11,7 @@ from typing import Literal, assert_never
 
 from .. import printer
 from ..bounds import Range, interval
-from ..build import binary, const
+from ..build import binary, const, unary
 from ..nodes import COMPARISONS, ZERO, Binary, BinaryOp, Coordinate, Expr, Index
 from ..passes.expand_coordinates import expanded
 from ..symbolic import Linear, Monomial, linear, simplify, to_expr
@@ -23,7 +23,7 @@ from .formula import All, Any, Atom, Formula, atoms, conjoin, negated, to_condit
 from .overflow import is_exact, with_bounded_loads
 from .plan import BoxAxis, BoxTerm, Interval, Proof, Ranges, Side
 from .ranges import is_solved, tile_ranges
-from .token_space import Space, declared_space, inferred_space
+from .token_space import LINE, POSITIONS, Position, Space, declared_space, inferred_space
 
 # Disjoint parts that a disjunction is written as, at most: each costs a skeleton another walk.
 TERMS = 3
@@ -35,14 +35,11 @@ def find_boxes(mask: Expr) -> tuple[BoxTerm, ...]:
     """``mask`` (after the pipeline, with its coordinates) as disjoint terms; none where boxes say no more than runs."""
     if not any(e.type.is_integer and _divides(e) for e in walk(mask)):
         return ()
-    space = declared_space(mask)
-    if space is None:
-        return ()
-    formula = to_formula(expanded(mask))
-    best: tuple[BoxTerm, ...] = (_term(formula, space),)
+    formula = to_formula(mask)
+    best: tuple[BoxTerm, ...] = (_term(formula),)
     for reverse in (False, True):
         if _vagueness(best):
-            parts = tuple(_term(part, space) for part in _disjoint(formula, reverse))
+            parts = tuple(_term(part) for part in _disjoint(formula, reverse))
             best = min(best, parts, key=_vagueness)
     return best if any(map(_says_more, best)) else ()
 
@@ -82,8 +79,11 @@ def _disjoint(f: Formula, reverse: bool) -> tuple[Formula, ...]:
     )
 
 
-def _term(f: Formula, declared: Space) -> BoxTerm:
+def _term(f: Formula) -> BoxTerm:
     """``f`` over the declared axes, or, where remainders are left over, over those that they make."""
+    declared = declared_space(atoms(f))
+    if declared is None or not all(_starts_at(f, position, declared.origin(position)) for position in POSITIONS):
+        declared = LINE
     term = _over(f, declared)
     if term.remaining and len(declared.query) == 1:
         space = inferred_space([_over_coordinates(a, declared) for a in term.remaining])
@@ -92,8 +92,21 @@ def _term(f: Formula, declared: Space) -> BoxTerm:
     return term
 
 
+def _starts_at(f: Formula, position: Position, origin: Expr) -> bool:
+    """Whether ``f`` asks of every pair that its query, or key, does not lie before ``origin``."""
+    if origin == ZERO:
+        return True
+    wanted = linear(binary("sub", origin, Index(position, I32)))  # origin - position + something <= 0
+    for part in f.parts if isinstance(f, All) else (f,):
+        if isinstance(part, Atom) and _is_integer_comparison(part.condition):
+            for form in _at_most_zero(part.condition):
+                if form.terms == wanted.terms and form.constant >= wanted.constant:
+                    return True
+    return False
+
+
 def _over_coordinates(condition: Expr, space: Space) -> Expr:
-    return rewritten(with_bounded_loads(condition), space.table(), space.ranges())
+    return rewritten(expanded(with_bounded_loads(condition)), space.table(), space.ranges())
 
 
 def _over(f: Formula, space: Space) -> BoxTerm:
@@ -117,7 +130,12 @@ def _over(f: Formula, space: Space) -> BoxTerm:
     proofs = [*_proved_as_classes(parts, rest, relations), *_proved_along_axes(rest, places, space, classes)]
     order = [a for part in parts for a in atoms(part)]
     return BoxTerm(
-        to_condition(f), axes, tuple(dict.fromkeys(remaining)), tuple(sorted(proofs, key=lambda p: order.index(p.atom)))
+        mask=expanded(to_condition(f)),
+        axes=axes,
+        remaining=tuple(dict.fromkeys(remaining)),
+        proofs=tuple(sorted(proofs, key=lambda p: order.index(p.atom))),
+        query_origin=space.query_origin,
+        key_origin=space.key_origin,
     )
 
 
@@ -149,13 +167,30 @@ def _proved_along_axes(
     for part, axis in zip(parts, places, strict=True):
         over_digits = _mapped(part, space, table, limits)
         for atom in atoms(part):
-            if axis is None or over_digits is None:
-                yield Proof(atom, "partial", "belongs to no axis alone: evaluated inside of boxes", atom.loc)
-            else:
-                ranges = _along([over_digits], axis, "keys")
-                ends = _ends(space, classes[axis], axis)
-                may, must = (printer.print_union(_moved(x, ends)) for x in (ranges.may, ranges.must))
+            if axis is not None and over_digits is not None and len(_axes_of(over_digits)) > 1:
+                yield Proof(atom, "closed form", f"follows from what is asked along axis {axis}", atom.loc)
+                continue
+            if axis is not None and over_digits is not None:
+                may, must = _shown([over_digits], space, classes, axis)
                 yield Proof(atom, "closed form", f"key range {may} along axis {axis}, full in {must}", atom.loc)
+                continue
+            found = []
+            for i in sorted(_axes_of(over_digits)) if isinstance(over_digits, Atom) else ():
+                bounds = _implied(over_digits.condition, i, limits) if isinstance(over_digits, Atom) else []
+                may = _shown(bounds, space, classes, i)[0]
+                if may != _shown([], space, classes, i)[0]:
+                    found.append(f"{may} along axis {i}")
+            if found:
+                bounded = f"keys within {' and '.join(found)}; evaluated inside of boxes"
+                yield Proof(atom, "interval", bounded, atom.loc)
+            else:
+                yield Proof(atom, "partial", "belongs to no axis alone: evaluated inside of boxes", atom.loc)
+
+
+def _shown(parts: Sequence[Formula], space: Space, classes: Sequence[Classes], axis: int) -> tuple[str, str]:
+    """What a run of queries may and must see along one axis, in words."""
+    ranges, ends = _along(parts, axis, "keys"), _ends(space, classes[axis], axis)
+    return printer.print_union(_moved(ranges.may, ends)), printer.print_union(_moved(ranges.must, ends))
 
 
 def _is_integer_comparison(e: Expr) -> bool:
@@ -174,6 +209,7 @@ def _ranges(
     implied: list[list[Formula]] = [[] for _ in classes]
     sufficient: list[list[Formula]] = [[] for _ in classes]
     places: list[int | None] = []
+    pending: list[tuple[int, int, list[Formula]]] = []
     may_be_full = True
     for part in parts:
         over_digits = _mapped(part, space, table, limits)
@@ -188,11 +224,15 @@ def _ranges(
                 enough = _sufficient(over_digits.condition, first, limits)
             sufficient[first] += enough
             may_be_full = may_be_full and bool(enough)
+            pending.append((len(places) - 1, first, enough))
         else:
             assert over_digits is not None
             axis = min(axes, default=0)
             own[axis].append(over_digits)
             places.append(axis if is_solved(_named_as_positions(over_digits, axis)) else None)
+    for i, axis, enough in pending:  # what suffices may be asked for anyway
+        if enough and all(x in own[axis] for x in enough):
+            places[i] = axis
     ranges = []
     for axis, c in enumerate(classes):
         certain, possible = (_along(own[axis] + more, axis, direction) for more in (sufficient[axis], implied[axis]))
@@ -296,22 +336,26 @@ def _sufficient(condition: Expr, axis: int, limits: Mapping[str, Range]) -> list
 
 def _separated(condition: Expr, axis: int) -> list[tuple[Expr, Expr]]:
     """Sums ``a`` and ``b``, of one axis and of the others, with ``a + b <= 0`` for what ``condition`` says."""
+    return [
+        (
+            to_expr(Linear(form.constant, tuple(t for t in form.terms if not _foreign(t[0], axis)))),
+            to_expr(Linear(0, tuple(t for t in form.terms if _foreign(t[0], axis)))),
+        )
+        for form in _at_most_zero(condition)
+    ]
+
+
+def _at_most_zero(condition: Expr) -> list[Linear]:
+    """Sums that are all at most 0 exactly where ``condition`` holds; none where it says no such thing."""
     if not isinstance(condition, Binary) or condition.op == "ne":
         return []
     form = linear(binary("sub", condition.a, condition.b))
     strict = 1 if condition.op in ("lt", "gt") else 0
     signs = {"le": (1,), "lt": (1,), "ge": (-1,), "gt": (-1,), "eq": (1, -1)}[condition.op]
+    negated_form = linear(unary("neg", to_expr(form)))
     return [
-        (
-            to_expr(Linear(sign * form.constant + strict, _scaled(form, sign, axis, foreign=False))),
-            to_expr(Linear(0, _scaled(form, sign, axis, foreign=True))),
-        )
-        for sign in signs
+        Linear(side.constant + strict, side.terms) for sign in signs for side in [form if sign > 0 else negated_form]
     ]
-
-
-def _scaled(form: Linear, sign: int, axis: int, *, foreign: bool) -> tuple[tuple[Monomial, int], ...]:
-    return tuple((m, sign * c) for m, c in form.terms if _foreign(m, axis) == foreign)
 
 
 def _foreign(monomial: Monomial, axis: int) -> bool:

@@ -119,7 +119,7 @@ def _shift(form: Linear, q: str, kv: str) -> Expr | None:
         return None
     rest = Linear(of_q * form.constant, tuple((m, of_q * c) for m, c in terms.items()))
     expression = to_expr(rest)
-    return simplify(expression) if _is_uniform(expression) else None
+    return simplify(expression) if is_uniform(expression) else None
 
 
 def _same_block(a: Linear, b: Linear, constant: int, size: int, q: str, kv: str) -> SameBlock | None:
@@ -131,7 +131,7 @@ def _same_block(a: Linear, b: Linear, constant: int, size: int, q: str, kv: str)
     return SameBlock(size, a.constant % size) if same else None
 
 
-def _is_uniform(e: Expr) -> bool:
+def is_uniform(e: Expr) -> bool:
     """Whether ``e`` is the same for all pairs, heads and batch items: a number known before any tile is visited."""
     return not index_names(e) - {"q_len", "kv_len"} and not loads(e)
 

@@ -167,7 +167,7 @@ def pair_count(plan: TilePlan, sizes: Sizes, values: Values, exact: bool = False
     total = sizes.batch * sizes.heads * sizes.q_len * sizes.kv_len
     if exact:
         return PairCount(sum(int(keep.sum()) for keep in allowed(plan, sizes, values, 1)), total, True)
-    if plan.boxes and all(is_countable(term, sizes) for term in plan.boxes):
+    if plan.boxes and all(is_countable(term, sizes, values) for term in plan.boxes):
         most, least = (sum(x) for x in zip(*(count_pairs(term, sizes, values) for term in plan.boxes), strict=True))
         if most == least:
             return PairCount(most, total, True)

@@ -103,13 +103,16 @@ class BoxTerm:
     """Pairs whose tiles are boxes of a token space: the product of what ``axes`` allow.
 
     ``mask`` says exactly which pairs belong to the term, on rows and columns. ``remaining`` are atoms that the axes
-    only approximate; without any, the product of the axes is the mask.
+    only approximate; without any, the product of the axes is the mask. The point of all coordinates 0 has the position
+    ``query_origin`` or ``key_origin``; no pair before it belongs to the term.
     """
 
     mask: Expr
     axes: tuple[BoxAxis, ...]
     remaining: tuple[Expr, ...]
-    proofs: tuple[Proof, ...] = ()
+    proofs: tuple[Proof, ...]
+    query_origin: Expr
+    key_origin: Expr
 
 
 Method = Literal["closed", "classified", "exact"]
@@ -126,7 +129,7 @@ class TilePlan:
     ``keys`` and ``queries`` are sound under every method (a hull where they are not sharp).
     ``boxes``: the same pairs as boxes of token spaces, for skeletons that can walk them; terms are disjoint and
     together they are the mask. Empty where the mask has neither coordinates nor classes. ``boxes_decide_more``:
-    boxes decide an atom that runs of positions cannot.
+    boxes decide, or bound, an atom that runs of positions cannot.
     """
 
     variant: Variant

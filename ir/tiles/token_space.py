@@ -6,88 +6,141 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from ..bounds import POSITION, Range
 from ..build import binary, const
-from ..nodes import Binary, Cast, Const, Coordinate, Expr, Index
-from ..symbolic import simplify
+from ..nodes import ZERO, Binary, Cast, Const, Coordinate, Expr, Index
+from ..symbolic import Linear, linear, simplify, to_expr
 from ..traverse import walk
 from ..types import I32
+from .classes import is_uniform
 from .digits import digit
 from .plan import Side
 
 Position = Literal["q", "kv"]
+POSITIONS: tuple[Position, ...] = ("q", "kv")
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Queries and keys as points of grids of equally many axes, outermost first."""
+    """Queries and keys as points of grids of equally many axes, outermost first.
+
+    ``query_origin`` and ``key_origin`` are the positions of their first points, the same for all heads.
+    """
 
     query: tuple[Side, ...]
     key: tuple[Side, ...]
+    query_origin: Expr = ZERO
+    key_origin: Expr = ZERO
 
     def sides(self, position: Position) -> tuple[Side, ...]:
         return self.query if position == "q" else self.key
+
+    def origin(self, position: Position) -> Expr:
+        return self.query_origin if position == "q" else self.key_origin
 
     def table(self) -> dict[Index, Expr]:
         """Positions as sums of the coordinates ``q0``, ``q1`` … and ``kv0``, ``kv1`` …"""
         return {
             Index(position, I32): total(
-                binary("mul", const(side.stride), digit(f"{position}{i}"))
-                for i, side in enumerate(self.sides(position))
+                self.origin(position),
+                (
+                    binary("mul", const(side.stride), digit(f"{position}{i}"))
+                    for i, side in enumerate(self.sides(position))
+                ),
             )
-            for position in ("q", "kv")
+            for position in POSITIONS
         }
 
     def ranges(self) -> dict[str, Range]:
         """The values that the coordinates can take."""
         return {
             f"{position}{i}": (0, side.size.value - 1 if isinstance(side.size, Const) else POSITION[1])
-            for position in ("q", "kv")
+            for position in POSITIONS
             for i, side in enumerate(self.sides(position))
         }
 
 
-def total(terms: Iterable[Expr]) -> Expr:
-    """The sum of ``terms`` in normal form."""
-    result: Expr = const(0)
-    for x in terms:
-        result = binary("add", result, x)
-    return simplify(result)
+def total(first: Expr, rest: Iterable[Expr]) -> Expr:
+    """A sum in normal form."""
+    for x in rest:
+        first = binary("add", first, x)
+    return simplify(first)
 
 
-def declared_space(mask: Expr) -> Space | None:
-    """The space of the grids that ``mask`` reads its positions in; one axis where there is none.
+LINE = Space((Side(1, Index("q_len", I32)),), (Side(1, Index("kv_len", I32)),))
 
-    None where the grids of queries and keys have different numbers of axes.
+
+@dataclass(slots=True)
+class _Found:
+    """What the grids of one position say: the strides of its axes, how many tokens, and which is the first."""
+
+    cuts: tuple[int, ...] = ()
+    tokens: int | None = None
+    origin: Expr = ZERO
+
+
+def declared_space(conditions: Iterable[Expr]) -> Space | None:
+    """The space of the grids that ``conditions`` read positions in; the line of positions where there is none.
+
+    A grid may start later: ``coordinate(q - text, 0, 16, 32)``. None where the grids of queries and keys have
+    different numbers of axes.
     """
-    cuts: dict[Position, tuple[int, ...]] = {}
-    tokens: dict[Position, int] = {}
-    for e in walk(mask):
-        match e:
-            case Coordinate(Index("q" | "kv" as name), _, sizes):
-                position: Position = "q" if name == "q" else "kv"
-                strides = [prod(sizes[i:]) for i in range(1, len(sizes))]
-                cuts[position] = _chain((*cuts.get(position, ()), *strides))
-                tokens[position] = prod(sizes)
-    return _space(cuts, tokens)
+    found: dict[Position, _Found] = {}
+    for e in (x for condition in conditions for x in walk(condition)):
+        for position in POSITIONS:
+            origin = origin_of(e.x, position) if isinstance(e, Coordinate) else None
+            if origin is not None and isinstance(e, Coordinate):
+                grid = found.setdefault(position, _Found(origin=origin))
+                if grid.origin == origin:
+                    strides = [prod(e.sizes[i:]) for i in range(1, len(e.sizes))]
+                    grid.cuts = _chain((*grid.cuts, *strides))
+                    grid.tokens = prod(e.sizes) if origin == ZERO else None
+    # A position that is read in no grid is cut as the other one.
+    query = found.get("q") or _Found(found["kv"].cuts if "kv" in found else ())
+    key = found.get("kv") or _Found(query.cuts)
+    if len(query.cuts) != len(key.cuts):
+        return None
+    return Space(_sides("q", query), _sides("kv", key), query.origin, key.origin)
+
+
+def origin_of(e: Expr, position: Position) -> Expr | None:
+    """``o`` where ``e`` is ``position - o``, and ``o`` is the same for all pairs and heads."""
+    form = linear(e)
+    terms = dict(form.terms)
+    if terms.pop((Index(position, I32),), 0) != 1:
+        return None
+    rest = to_expr(Linear(-form.constant, tuple((m, -c) for m, c in terms.items())))
+    return simplify(rest) if is_uniform(rest) else None
 
 
 def inferred_space(conditions: Sequence[Expr]) -> Space | None:
-    """The space that remainders of single positions make: ``q % 32`` is a coordinate of a grid 32 wide."""
+    """The space that remainders make: a grid 32 wide of ``q % 32``, and of ``(q // 32 - kv // 32) % 4``."""
     found: list[int] = []
     for condition in conditions:
         for e in walk(condition):
             match e:
                 case Binary("mod", a, Const(value=w)) if w > 1 and e.type.is_integer:
+                    quotients = [int(x.b.value) for x in walk(a) if _is_quotient(x) and isinstance(x.b, Const)]
                     match _plain(a):
                         case Index("q0" | "kv0"):
                             found.append(int(w))
-                        case Binary("floordiv", b, Const(value=v)) if v > 0 and isinstance(_plain(b), Index):
-                            found += [int(v), int(v * w)]
-    cuts = _chain(found)
-    return _space({"q": cuts, "kv": cuts}, {}) if cuts else None
+                        case Binary("floordiv") if quotients:
+                            found += [quotients[0], quotients[0] * int(w)]
+                        case _:
+                            found += quotients
+    grid = _Found(_chain(found))
+    return Space(_sides("q", grid), _sides("kv", grid)) if grid.cuts else None
+
+
+def _is_quotient(e: Expr) -> TypeGuard[Binary]:
+    """Whether ``e`` is a position divided by a constant."""
+    match e:
+        case Binary("floordiv", a, Const(value=v)):
+            return v > 1 and isinstance(_plain(a), Index)
+        case _:
+            return False
 
 
 def _plain(e: Expr) -> Expr:
@@ -103,18 +156,12 @@ def _chain(cuts: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(kept, reverse=True))
 
 
-def _space(cuts: dict[Position, tuple[int, ...]], tokens: dict[Position, int]) -> Space | None:
-    # A position that is read in no grid is cut as the other one.
-    query = cuts.get("q", cuts.get("kv", ()))
-    key = cuts.get("kv", query)
-    if len(query) != len(key):
-        return None
-    return Space(_sides("q", query, tokens.get("q")), _sides("kv", key, tokens.get("kv")))
-
-
-def _sides(position: Position, cuts: tuple[int, ...], tokens: int | None) -> tuple[Side, ...]:
-    strides = (*cuts, 1)
-    length = binary("add", Index(f"{position}_len", I32), const(strides[0] - 1))
-    size = simplify(binary("floordiv", length, const(strides[0]))) if tokens is None else const(tokens // strides[0])
+def _sides(position: Position, grid: _Found) -> tuple[Side, ...]:
+    strides = (*grid.cuts, 1)
+    if grid.tokens is not None:
+        size: Expr = const(grid.tokens // strides[0])
+    else:
+        length = binary("sub", Index(f"{position}_len", I32), grid.origin)
+        size = simplify(binary("floordiv", binary("add", length, const(strides[0] - 1)), const(strides[0])))
     inner = (Side(stride, const(wider // stride)) for wider, stride in pairwise(strides))
     return (Side(strides[0], size), *inner)

@@ -53,6 +53,12 @@ def circle(q: Any, kv: Any) -> Any:
 
 
 @rg.mask
+def round_image_after_text(q: Any, kv: Any, text: int, radius: int) -> Any:
+    (a, b), (c, d) = IMAGE(q - text), IMAGE(kv - text)
+    return (q < text) | (kv < text) | ((a - c) ** 2 + (b - d) ** 2 < radius**2)
+
+
+@rg.mask
 def early_rows_only(q: Any, kv: Any) -> Any:
     return (IMAGE(q)[0] < 4) & (IMAGE(q)[1] % 3 == IMAGE(kv)[1] % 3)
 
@@ -78,6 +84,7 @@ CASES: dict[str, Parts] = {
     "columns": lambda: [columns],
     "columns of a head": lambda: [columns_of_a_head(widths=torch.tensor([0, 2, 5, 30]))],
     "circle": lambda: [circle],
+    "round, after text": lambda: [round_image_after_text(text=17, radius=3)],
     "rows without keys": lambda: [early_rows_only],
     "documents": lambda: [near(grid=IMAGE, radius=3), rg.document(torch.arange(99).expand(2, -1) // 40)],
     "padding": lambda: [rg.dilated(3) & rg.padding(torch.tensor([0, 50]))],

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from boxes import EXACT, Array, Call, Digits, Position, calls, digits
+from regard.ir.interpret import evaluate
 from regard.ir.parser import parse_variant
 from regard.ir.passes import run_pipeline
 from regard.ir.tiles import TilePlan, make_plan
@@ -33,7 +34,7 @@ def test_pairs_are_counted_exactly(name: str, n: int) -> None:
         sizes = Sizes(2, 4, 2, call.q_len, call.kv_len)
         found = [count_pairs(term, sizes, call.values) for term in plan.boxes]
         truth = [int(call.allowed(term.mask).sum()) * 8 for term in plan.boxes]
-        if all(is_countable(term, sizes) for term in plan.boxes):
+        if all(is_countable(term, sizes, call.values) for term in plan.boxes):
             assert found == [(x, x) for x in truth]
             counted = pair_count(plan, sizes, call.values)
             assert counted.exact and counted.pairs == sum(truth)
@@ -126,18 +127,20 @@ def test_maps_of_boxes_hold_the_mask(name: str) -> None:
     plan = plan_of(keep)
     call = calls(tokens, 4)[0]
     sizes = Sizes(1, 1, 1, call.q_len, call.kv_len)
-    for term in plan.boxes:
+    for term in (t for t in plan.boxes if is_countable(t, sizes, call.values)):
         sides = (2,) * len(term.axes)
         classes = box_map(term, sides, sides, sizes, call.values)[0, 0]
-        allowed = call.allowed(term.mask)
         rows, columns = (_places(term, position, call) for position in ("q", "kv"))
         found = classes[rows[:, None], columns]
+        allowed = call.allowed(term.mask)[-len(rows) :, -len(columns) :]
         assert not (allowed & (found == 0)).any() and not (~allowed & (found == 2)).any()
 
 
 def _places(term: BoxTerm, position: Position, call: Call) -> Array:
-    """The number of the box of every position, in the order of a map: by classes, then by coordinates."""
-    own = [digits(term, axis, position, call) for axis in range(len(term.axes))]
+    """The number of the box of every position from the grid's first on, in the order of a map."""
+    origin = int(evaluate(term.query_origin if position == "q" else term.key_origin, call.env))
+    whole = [digits(term, axis, position, call) for axis in range(len(term.axes))]
+    own = [Digits(d.block[origin:], d.x[origin:], d.residue[origin:]) for d in whole]
     names = [x for d in own for x in (d.block, d.residue)]
     for d in own:
         same_class = (d.block[:, None] == d.block) & (d.residue[:, None] == d.residue)

@@ -70,7 +70,8 @@ def test_another_spelling_gives_the_same_boxes(name: str, change: Callable[[Expr
     for term, clone in zip(plan.boxes, changed.boxes, strict=True):
         assert not clone.remaining
         for a, b in zip(term.axes, clone.axes, strict=True):
-            assert (a.query, a.key, a.block, a.offset, a.residue) == (b.query, b.key, b.block, b.offset, b.residue)
+            assert (a.block, a.offset, a.residue) == (b.block, b.offset, b.residue)
+            assert [s.stride for s in (a.query, a.key)] == [s.stride for s in (b.query, b.key)]
     for call in calls(tokens, 4)[:2]:
         clone_call = Call(call.q_len, call.kv_len, {**call.values, "my_n": 4})
         assert check(changed, mask, clone_call, 2) == 1
@@ -134,8 +135,26 @@ def sizes(grid: tuple[int, ...]) -> str:
 @given(st.data(), st.sampled_from(tuple(GRIDS)))
 def test_random_masks_are_never_decided_wrongly(data: st.DataObject, grid: tuple[int, ...]) -> None:
     keep = data.draw(predicates(grid))
+    lengths = (int(np.prod(grid)), int(np.prod(GRIDS[grid]))) if grid else (data.draw(st.sampled_from((31, 24))), 29)
+    if data.draw(st.booleans()):  # after two other tokens
+        later = keep.replace("coordinate(q,", "coordinate(q - 2,").replace("coordinate(kv,", "coordinate(kv - 2,")
+        keep, lengths = f"q >= 2 and kv >= 2 and ({later})", (lengths[0] + 2, lengths[1] + 2)
     plan, v = plan_of(keep, "n: int")
     if not plan.boxes:
         return
-    lengths = (int(np.prod(grid)), int(np.prod(GRIDS[grid]))) if grid else (data.draw(st.sampled_from((31, 24))), 29)
     check(plan, v.mask, Call(*lengths, {"n": data.draw(st.integers(-3, 9))}), data.draw(st.sampled_from((2, 3, 4))))
+
+
+@pytest.mark.parametrize(
+    ("keep", "more"),
+    [
+        ("(q - kv) % 4 == 0 and ids[q] == ids[kv]", True),  # the class
+        ("q // 8 == kv // 8 and ids[q] == ids[kv]", False),  # blocks are runs, and data bounds no axis
+        ("coordinate(q, 0, 5, 7) == coordinate(kv, 0, 5, 7)", False),  # rows are runs
+        ("coordinate(q, 1, 5, 7) == coordinate(kv, 1, 5, 7)", True),
+        (along("(Q - K) * (Q - K)", Y) + along(" + (Q - K) * (Q - K) < n * n", X), True),  # bounds of a circle
+        (along("ids[Q] == ids[K]", X) + " and " + along("abs(Q - K) <= n", Y), False),  # data decides
+    ],
+)
+def test_boxes_decide_more_where_runs_are_vague(keep: str, more: bool) -> None:
+    assert plan_of(keep, "n: int, ids: i32[_]")[0].boxes_decide_more == more

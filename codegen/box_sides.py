@@ -1,0 +1,93 @@
+"""Shapes of boxes: the few of which every kernel is compiled for one, before lengths and parameters are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+from ..ir.nodes import TILE_NAMES, Const
+from ..ir.tiles.plan import BoxAxis, BoxTerm
+from ..ir.traverse import index_names
+
+# Shapes that one module may be compiled for, and the smallest box that products take.
+SHAPES = 4
+_SMALLEST = 16
+# Keys that a query may see along an axis, as far as they are guessed here; and the length of an axis of no fixed one.
+_WIDTHS = (5, 9, 13, 21, 33)
+_UNEVEN = 4  # the widest by the narrowest
+_LONG = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sides of boxes of queries and keys along every axis."""
+
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+
+
+def box_shapes(term: BoxTerm, block_m: int, block_n: int) -> tuple[Shape, ...]:
+    """Up to four shapes of at most ``block_m`` queries by ``block_n`` keys, of which one suits any window.
+
+    The first is the best for most; classes that are smaller make boxes smaller.
+    """
+    extents = [_extent(a) for a in term.axes]
+    shapes = [Shape(q, k) for q in _boxes(extents, block_m) for k in _boxes(extents, block_n)]
+    widths = [_WIDTHS if _follows(a) else (0,) for a in term.axes]
+    windows = [
+        tuple(min(w, e) if w else e for w, e in zip(choice, extents, strict=True))
+        for choice in product(*widths)
+        if len(set(choice) - {0}) <= 2 and max(choice) <= _UNEVEN * min(w or max(choice) for w in choice)
+    ]
+    costs = {s: [_cost(s, extents, w) for w in windows] for s in shapes}
+    best = [min(c[i] for c in costs.values()) for i in range(len(windows))]
+    chosen: list[Shape] = []
+    reached = [float("inf")] * len(windows)
+    while len(chosen) < SHAPES:
+        loss = {s: sum(min(r, c / b) for r, c, b in zip(reached, costs[s], best, strict=True)) for s in shapes}
+        found = min(shapes, key=lambda s: (round(loss[s], 6), [-x for x in (*s.queries[::-1], *s.keys[::-1])]))
+        if chosen and loss[found] >= sum(reached) * 0.999:
+            break
+        chosen.append(found)
+        reached = [min(r, c / b) for r, c, b in zip(reached, costs[found], best, strict=True)]
+    return tuple(chosen)
+
+
+def _extent(axis: BoxAxis) -> int:
+    if axis.block:
+        return axis.block // axis.residue
+    sizes = [s.size.value if isinstance(s.size, Const) else _LONG * axis.residue for s in (axis.query, axis.key)]
+    return max(-(-int(max(sizes)) // axis.residue), 1)
+
+
+def _follows(axis: BoxAxis) -> bool:
+    """Whether what is seen along an axis moves with the query, so that it may be narrow."""
+    return any(index_names(i.start) & set(TILE_NAMES) and index_names(i.stop) & set(TILE_NAMES) for i in axis.keys.may)
+
+
+def _cost(shape: Shape, extents: list[int], window: tuple[int, ...]) -> int:
+    return prod(
+        -(-e // q) * -(-min(q + w - 1, e) // k)
+        for q, k, e, w in zip(shape.queries, shape.keys, extents, window, strict=True)
+    )
+
+
+def _boxes(extents: list[int], count: int) -> list[tuple[int, ...]]:
+    """All boxes of ``count`` tokens, or of as many as the axes have, but no fewer than products take."""
+    most = [1 << (e - 1).bit_length() for e in extents]
+    count = min(count, max(prod(most), _SMALLEST))
+    if prod(most) < count:
+        most[0] *= count // prod(most)
+    return list(_sides(most, count))
+
+
+def _sides(most: list[int], count: int) -> Iterator[tuple[int, ...]]:
+    if not most:
+        yield from ((),) if count == 1 else ()
+        return
+    side = 1
+    while side <= min(most[0], count):
+        yield from ((side, *rest) for rest in _sides(most[1:], count // side))
+        side *= 2
