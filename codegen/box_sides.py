@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
+from typing import Literal
 
 from ..ir.nodes import TILE_NAMES, Const
-from ..ir.tiles.plan import BoxAxis, BoxTerm
+from ..ir.tiles.plan import BoxAxis
 from ..ir.traverse import index_names
 
 # Shapes that one module may be compiled for, and the smallest box that products take.
@@ -28,20 +29,24 @@ class Shape:
     keys: tuple[int, ...]
 
 
-def box_shapes(term: BoxTerm, block_m: int, block_n: int) -> tuple[Shape, ...]:
+def box_shapes(axes: Sequence[BoxAxis], own: Literal["q", "k"], block_m: int, block_n: int) -> tuple[Shape, ...]:
     """Up to four shapes of at most ``block_m`` queries by ``block_n`` keys, of which one suits any window.
 
-    The first is the best for most; classes that are smaller make boxes smaller.
+    Boxes of ``own`` visit those of the other. The first shape is the best for most; classes that are smaller make
+    boxes smaller.
     """
-    extents = [_extent(a) for a in term.axes]
+    extents = [_extent(a) for a in axes]
     shapes = [Shape(q, k) for q in _boxes(extents, block_m) for k in _boxes(extents, block_n)]
-    widths = [_WIDTHS if _follows(a) else (0,) for a in term.axes]
+    widths = [_WIDTHS if _follows(a) else (0,) for a in axes]
     windows = [
         tuple(min(w, e) if w else e for w, e in zip(choice, extents, strict=True))
         for choice in product(*widths)
         if len(set(choice) - {0}) <= 2 and max(choice) <= _UNEVEN * min(w or max(choice) for w in choice)
     ]
-    costs = {s: [_cost(s, extents, w) for w in windows] for s in shapes}
+    costs = {}
+    for s in shapes:
+        own_sides, others = (s.queries, s.keys) if own == "q" else (s.keys, s.queries)
+        costs[s] = [_cost(own_sides, others, extents, w) for w in windows]
     best = [min(c[i] for c in costs.values()) for i in range(len(windows))]
     chosen: list[Shape] = []
     reached = [float("inf")] * len(windows)
@@ -67,10 +72,9 @@ def _follows(axis: BoxAxis) -> bool:
     return any(index_names(i.start) & set(TILE_NAMES) and index_names(i.stop) & set(TILE_NAMES) for i in axis.keys.may)
 
 
-def _cost(shape: Shape, extents: list[int], window: tuple[int, ...]) -> int:
+def _cost(own: tuple[int, ...], others: tuple[int, ...], extents: list[int], window: tuple[int, ...]) -> int:
     return prod(
-        -(-e // q) * -(-min(q + w - 1, e) // k)
-        for q, k, e, w in zip(shape.queries, shape.keys, extents, window, strict=True)
+        -(-e // a) * -(-min(a + w - 1, e) // b) for a, b, e, w in zip(own, others, extents, window, strict=True)
     )
 
 

@@ -8,6 +8,8 @@ arXiv:2307.08691, section 3.1.2).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
 from .print_torch import helper_functions
@@ -18,7 +20,7 @@ from .triton_grad_key import KERNEL as KEY_KERNEL
 from .triton_grad_key import GradKey
 from .triton_grad_query import KERNEL as QUERY_KERNEL
 from .triton_grad_query import GradQuery
-from .triton_gradients import SCATTER, emit_scatter
+from .triton_gradients import SCATTER, Contribution, emit_scatter
 from .triton_module import emit_header, emit_options, finish, user_names
 from .triton_program import BROADCAST_STRIDE, DESCRIPTOR, emit_classify_call, emit_sizes, uses_table
 from .triton_row_terms import KERNEL as ROW_KERNEL
@@ -48,12 +50,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     grad_diagonal = GradDiagonal(plan, problem, False) if grad_key.of_kinds("diagonal") else None
 
     head, out = Emitter(), Emitter()
-    notes = [
-        f"Gradient of `{c.load.buffer}`: by atomic additions in an order that varies; its index has no structure."
-        for c in found
-        if c.kind == "pair" and not c.injective
-    ]
-    emit_header(head, "Backward kernels", plan, problem, schedule, target, notes)
+    emit_header(head, "Backward kernels", plan, problem, schedule, target, atomic_notes(found))
     emit_options(out, "GRAD_KEY", schedule)
     emit_options(out, "GRAD_QUERY", by_query)
     if grad_diagonal:
@@ -82,19 +79,34 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         out.section()
         grad_diagonal.emit(out)
     run = Emitter()
-    _emit_run(run, plan, problem, row_terms, grad_key, grad_query, grad_diagonal)
-    if any(c.kind != "pair" for c in found):
-        for helper in helper_functions(run.text()), SCATTER:
-            if helper and helper not in out.text():
-                out.section(helper)
+    emit_run(run, plan, problem, row_terms, grad_key, grad_query, grad_diagonal)
+    emit_helpers(out, run.text(), found)
     out.section(run.text())
     return finish(out, plan, kernels, head)
 
 
-def _emit_run(
+def atomic_notes(found: Sequence[Contribution]) -> list[str]:
+    """Which gradients of captured tensors do not repeat bit by bit."""
+    return [
+        f"Gradient of `{c.load.buffer}`: by atomic additions in an order that varies; its index has no structure."
+        for c in found
+        if c.kind == "pair" and not c.injective
+    ]
+
+
+def emit_helpers(out: Emitter, run: str, found: Sequence[Contribution]) -> None:
+    """The functions that ``run`` calls to add up gradients of captured tensors."""
+    if any(c.kind != "pair" for c in found):
+        for helper in helper_functions(run), SCATTER:
+            if helper and helper not in out.text():
+                out.section(helper)
+
+
+def emit_run(
     out: Emitter, plan: TilePlan, problem: Problem, row_terms: RowTerms, grad_key: GradKey, grad_query: GradQuery,
-    grad_diagonal: GradDiagonal | None,
+    grad_diagonal: GradDiagonal | None = None, prepare: Callable[[Emitter], None] = lambda out: None,
 ) -> None:  # fmt: skip
+    """The function that launches the kernels; ``prepare`` writes what their arguments need."""
     v = plan.variant
     names = user_names(v)
     wanted = [user_name(p.name) for p, w in zip(v.buffers, problem.buffer_gradients, strict=False) if w]
@@ -114,6 +126,7 @@ def _emit_run(
         if uses_table(plan):
             emit_classify_call(out, names)
         out.line("grad_out = tidy(grad_out)")
+        prepare(out)
         if row_terms.exact_rows:
             row_terms.emit_launch(out)
         else:

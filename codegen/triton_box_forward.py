@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
 from .schedule import Problem, Schedule, Source, Target
-from .triton_box_options import emit_axes, emit_choice, emit_options, emit_shapes, note_of, programs, shapes_of
+from .triton_box_options import emit_axes, emit_choice, emit_options, emit_shapes, note_of, programs
 from .triton_box_skeleton import OverBoxes, plan_of_boxes
 from .triton_box_tiles import BOXES
 from .triton_forward import KERNEL, Forward
@@ -23,8 +23,7 @@ class BoxForward(OverBoxes, Forward):
         """The part of ``run`` that fills ``out`` and ``lse``."""
         if self.box_tiles.descriptors:
             emit_axes(out, self.space)
-        tiled = self.box_tiles.chooses
-        emit_options(out, self.plan, self.schedule, "FORWARD", "FORWARD_BOXES", tiled=tiled)
+        emit_options(out, self.plan, self.space, self.schedule, "FORWARD")
         out.line(f"programs = {programs(self.space, 'q')} * batches * heads")
         out.line("target, target_lse = out, lse")
         emit_launch(out, KERNEL, "(programs,)", self.arguments(), "**options")
@@ -37,12 +36,10 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     head, out = Emitter(), Emitter()
     forward = BoxForward(plan, problem, schedule)
     emit_header(head, "Forward kernel", plan, problem, schedule, target, tiles=note_of(term))
-    emit_shapes(out, "FORWARD_BOXES", "FORWARD", term, schedule)
+    emit_shapes(out, "FORWARD", forward.space, schedule)
     if forward.box_tiles.descriptors:
         out.section(BOXES)
-    if len(shapes_of(term, schedule)) > 1:
-        out.section()
-        emit_choice(out, plan)
+    emit_choice(out, plan, forward.space, schedule)
     out.section()
     forward.emit_kernel(out)
     out.section()

@@ -81,6 +81,13 @@ class OverBoxes(Skeleton):
         self.emit_own(out)
         out.line("q_index = rows[:, None]")
 
+    def emit_key_place(self, out: Emitter, *, reverse: bool) -> None:
+        """The identities and positions of a program that owns a box of keys, from ``program``."""
+        self._emit_tiles(out, reverse)
+        self.emit_chunk(out)
+        self.emit_own(out)
+        out.line("kv_index = rows[:, None]")
+
     def _emit_tiles(self, out: Emitter, reverse: bool) -> None:
         self.space.emit_tiles(out)
         out.comment("Heads run in sections whose keys and values fit in the L2 cache, box by box.")

@@ -44,10 +44,10 @@ class BoxSpace:
         # Whether the ranges of single tokens along each axis are the mask.
         self.is_product = not (
             term.remaining
-            or any(len(self._ranges(a).may) != 1 for a in self.axes)
+            or any(len(self.ranges(a).may) != 1 for a in self.axes)
             or any(self._is_uneven(x) for x in ("q", "k"))
         )
-        self.has_full_boxes = not term.remaining and all(self._ranges(a).must for a in self.axes)
+        self.has_full_boxes = not term.remaining and all(self.ranges(a).must for a in self.axes)
 
     # --- sizes, as text that is both Triton and Python ---
 
@@ -83,7 +83,8 @@ class BoxSpace:
         side = _side(self.axes[0], letter)
         return side.stride > 1 and not isinstance(side.size, Const)
 
-    def _ranges(self, axis: BoxAxis) -> Ranges:
+    def ranges(self, axis: BoxAxis) -> Ranges:
+        """What a run of owned coordinates sees."""
         return axis.keys if self.own == "q" else axis.queries
 
     # --- the box that a program owns ---
@@ -260,7 +261,7 @@ class BoxSpace:
         out.line(f"count = tl.where({' & '.join(exist)}, {count}, 0)" if exist else f"count = {count}")
 
     def _emit_axis(self, out: Emitter, i: int) -> _Visit:
-        axis, ranges = self.axes[i], self._ranges(self.axes[i])
+        axis, ranges = self.axes[i], self.ranges(self.axes[i])
         names = {"tile_first": f"{self.own}_{i}", "tile_last": f"last_{i}", "block": f"block_{i}"}
         names["residue"] = f"residue_{i}" if axis.residue > 1 else "0"
         values = Values(ranges_results(ranges), INDICES | names, prefix=f"along_{i}_")
@@ -297,7 +298,7 @@ class BoxSpace:
         out.comment("What each row sees along each axis.")
         self._bounds = []
         for i, axis in enumerate(self.axes):
-            (interval,) = self._ranges(axis).may
+            (interval,) = self.ranges(axis).may
             x, results = f"x_{i}", ranges_results(Ranges((interval,), ()))
             names = {"tile_first": x, "tile_last": x, "block": f"block_{i}"}
             names["residue"] = f"residue_{i}" if axis.residue > 1 else "0"

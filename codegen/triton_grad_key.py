@@ -28,7 +28,7 @@ class GradKey(Gradients):
     def emit(self, out: Emitter, schedule: Schedule) -> None:
         """The kernel."""
         values = self.values()
-        with kernel(out, KERNEL, self.arguments(), ("BLOCK_M", "BLOCK_N"), self.problem.debug):
+        with kernel(out, KERNEL, self.arguments(), self.constants, self.problem.debug):
             out.line('"""dK and dV of one tile of keys, summed over ``group`` heads of queries."""')
             out.line("program = tl.program_id(0)")
             self.emit_key_place(out, reverse=schedule.reverse)
@@ -62,13 +62,6 @@ class GradKey(Gradients):
         out.line("queries = tl.arange(0, BLOCK_M)")
         out.line("kv_index = tile_first + rows[:, None]")
         self.emit_columns(out)
-
-    def emit_chunk(self, out: Emitter) -> None:
-        """Batch and heads, from ``entry``."""
-        out.line("chunks = heads // group")
-        out.line("batch, chunk = entry // chunks, entry % chunks")
-        out.line("kv_head = chunk * group // (heads // kv_heads)")
-        out.line()
 
     def emit_query_tiles(self, out: Emitter) -> TileLoops:
         """Which tiles of queries a tile of keys visits."""
@@ -163,18 +156,22 @@ class GradKey(Gradients):
             out.line(f"{c.name}_total += tl.sum({c.name}, 1)")
         emit_accumulate(out, "dk", "ds", "q", self.head, self.precision)
 
+    def emit_tiles_of_keys(self, out: Emitter) -> None:
+        """The options of the launch, and how many tiles a head has."""
+        out.line("options = GRAD_KEY")
+        out.line('tiles_of_keys = triton.cdiv(kv_len, options["BLOCK_N"])')
+
     def emit_launch(self, out: Emitter) -> None:
         """The part of ``run`` that fills ``grad_key`` and ``grad_value``."""
         for c in self.of_kinds("key"):
             out.line(f"{c.name}_sums = lse.new_empty((batches, heads, kv_len))")
+        self.emit_tiles_of_keys(out)
         out.lines(_BEFORE)
         emit_launch(out, KERNEL, "(tiles_of_keys * batches * (heads // group),)", self.arguments(), "**options")
         out.lines(_AFTER)
 
 
 _BEFORE = """
-options = GRAD_KEY
-tiles_of_keys = triton.cdiv(kv_len, options["BLOCK_N"])
 multiprocessors, cache = device_limits(query.device)
 group, to_key, to_value = heads // kv_heads, grad_key, grad_value
 spread = group > 1 and tiles_of_keys * batches * kv_heads < 2 * multiprocessors

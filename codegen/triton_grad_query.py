@@ -32,7 +32,7 @@ class GradQuery(OverKeys):
     def emit(self, out: Emitter, schedule: Schedule) -> None:
         """The kernel."""
         values = self.values()
-        with kernel(out, KERNEL, self.arguments(), ("BLOCK_M", "BLOCK_N"), self.problem.debug):
+        with kernel(out, KERNEL, self.arguments(), self.constants, self.problem.debug):
             out.line('"""dQ of one tile of queries."""')
             self.emit_start(out, schedule)
             for name in self.row_terms:
@@ -113,6 +113,5 @@ class GradQuery(OverKeys):
         """The part of ``run`` that fills ``grad_query``."""
         for c in self.sums:
             out.line(f"{c.name}_sums = torch.empty_like(lse)")
-        out.line("options = GRAD_QUERY")
-        out.line('programs = triton.cdiv(q_len, options["BLOCK_M"]) * batches * heads')
+        self.emit_programs(out)
         emit_launch(out, KERNEL, "(programs,)", self.arguments(), "**options")

@@ -66,6 +66,11 @@ class OverKeys(Gradients):
         )  # fmt: skip
         return done
 
+    def emit_programs(self, out: Emitter) -> None:
+        """The options of a launch, and how many programs it has."""
+        out.line("options = GRAD_QUERY")
+        out.line('programs = triton.cdiv(q_len, options["BLOCK_M"]) * batches * heads')
+
     def lanes(self, masked: Masked) -> str:
         """The pairs whose loads may be read, as text."""
         return "allowed" if masked == "all" else self.q_exists

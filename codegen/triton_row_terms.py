@@ -22,7 +22,7 @@ class RowTerms(OverKeys):
     def emit(self, out: Emitter, schedule: Schedule) -> None:
         """The kernel."""
         values = self.values()
-        constants = ("BLOCK_M", "BLOCK_N", "WITH_GRAD_LSE")
+        constants = (*self.constants, "WITH_GRAD_LSE")
         with kernel(out, KERNEL, self.arguments(), constants, self.problem.debug):
             out.line('"""delta = sum(P * dP) / sum(P) - grad_lse, and norm = 1 / sum(P), of one tile of queries."""')
             self.emit_start(out, schedule)
@@ -63,8 +63,7 @@ class RowTerms(OverKeys):
         """The part of ``run`` that fills the terms."""
         for name in self.row_terms:
             out.line(f"{name} = torch.empty_like(lse)")
-        out.line("options = GRAD_QUERY")
-        out.line('programs = triton.cdiv(q_len, options["BLOCK_M"]) * batches * heads')
+        self.emit_programs(out)
         options = "WITH_GRAD_LSE=grad_lse is not None, **options"
         emit_launch(out, KERNEL, "(programs,)", self.arguments(), options)
 

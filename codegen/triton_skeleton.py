@@ -111,6 +111,13 @@ class Skeleton:
         out.line("q_index = tile_first + rows[:, None]")
         self.emit_columns(out)
 
+    def emit_chunk(self, out: Emitter) -> None:
+        """Batch and heads of a program that owns a tile of keys, from ``entry``."""
+        out.line("chunks = heads // group")
+        out.line("batch, chunk = entry // chunks, entry % chunks")
+        out.line("kv_head = chunk * group // (heads // kv_heads)")
+        out.line()
+
     def emit_key_tiles(self, out: Emitter) -> TileLoops:
         """Which tiles of keys a tile of queries visits."""
         if uses_table(self.plan):

@@ -73,8 +73,10 @@ def emit_ranges(
     results = ranges_results(ranges)
     values = Values(results, indices)
     values.emit(out, "program", tuple(results), Guard())
-    may = sorted_intervals(out, "may", [_clipped(out, values, f"may_{i}", x, length) for i, x in enumerate(ranges.may)])
-    must = sorted_intervals(out, "must", [_clipped(out, values, f"must_{i}", x, length) for i, x in enumerate(ranges.must)])
+    intervals = [_clipped(out, values, f"may_{i}", x, length) for i, x in enumerate(ranges.may)]
+    may = sorted_intervals(out, "may", intervals)
+    intervals = [_clipped(out, values, f"must_{i}", x, length) for i, x in enumerate(ranges.must)]
+    must = sorted_intervals(out, "must", intervals)
     hull = may[0] if len(may) == 1 else None
 
     out.comment("The same in tiles: outwards where a pair may be allowed, inwards where all are.")

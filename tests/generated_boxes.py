@@ -11,6 +11,7 @@ from torch import Tensor
 from generated_triton import H100, Generated
 from oracle import Part
 from regard.codegen.schedule import DType, Problem, Schedule, Target
+from regard.codegen.triton_box_backward import emit_backward
 from regard.codegen.triton_box_forward import emit_forward
 from regard.dsl import assemble
 from regard.ir.passes import run_pipeline
@@ -36,9 +37,12 @@ def generated(
     values = {**binding, **parameters}
     plan = make_plan(run_pipeline(variant))
     buffers = tuple(str(values[p.name].dtype).removeprefix("torch.") for p in plan.variant.buffers)
-    problem = Problem(_DTYPES[dtype], *sizes, True, buffers, tuple(False for _ in buffers))
+    wanted = tuple(values[p.name].requires_grad for p in plan.variant.buffers)
+    captured = tuple(values[p.name] for p in plan.variant.buffers if values[p.name].requires_grad)
+    problem = Problem(_DTYPES[dtype], *sizes, True, buffers, wanted)
     schedule = Schedule(*blocks, warps, stages, descriptors=descriptors)
+    turned = Schedule(*blocks[::-1], warps, stages, descriptors=descriptors, grad_query=schedule)
     names = [p.name for p in plan.variant.buffers] + [p.name for p in plan.variant.scalars]
     detached = tuple(x.detach() if isinstance(x, Tensor) else x for x in map(values.__getitem__, names))
-    sources = (emit_forward(plan, problem, schedule, target).text, "")
-    return Generated(plan, problem, sources, detached, ())
+    sources = (emit_forward(plan, problem, schedule, target).text, emit_backward(plan, problem, turned, target).text)
+    return Generated(plan, problem, sources, detached, captured)
