@@ -40,10 +40,10 @@ p = exponential({s} - base[:, :, rows])
 add_at(grad_value, columns, torch.bmm(grouped(p, kv_heads).mT, grad_rows))
 values = grouped(value[:, :, columns].float(), kv_heads)
 grad = (ungrouped(torch.bmm(grad_rows, values.mT), kv_heads, rows) - delta[:, :, rows]) * p
-if keep is not None:
-    grad = grad.masked_fill(~keep, 0.0)
+if stay is not None:
+    hide(grad, stay)
     if not finite:
-        keys = cleared(keys, keep, kv_heads, columns)
+        keys = cleared(keys, stay, kv_heads, columns)
 """
 
 _PRODUCTS = """

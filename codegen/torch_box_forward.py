@@ -60,8 +60,8 @@ def _emit_run(out: Emitter, program: BoxProgram) -> None:
         out.line("x = grouped(query[:, :, rows].float() * scale, kv_heads)")
         emit_box_scores(out, program)
         out.line("values = grouped(value[:, :, columns].float(), kv_heads)")
-        with out.block("if keep is not None and not finite:"):
-            out.line("values = cleared(values, keep, kv_heads, columns)")
+        with out.block("if stay is not None and not finite:"):
+            out.line("values = cleared(values, stay, kv_heads, columns)")
         out.lines(_SOFTMAX)
     out.comment("The largest score of a row adds 1 to its total, so that only the total of an empty row is less.")
     out.line("return (sums / total.clamp(min=1.0)).to(query.dtype), (top + total.log()).squeeze(-1)")

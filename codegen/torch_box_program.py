@@ -13,7 +13,7 @@ from .print_torch import Scope, helper_functions
 from .schedule import Schedule, Source
 from .torch_boxes import BOX_NAMES, emit_box_loop
 from .torch_definitions import Call, emit_mask, emit_scores, module_scope, parameter_names
-from .torch_module import PROGRAM_NAMES, TILE_ELEMENTS
+from .torch_module import EXPONENTIAL, HIDE, PROGRAM_NAMES, TILE_ELEMENTS
 
 # Names that the programs use themselves; a user's parameter of such a name is renamed.
 BOX_PROGRAM_NAMES = PROGRAM_NAMES | BOX_NAMES | {
@@ -34,19 +34,12 @@ def ungrouped(x, kv_heads, rows):
     return x.transpose(2, 3).flatten(1, 2)
 
 
-def cleared(x, keep, kv_heads, columns):
+def cleared(x, stay, kv_heads, columns):
     """``x`` (B * Hkv * g, N, D) without the keys or values that no query of their box sees."""
     x = x.unflatten(0, (-1, kv_heads, len(columns)))
-    seen = keep.any(-2).expand(*x.shape[:2], *columns.shape)
+    seen = stay.any(-2).expand(*x.shape[:2], *columns.shape)
     return x.masked_fill(~seen.unsqueeze(-1), 0.0).flatten(0, 2)
 '''
-
-_EXPONENTIAL = '''
-def exponential(x):
-    """exp(x), into x. What would be no normal float32 is 0: arithmetic on such numbers is fifty times as slow."""
-    return torch.threshold_(x.clamp_(min=-87.0).exp_(), 1.7e-38, 0.0)
-'''
-
 
 @dataclass(frozen=True, slots=True)
 class BoxProgram:
@@ -76,7 +69,8 @@ def emit_box_program(out: Emitter, plan: TilePlan) -> BoxProgram:
     scores = emit_scores(out, plan.variant, scope)
     loop = emit_box_loop(out, plan.boxes, scope)
     out.definition(_GROUPED)
-    out.definition(_EXPONENTIAL)
+    out.definition(EXPONENTIAL)
+    out.definition(HIDE)
     assert all(mask is not None for mask in masks)  # a term with classes or limits is no constant
     return BoxProgram(plan, scope, tuple(mask for mask in masks if mask is not None), scores, loop)
 
@@ -104,7 +98,7 @@ def emit_finite(out: Emitter, program: BoxProgram, name: str) -> None:
 
 
 def emit_box_scores(out: Emitter, program: BoxProgram, *, keep_stages: bool = False) -> list[str]:
-    """``keys`` and the scores (B, H, g, M, N) of some boxes, -inf where the mask forbids; ``keep`` is the mask or None.
+    """``keys`` and the scores (B, H, g, M, N) of some boxes, -inf where the mask forbids; ``stay`` is the mask or None.
 
     Returns the variables that hold the score before, between and after the modifications.
     """
@@ -115,13 +109,13 @@ def emit_box_scores(out: Emitter, program: BoxProgram, *, keep_stages: bool = Fa
     out.line(f"{stages[0]} = ungrouped(torch.bmm(x, keys.mT), kv_heads, rows)")
     for call, before, after in zip(program.scores, stages, stages[1:], strict=False):
         out.line(f"{after} = {call.passing(before, to='s')}")
-    out.line("keep = None")
+    out.line("stay = None")
     for i, mask in enumerate(program.masks):
         chosen = f" and number == {i}" if len(program.masks) > 1 else ""
         with out.block(f"if not full{chosen}:"):
-            out.line(f"keep = {mask}")
-    with out.block("if keep is not None:"):
-        out.line(f"{stages[-1]} = {stages[-1]}.masked_fill(~keep, float(\"-inf\"))")
+            out.line(f"stay, hidden = bits({mask})")
+    with out.block("if stay is not None:"):
+        out.line(f"hide({stages[-1]}, stay, hidden)")
     return stages
 
 
@@ -140,6 +134,7 @@ def finish_boxes(out: Emitter, title: str, plan: TilePlan, schedule: Schedule) -
     head.line(f"BLOCK_M = {schedule.block_m}  # queries in a box, at most")
     head.line(f"TILE = {TILE_ELEMENTS}  # scores at a time")
     head.line("LOWEST = torch.finfo(torch.float32).min")
+    head.line("NEGATIVE_INFINITY = -0x800000  # the bits of float32")
     code = out.text()
     helpers = helper_functions(code)
     if helpers:

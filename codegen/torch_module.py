@@ -43,13 +43,13 @@ def positions(start, stop):
     return torch.arange(start, stop, device="cpu")[None, :]
 '''
 
-_EXPONENTIAL = '''
+EXPONENTIAL = '''
 def exponential(x):
     """exp(x), into x. What would be no normal float32 is 0: arithmetic on such numbers is fifty times as slow."""
     return torch.threshold_(x.clamp_(min=-87.0).exp_(), 1.7e-38, 0.0)
 '''
 
-_HIDE = '''
+HIDE = '''
 def bits(keep):
     """The mask for `hide`: all bits of a float32 where keep is True and none elsewhere; the bits of -inf there."""
     stay = -keep.to(torch.int32)
@@ -108,9 +108,9 @@ def emit_program(out: Emitter, plan: TilePlan, schedule: Schedule) -> Program:
         emit_classify_functions(out, plan, scope, mask, (schedule.block_m, schedule.block_n))
     tile_loop = emit_tile_loop(out, plan, scope)
     out.definition(_POSITIONS)
-    out.definition(_EXPONENTIAL)
+    out.definition(EXPONENTIAL)
     if mask is not None:
-        out.definition(_HIDE)
+        out.definition(HIDE)
         out.definition(_CLEARED)
     return Program(plan, scope, mask, scores, tile_loop)
 
