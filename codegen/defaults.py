@@ -12,6 +12,7 @@ from typing import Literal
 from ..ir.nodes import TILE_NAMES
 from ..ir.tiles.plan import Ranges, TilePlan
 from ..ir.traverse import index_names
+from .box_support import walks_boxes
 from .schedule import Problem, Schedule, Target
 
 Direction = Literal["forward", "backward"]
@@ -27,6 +28,10 @@ _GRAD_QUERY: _Table = ((128, (64, 64, 4, 3)), (256, (128, 64, 8, 3)), (512, (64,
 # Of plans whose tiles come from a table: short rows of mostly partial tiles.
 _GRAD_KEY_OF_TABLE: _Table = ((128, (32, 128, 4, 3)), (256, (64, 64, 4, 2)), *_GRAD_KEY[2:])
 _GRAD_QUERY_OF_TABLE: _Table = ((128, (64, 32, 4, 3)), (256, (64, 32, 4, 3)), *_GRAD_QUERY[2:])
+# Of boxes of a token space: large ones see more of their window together.
+_BOX_FORWARD: _Table = ((128, (128, 64, 4, 3)), (256, (128, 64, 8, 3)), (512, (64, 64, 4, 2)), (1024, (64, 32, 4, 2)))
+_BOX_GRAD_KEY: _Table = ((128, (64, 128, 8, 2)), (256, (64, 128, 8, 2)), *_GRAD_KEY[2:])
+_BOX_GRAD_QUERY: _Table = _GRAD_QUERY
 # By pointers: addresses take registers too.
 _FORWARD_POINTERS: _Table = (
     (128, (128, 64, 4, 3)), (256, (128, 64, 8, 3)), (512, (64, 32, 4, 2)), (1024, (32, 32, 4, 1)),
@@ -52,6 +57,8 @@ def default_schedule(plan: TilePlan, problem: Problem, target: Target, direction
     descriptors = problem.aligned and not ieee and target.backend == "cuda" and int(target.arch) >= 90
     if ieee:
         tables = _IEEE_FORWARD, _IEEE_GRAD_KEY, _IEEE_GRAD_QUERY
+    elif descriptors and walks_boxes(plan, target):
+        tables = _BOX_FORWARD, _BOX_GRAD_KEY, _BOX_GRAD_QUERY
     elif descriptors and plan.method != "closed":
         tables = _FORWARD, _GRAD_KEY_OF_TABLE, _GRAD_QUERY_OF_TABLE
     elif descriptors:
@@ -62,8 +69,12 @@ def default_schedule(plan: TilePlan, problem: Problem, target: Target, direction
         Schedule(*_fitting(table, problem, target), descriptors=descriptors) for table in tables
     )
     late_queries, late_keys = heaviest_last(plan.keys), heaviest_last(plan.queries)
+    walks = walks_boxes(plan, target)
+    if walks:
+        (term,) = plan.boxes
+        late_queries, late_keys = (any(map(heaviest_last, x)) for x in zip(*((a.keys, a.queries) for a in term.axes)))
     if direction == "forward":
-        return replace(forward, split_keys=True, reverse=late_queries)
+        return replace(forward, split_keys=not walks, reverse=late_queries)
     return replace(by_key, reverse=late_keys, grad_query=replace(by_query, reverse=late_queries))
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..ir.nodes import ZERO, Unary
+from ..ir.nodes import Unary
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import walk
+from .box_support import walks_boxes as walks_boxes
+from .box_support import why_not_boxes
 from .defaults import Direction
 from .schedule import Problem, Schedule, Source, Target
 from .triton_program import uses_table
@@ -35,18 +37,6 @@ def fills(q_len: int, batch: int, heads: int, multiprocessors: int = _MULTIPROCE
     return -(-q_len // 128) * batch * heads >= multiprocessors
 
 
-def supports_boxes(target: Target) -> bool:
-    """Whether the skeletons of ``target`` can walk boxes of a token space (``TilePlan.boxes``); others walk runs."""
-    return target.backend == "cpu"
-
-
-def walks_boxes(plan: TilePlan, target: Target) -> bool:
-    """Whether tiles are boxes: where these decide more than runs of positions, and the target has a skeleton."""
-    at_zero = all(term.query_origin == term.key_origin == ZERO for term in plan.boxes)
-    # Only the CPU's programs know grids that start later.
-    return plan.boxes_decide_more and supports_boxes(target) and (at_zero or target.backend == "cpu")
-
-
 def choose(plan: TilePlan, problem: Problem, target: Target, direction: Direction, fills_gpu: bool) -> Choice:
     """The skeleton for ``plan``.
 
@@ -55,6 +45,30 @@ def choose(plan: TilePlan, problem: Problem, target: Target, direction: Directio
     """
     if target.backend == "cpu":
         return Choice("torch", "the printed PyTorch program is what runs on a CPU")
+    if _walks_boxes(plan, problem, target, direction):
+        return Choice("triton", "only this skeleton walks boxes, which decide more here than runs of positions")
+    choice = _choose_for_runs(plan, problem, target, direction, fills_gpu)
+    if not plan.boxes_decide_more:
+        return choice
+    reason = why_not_boxes(plan, target) or _why_not_these_gradients(plan, problem)
+    return Choice(choice.skeleton, f"{choice.reason}; boxes would decide more, but kernels cannot walk them: {reason}")
+
+
+def _walks_boxes(plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> bool:
+    return walks_boxes(plan, target) and (direction == "forward" or _why_not_these_gradients(plan, problem) is None)
+
+
+def _why_not_these_gradients(plan: TilePlan, problem: Problem) -> str | None:
+    if not any(problem.buffer_gradients):
+        return None
+    from .triton_box_backward import unsupported_reason
+
+    return unsupported_reason(plan, problem)
+
+
+def _choose_for_runs(
+    plan: TilePlan, problem: Problem, target: Target, direction: Direction, fills_gpu: bool
+) -> Choice:
     # Imported late: other targets do not need it.
     if direction == "forward":
         from .gluon_forward import unsupported_reason
@@ -121,6 +135,14 @@ def emit(
             from . import torch_backward
 
             return torch_backward.emit_backward(plan, problem, schedule)
+        case "triton", "forward" if _walks_boxes(plan, problem, target, direction):
+            from . import triton_box_forward
+
+            return triton_box_forward.emit_forward(plan, problem, schedule, target)
+        case "triton", "backward" if _walks_boxes(plan, problem, target, direction):
+            from . import triton_box_backward
+
+            return triton_box_backward.emit_backward(plan, problem, schedule, target)
         case "triton", "forward":
             from . import triton_forward
 
