@@ -148,3 +148,22 @@ def test_notebooks_get_escaped_html() -> None:
     assert "q - kv &lt; window" in attn._repr_html_()
     assert "<details>" in attn._repr_html_()
     assert "q - kv &lt; window" in attn.explain()._repr_html_()
+
+
+def test_boxes_are_explained_axis_by_axis() -> None:
+    attn = rg.attention(rg.neighborhood(rg.grid(16, 24), (5, 7)))
+    report = str(attn.explain((1, 2, 384, 64), target="cpu"))
+    for line in (
+        "axis 0: 16 queries 24 positions apart, 16 keys 24 positions apart",
+        "axis 1: 24 queries, 24 keys",
+        "forward: PyTorch program over boxes, repeatable bit by bit",
+        f"{2 * 16 * 5 * 24 * 7:,} of {2 * 384 * 384:,} pairs",
+    ):
+        assert line in report
+    assert "tile_first" not in report
+
+
+def test_targets_that_walk_one_term_only_say_what_boxes_would_decide() -> None:
+    report = str(rg.attention(rg.strided(4)).explain(target="gfx942"))
+    assert "boxes of a grid would decide more, but kernels for gfx942 walk runs of positions:" in report
+    assert "the same residue modulo 4" in report
