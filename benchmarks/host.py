@@ -244,19 +244,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/host.json"))
     arguments = parser.parse_args()
+    parts: dict[str, Callable[[], Any]] = {
+        "compilations": compilations,
+        "host_us": host_cost,
+        "training_host_us": training_cost,
+        "process_start": process_start,
+        "mask_setup": setup_costs,
+    }
+    report: dict[str, Any] = {"environment": describe()}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["REGARD_CACHE_DIR"] = f"{folder}/regard"
         os.environ["TRITON_CACHE_DIR"] = f"{folder}/triton"
-        report = {
-            "environment": describe(),
-            "compilations": compilations(),
-            "host_us": host_cost(),
-            "training_host_us": training_cost(),
-            "process_start": process_start(),
-            "mask_setup": setup_costs(),
-        }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1))
+        for name, measure in parts.items():
+            report[name] = measure()
+            arguments.out.write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -92,8 +92,8 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         emit_classify(out, plan, blocks, blocks)
     out.definition(TIDY)
     out.definition(DESCRIPTOR)
-    _emit_run(out, plan, problem, schedule, arguments)
-    return finish(out, plan, ["row_terms", KERNEL, "convert_sums"], head, row_kernels(problem))
+    _emit_run(out, plan, problem, schedule, arguments, consumer.folded)
+    return finish(out, plan, ["row_terms", KERNEL, "convert_sums"], head, row_kernels(problem, consumer.folded))
 
 
 def _emit_constants(out: Emitter, problem: Problem, schedule: Schedule, split_columns: bool) -> None:
@@ -179,7 +179,7 @@ gl.warp_specialize(
 
 
 def _emit_run(
-    out: Emitter, plan: TilePlan, problem: Problem, schedule: Schedule, arguments: list[Argument]
+    out: Emitter, plan: TilePlan, problem: Problem, schedule: Schedule, arguments: list[Argument], folded: bool
 ) -> None:
     inputs = ["query", "key", "value", "out", "lse", "grad_out", "grad_lse", *user_names(plan.variant)]
     with out.define(f"run({', '.join([*inputs, 'scale=None', 'tiles=None'])})"):
@@ -191,6 +191,8 @@ def _emit_run(
             out.line("return grad_query.zero_(), grad_key.zero_(), grad_value.zero_()")
         if uses_table(plan):
             emit_classify_call(out, user_names(plan.variant))
+        if folded:
+            out.line("scale = scale or 1e-30  # sums of products start at multiples of its inverse")
         out.line("grad_out = tidy(grad_out)")
         emit_before(out, problem, schedule.block_m)
         # Keys that one head of a group does not see may be non-finite: such heads cannot share a tile of them.

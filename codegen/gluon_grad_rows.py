@@ -7,9 +7,14 @@ from .schedule import Problem
 from .triton_row_terms import ROW_ARGUMENTS, delta_of_rows, row_values
 
 
-def row_kernels(problem: Problem) -> str:
-    """Both kernels, in plain Triton."""
-    return _KERNELS.format(signature=ROW_ARGUMENTS, delta=delta_of_rows(problem), head=problem.head_dim)
+def row_kernels(problem: Problem, folded: bool) -> str:
+    """Both kernels, in plain Triton.
+
+    ``folded``: the log-sum-exp is where the sum of products starts; else it is subtracted, times log2(e).
+    """
+    first, term = ("-lse / scale", "-total / scale") if folded else ("Log-sum-exp times log2(e)", "total * LOG2E")
+    delta = delta_of_rows(problem)
+    return _KERNELS.format(signature=ROW_ARGUMENTS, delta=delta, head=problem.head_dim, first=first, term=term)
 
 
 def emit_before(out: Emitter, problem: Problem, block_m: int) -> None:
@@ -23,13 +28,13 @@ def emit_after(out: Emitter) -> None:
 
 
 _KERNELS = '''
-@triton.jit(do_not_specialize=range(6, 16))
+@triton.jit(do_not_specialize=range(6, 17))
 def row_terms(
     terms, sums, {signature}
-    padded: "i32", all_rows: "i64",
+    padded: "i32", all_rows: "i64", scale: "fp32",
     ROWS: tl.constexpr, WITH_GRAD_LSE: tl.constexpr,
 ):
-    """Log-sum-exp times log2(e), and grad_lse - rowsum(out * grad_out); zeros where gradients of queries are summed.
+    """{first}, and grad_lse - rowsum(out * grad_out); zeros where gradients of queries are summed.
 
     Rows that attend to nothing and rows past the end get an infinite log-sum-exp: their probabilities are 0.
     """
@@ -39,7 +44,8 @@ def row_terms(
 {delta}
     total = tl.load(lse + places, mask=rows < q_len, other=float("-inf"))
     targets = entry.to(tl.int64) * padded + rows
-    tl.store(terms + targets, tl.where(total == float("-inf"), float("inf"), total * LOG2E))
+    total = tl.where(total == float("-inf"), float("inf"), total)
+    tl.store(terms + targets, {term})
     tl.store(terms + all_rows + targets, -delta)
     columns = tl.arange(0, {head})[None, :]
     zeros = tl.zeros([ROWS, {head}], tl.float32)
@@ -61,7 +67,7 @@ terms = torch.empty((2, batches * heads * padded), dtype=torch.float32, device=q
 sums = torch.empty(query.shape, dtype=torch.float32, device=query.device)
 launch(
     row_terms, (padded // 32 * batches * heads,), terms, sums, {rows}
-    padded, terms.shape[1], ROWS=32, WITH_GRAD_LSE=grad_lse is not None, num_warps=4,
+    padded, terms.shape[1], scale, ROWS=32, WITH_GRAD_LSE=grad_lse is not None, num_warps=4,
 )
 """
 _AFTER = """

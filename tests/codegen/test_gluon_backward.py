@@ -56,6 +56,8 @@ EMULATED: dict[str, tuple[list[Part], Shape, dict[str, Any]]] = {
     "full": ([], (2, 2, 2, 200, 333), {}),
     "one query": ([], (1, 2, 2, 1, 3), {}),
     "causal": ([rg.causal()], (1, 2, 2, 300, 300), {"sizes": (128, 128)}),
+    "a scale of zero": ([rg.causal()], (1, 1, 1, 140, 140), {"sizes": (128, 128), "scale": 0.0}),
+    "a negative scale": ([rg.prefix_lm(50)], (1, 1, 1, 140, 140), {"sizes": (128, 128), "scale": -0.3}),
     "causal, float16": ([rg.causal()], (1, 2, 2, 256, 256), {"dtype": F16}),
     "aligned at the end": ([rg.causal()], (1, 2, 2, 130, 400), {"align": "end"}),
     "rows that see nothing": ([rg.causal()], (1, 1, 1, 400, 130), {"align": "end", "sizes": (128, 128)}),
@@ -90,13 +92,14 @@ def saved(parts: list[Part], inputs: list[Tensor], **options: Any) -> tuple[Tens
 @pytest.mark.parametrize("name", EMULATED)
 def test_emulated(name: str) -> None:
     parts, shape, options = EMULATED[name]
+    call = {key: options[key] for key in ("align", "scale") if key in options}
     inputs = tensors(shape, options.get("sizes", (64, 64)), options.get("dtype", BF16))
-    generated = module(parts, direction="backward", **options)
-    align = options.get("align", "start")
-    out, lse, grad_out, grad_lse = saved(parts, inputs, align=align)
-    found = gluon_emulated.load(generated.text).run(*inputs, out, lse, grad_out, grad_lse, *generated.values)
+    generated = module(parts, direction="backward", **{k: v for k, v in options.items() if k != "scale"})
+    out, lse, grad_out, grad_lse = saved(parts, inputs, **call)
+    run = gluon_emulated.load(generated.text).run
+    found = run(*inputs, out, lse, grad_out, grad_lse, *generated.values, scale=call.get("scale"))
     leaves = tuple(x.requires_grad_() for x in inputs)
-    exact, usual = (gradients(f, parts, leaves, grad_out, grad_lse, (), align=align) for f in (oracle, eager))
+    exact, usual = (gradients(f, parts, leaves, grad_out, grad_lse, (), **call) for f in (oracle, eager))
     for what, a, b, c in zip(("query", "key", "value"), found, exact, usual, strict=True):
         assert_close_to_oracle(a, b, c.to(a.dtype), what)
 
