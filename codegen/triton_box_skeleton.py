@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..ir.passes.narrow_integers import narrow
-from ..ir.tiles.plan import BoxTerm, Interval, Ranges, TilePlan
+from ..ir.tiles.plan import BoxAxis, BoxTerm, Interval, Ranges, TilePlan
 from ..ir.traverse import index_names
 from .emitter import Emitter
-from .schedule import Schedule
-from .triton_box_space import BoxSpace, Letter
+from .triton_box_space import Letter
 from .triton_box_tiles import BoxTiles
+from .triton_box_visits import BoxVisits
 from .triton_program import emit_entry
 from .triton_skeleton import Skeleton
 from .triton_tiles import Masked, TileLoops
@@ -21,14 +21,18 @@ from .triton_values import Values
 def plan_of_boxes(plan: TilePlan) -> TilePlan:
     """``plan`` as its only term of boxes has it: its ranges are those of the axes, nothing is tabulated."""
     (term,) = plan.boxes
-    axes = tuple(replace(a, keys=_narrow(a.keys), queries=_narrow(a.queries)) for a in term.axes)
-    term = replace(term, axes=axes)
+    term = replace(term, axes=tuple(map(_narrow_axis, term.axes)))
 
     def ranges(all_ranges: list[Ranges]) -> Ranges:
         return Ranges(tuple(i for r in all_ranges for i in r.may), tuple(i for r in all_ranges for i in r.must))
 
     keys, queries = ranges([a.keys for a in term.axes]), ranges([a.queries for a in term.axes])
     return replace(plan, method="closed", keys=keys, queries=queries, proofs=term.proofs, boxes=(term,))
+
+
+def _narrow_axis(axis: BoxAxis) -> BoxAxis:
+    query, key = (replace(side, size=narrow(side.size)) for side in (axis.query, axis.key))
+    return replace(axis, query=query, key=key, keys=_narrow(axis.keys), queries=_narrow(axis.queries))
 
 
 def _narrow(ranges: Ranges) -> Ranges:
@@ -47,7 +51,7 @@ class OverBoxes(Skeleton):
 
     def walk(self, term: BoxTerm, own: Letter, descriptors: bool) -> None:
         """Makes a kernel one over boxes, at the end of its constructor."""
-        self.space = BoxSpace(term, own)
+        self.space = BoxVisits(term, own)
         self.visited = "keys" if own == "q" else "queries"
         self.box_tiles = BoxTiles(self.problem, descriptors, self.space, self.visited)
         self.tiles = self.box_tiles

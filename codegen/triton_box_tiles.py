@@ -1,4 +1,4 @@
-"""Loads and stores of boxes of tokens: by tensor descriptors of several axes (TMA), or by the positions of their rows."""
+"""Loads and stores of boxes of tokens: by tensor descriptors of several axes (TMA), or by positions of rows."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ class BoxTiles(Tiles):
             return self.pointers(name)
         letter = _LETTERS[block]
         box = ", ".join(self.space.view(letter)[2])
-        made = f"boxes({name}, {_SIDES[letter]}_axes, ({box}, {{}}))" + (f" if tiled else {name}" if self.chooses else "")
+        made = f"boxes({name}, {_SIDES[letter]}_axes, ({box}, {{}}))"
+        made += f" if tiled else {name}" if self.chooses else ""
         return [
             *(self.pointers(name) if self.chooses else []),
             *(Argument(f"{name}_boxes{p.suffix}", "", made.format(p.width)) for p in parts),

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from textwrap import wrap
+from textwrap import fill, indent, wrap
 
 from ..ir.printer import print_expr, print_variant
 from ..ir.tiles.plan import TilePlan
@@ -123,7 +123,7 @@ def kernel(
         line += text
     out.line(line)
     if constants:
-        out.line("    " + ", ".join(f"{c}: tl.constexpr" for c in constants) + ",")
+        out.lines(indent(fill(" ".join(f"{c}:\0tl.constexpr," for c in constants), 106), "    ").replace("\0", " "))
     with out.block("):"):
         yield
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from generated_triton import H100, Generated
 from oracle import Part
+from regard.codegen.defaults import default_schedule
 from regard.codegen.schedule import DType, Problem, Schedule, Target
 from regard.codegen.triton_box_backward import emit_backward
 from regard.codegen.triton_box_forward import emit_forward
@@ -26,13 +27,13 @@ def generated(
     sizes: tuple[int, int] = (64, 64),
     dtype: torch.dtype = torch.bfloat16,
     target: Target = H100,
-    blocks: tuple[int, int] = (64, 64),
+    blocks: tuple[int, int] | None = (64, 64),
     descriptors: bool = True,
     warps: int = 4,
     stages: int = 2,
     **parameters: Any,
 ) -> Generated:
-    """Modules whose boxes have at most ``blocks`` queries and keys."""
+    """Modules whose boxes have at most ``blocks`` queries and keys, or by the default schedules."""
     variant, binding = assemble(*parts)
     values = {**binding, **parameters}
     plan = make_plan(run_pipeline(variant))
@@ -40,9 +41,13 @@ def generated(
     wanted = tuple(values[p.name].requires_grad for p in plan.variant.buffers)
     captured = tuple(values[p.name] for p in plan.variant.buffers if values[p.name].requires_grad)
     problem = Problem(_DTYPES[dtype], *sizes, True, buffers, wanted)
-    schedule = Schedule(*blocks, warps, stages, descriptors=descriptors)
-    turned = Schedule(*blocks[::-1], warps, stages, descriptors=descriptors, grad_query=schedule)
+    if blocks:
+        forward = Schedule(*blocks, warps, stages, descriptors=descriptors)
+        turned = Schedule(*blocks[::-1], warps, stages, descriptors=descriptors, grad_query=forward)
+    else:
+        forward = default_schedule(plan, problem, target, "forward")
+        turned = default_schedule(plan, problem, target, "backward")
     names = [p.name for p in plan.variant.buffers] + [p.name for p in plan.variant.scalars]
     detached = tuple(x.detach() if isinstance(x, Tensor) else x for x in map(values.__getitem__, names))
-    sources = (emit_forward(plan, problem, schedule, target).text, emit_backward(plan, problem, turned, target).text)
+    sources = (emit_forward(plan, problem, forward, target).text, emit_backward(plan, problem, turned, target).text)
     return Generated(plan, problem, sources, detached, captured)

@@ -1,0 +1,229 @@
+"""Which boxes a program visits: along each axis the ranges of the plan, in coordinates of the class, and their loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from ..ir.build import binary, const
+from ..ir.nodes import ZERO, Const, Expr
+from ..ir.tiles.plan import BoxAxis, BoxTerm, Ranges
+from ..ir.types import I64
+from .emitter import Emitter
+from .triton_box_space import LENGTHS, BoxSpace, Letter, times
+from .triton_program import INDICES
+from .triton_tiles import Masked, ranges_results, sorted_intervals
+from .triton_values import Guard, Values
+
+
+@dataclass(slots=True)
+class _Visit:
+    """What is visited along one axis, as text: intervals of coordinates, and the number of boxes."""
+
+    may: list[tuple[str, str]]
+    must: list[tuple[str, str]]
+    ends: list[str] = field(default_factory=list)
+
+
+class BoxVisits(BoxSpace):
+    """Writes the scalar arithmetic over the boxes that a box of ``own`` visits."""
+
+    def __init__(self, term: BoxTerm, own: Letter) -> None:
+        super().__init__(term, own)
+        self._visits: list[_Visit] = []
+        self._bounds: list[tuple[str, str]] = []
+
+    def emit_other(self, out: Emitter) -> None:
+        """The class that is visited, and coordinates of its boxes."""
+        other = self.other
+        for i, axis in enumerate(self.axes):
+            if axis.shift != ZERO:
+                values = Values({"shift": _shift(axis, self.own)}, INDICES, prefix=f"shift_{i}_")
+                values.emit(out, "program", ("shift",), Guard())
+                moved = f"(residue_{i} + {values.result('shift')}).to(tl.int32)"
+                out.line(f"{other}_residue_{i} = {moved} % {axis.residue}")
+            self.emit_class(out, i, other, self.residue_of(i, other))
+        self.emit_lanes(out, other)
+
+    def emit_visits(self, out: Emitter) -> None:
+        """Along each axis the coordinates that may be, and all must be, allowed; ``count``: boxes to visit."""
+        self._visits = [self._emit_axis(out, i) for i in range(len(self.axes))]
+        counts = [v.ends[-1] for v in self._visits if v.ends]
+        count = " * ".join(counts) or "1"
+        exist = [
+            f"({self.own}_at_{i} <= last_{i})"
+            for i, a in enumerate(self.axes)
+            if a.has_classes and not self.end_of(i, self.own).isdigit()
+        ]
+        out.line(f"count = tl.where({' & '.join(exist)}, {count}, 0)" if exist else f"count = {count}")
+
+    def _emit_axis(self, out: Emitter, i: int) -> _Visit:
+        axis, ranges = self.axes[i], self.ranges(self.axes[i])
+        names = {"tile_first": f"{self.own}_at_{i}", "tile_last": f"last_{i}", "block": f"block_{i}"}
+        names["residue"] = f"residue_{i}" if axis.residue > 1 else "0"
+        values = Values(ranges_results(ranges), INDICES | names, prefix=f"along_{i}_")
+        values.emit(out, "program", tuple(ranges_results(ranges)), Guard())
+        may = [self._clipped(out, values, i, "may", j, x.start, x.stop) for j, x in enumerate(ranges.may)]
+        must = [self._clipped(out, values, i, "must", j, x.start, x.stop) for j, x in enumerate(ranges.must)]
+        visit = _Visit(sorted_intervals(out, f"may_{i}", may), must)
+        if self.extent(axis, self.other) == "1":
+            return visit
+        side, total = self.sides(self.other)[i], ""
+        for j, (start, stop) in enumerate(visit.may):
+            name = f"count_{i}" if j == len(visit.may) - 1 else f"count_{i}_{j}"
+            length = f"tl.maximum({stop if start == '0' else f'{stop} - {start}'}, 0)"
+            out.line(f"{name} = {f'{total} + ' if total else ''}tl.cdiv({length}, {side})")
+            visit.ends.append(name)
+            total = name
+        return visit
+
+    def _clipped(
+        self, out: Emitter, values: Values, i: int, kind: str, j: int, start: Expr, stop: Expr
+    ) -> tuple[str, str]:
+        """An interval within its class, as text."""
+        first, end = self._start(i, start), self._stop(i, stop)
+        if not first:
+            first, text = f"{kind}_{i}_{j}_start", values.result(f"{kind}_{j}_start")
+            out.line(f"{first} = {_limited('tl.maximum', text, self.low_of(i), start)}")
+        if not end:
+            end, text = f"{kind}_{i}_{j}_stop", values.result(f"{kind}_{j}_stop")
+            out.line(f"{end} = {_limited('tl.minimum', text, self.end_of(i, self.other), stop)}")
+        return first, end
+
+    def emit_bounds(self, out: Emitter) -> None:
+        """Where the coordinates that each row sees begin and end along each axis, as columns."""
+        out.comment("What each row sees along each axis.")
+        self._bounds = []
+        for i, axis in enumerate(self.axes):
+            (interval,) = self.ranges(axis).may
+            x, results = f"x_{i}", ranges_results(Ranges((interval,), ()))
+            names = {"tile_first": x, "tile_last": x, "block": f"block_{i}"}
+            names["residue"] = f"residue_{i}" if axis.residue > 1 else "0"
+            values = Values(results, INDICES | names, prefix=f"row_{i}_")
+            start, stop = self._start(i, interval.start), self._stop(i, interval.stop)
+            if not (start and stop):
+                out.line(f"{x} = ({self.own}_at_{i} + {self.own}_lane_{i})[:, None]")
+                values.emit(out, "program", tuple(results), Guard())
+            if not start:
+                text = _limited("tl.maximum", values.result("may_0_start"), self.low_of(i), interval.start)
+                out.line(f"from_{i} = {text}")
+            if not stop:
+                text = _limited("tl.minimum", values.result("may_0_stop"), self.end_of(i, self.other), interval.stop)
+                out.line(f"until_{i} = {text}")
+            until = stop or f"until_{i}"
+            if not start:
+                out.line(f"many_{i} = tl.maximum({until} - from_{i}, 0)")
+            self._bounds.append(("" if start else f"from_{i}", until))
+
+    def emit_product(self, out: Emitter) -> None:
+        """``allowed``, where the product of the axes is the mask; :meth:`emit_bounds` comes before."""
+        out.line("allowed = inside[:, None]")
+        for i, (start, stop) in enumerate(self._bounds):
+            x = f"{self.other}_at_{i}"
+            if start:  # one comparison of both ends: what is less than the first wraps around
+                column = f"{self.other}_lane_{i}[None, :] - ({start} - {x})"
+                out.line(f"allowed &= ({column}).to(tl.uint32) < many_{i}")
+            else:
+                out.line(f"allowed &= ({x} + {self.other}_lane_{i})[None, :] < {stop}")
+
+    def _start(self, i: int, start: Expr) -> str:
+        """The start of a class where an interval starts no later, else nothing."""
+        return self.low_of(i) if isinstance(start, Const) and start.value <= 0 else ""
+
+    def _stop(self, i: int, stop: Expr) -> str:
+        """The end of a class where an interval ends no earlier, as far as can be told, else nothing."""
+        axis, end = self.axes[i], self.end_of(i, self.other)
+        if isinstance(stop, Const) and axis.block and stop.value >= axis.block // axis.residue:
+            return end
+        return end if Values({"stop": stop}, INDICES | _NOWHERE).result("stop") == end else ""
+
+    def emit_loop(
+        self, out: Emitter, numbers: str, step: Callable[[Masked], None], masked: Masked, positions: Callable[[], None]
+    ) -> None:
+        """The loop over the boxes; ``numbers`` is its range with places for the ends."""
+        moving = [i for i, v in enumerate(self._visits) if v.ends]
+        if len(moving) > 1:
+            out.line(f"{', '.join(f't_{i}' for i in moving)} = {', '.join('0' for _ in moving)}")
+        with out.block(f"for t in {numbers.format('0', 'count')}:"):
+            for i, visit in enumerate(self._visits):
+                self._emit_start(out, i, visit, f"t_{i}" if len(moving) > 1 else "t")
+            if len(moving) > 1:
+                out.line(f"t_{moving[-1]} += 1")
+            for before, i in reversed(list(pairwise(moving))):
+                out.line(f"wrap = t_{i} == count_{i}")
+                out.line(f"t_{before}, t_{i} = tl.where(wrap, t_{before} + 1, t_{before}), tl.where(wrap, 0, t_{i})")
+            self.emit_first(out, self.other)
+            positions()
+            if masked == "some":
+                self._emit_full(out)
+            step(masked)
+
+    def _emit_start(self, out: Emitter, i: int, visit: _Visit, number: str) -> None:
+        """The first coordinate of a box, and the end of the interval that it is in."""
+        other, side = self.other, self.sides(self.other)[i]
+        start, stop = visit.may[-1]
+        if not visit.ends:
+            out.line(f"{other}_at_{i} = {start}")
+            return
+        if len(visit.may) == 1:
+            out.line(f"{other}_at_{i} = {'' if start == '0' else f'{start} + '}{number} * {side}")
+            return
+        first, end = f"{start} + ({number} - {visit.ends[-2]}) * {side}", stop
+        for j in reversed(range(len(visit.may) - 1)):
+            start, stop = visit.may[j]
+            here = number if j == 0 else f"({number} - {visit.ends[j - 1]})"
+            first = f"tl.where({number} < {visit.ends[j]}, {start} + {here} * {side}, {first})"
+            end = f"tl.where({number} < {visit.ends[j]}, {stop}, {end})"
+        out.line(f"{other}_at_{i} = {first}")
+        out.line(f"stop_{i} = {end}")
+
+    def stop(self, i: int) -> str:
+        """The end of the interval that the box is in."""
+        visit = self._visits[i]
+        return visit.may[0][1] if len(visit.may) == 1 else f"stop_{i}"
+
+    def emit_positions(self, out: Emitter, name: str) -> None:
+        """``name``, the positions of the box that is visited, and which of them are ``visible``."""
+        other = self.other
+        out.line(f"{name} = {other}_first + {other}_steps")
+        terms = [f"({other}_at_{i} + {other}_lane_{i} < {self.stop(i)})" for i in range(len(self.axes))]
+        if self.is_uneven(other):
+            terms.append(f"({name} < {LENGTHS[other]})")
+        out.line(f"visible = {' & '.join(terms)}")
+
+    def _emit_full(self, out: Emitter) -> None:
+        """``full``: whether all rows see the whole box."""
+        terms = []
+        for i, (visit, side) in enumerate(zip(self._visits, self.sides(self.other), strict=True)):
+            x = f"{self.other}_at_{i}"
+            choices = [
+                " & ".join([*([f"({x} >= {a})"] if a != "0" else []), f"({x} + {side} <= {b})"]) for a, b in visit.must
+            ]
+            terms.append(choices[0] if len(choices) == 1 else f"({' | '.join(f'({c})' for c in choices)})")
+        if self.is_uneven(self.other):
+            steps = [
+                times(self.step(a, self.other), f"({s} - 1)")
+                for a, s in zip(self.axes, self.sides(self.other), strict=True)
+            ]
+            terms.append(f"({self.other}_first + {' + '.join(steps)} < {LENGTHS[self.other]})")
+        out.line(f"full = {terms[0]}")
+        for term in terms[1:]:
+            out.line(f"full &= {term}")
+
+
+# Names that no end of a class has.
+_NOWHERE = dict.fromkeys(("tile_first", "tile_last", "block", "residue"), "?")
+
+
+
+def _limited(function: str, text: str, limit: str, e: Expr) -> str:
+    """``text``, which prints ``e``, and no more, or less, than ``limit``."""
+    if text.isdigit() and limit.isdigit():
+        return str(max(int(text), int(limit)) if function == "tl.maximum" else min(int(text), int(limit)))
+    return f"{function}({text}, {limit}){'.to(tl.int32)' if e.type is I64 else ''}"
+
+
+def _shift(axis: BoxAxis, own: Letter) -> Expr:
+    """What is added to the residue of the owned class; at least 0."""
+    return axis.shift if own == "q" else binary("sub", const(axis.residue), axis.shift)

@@ -1,0 +1,188 @@
+"""Generated kernels over boxes under Triton's interpreter, against the oracle.
+
+Collected by name only: ``test_triton_boxes.py`` runs this file in a process of its own, because Triton decides when
+it is imported whether it compiles or interprets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import regard as rg
+from generated_boxes import generated
+from oracle import Part, gradients, oracle
+
+F16, F32 = torch.float16, torch.float32
+IMAGE, VIDEO = rg.grid(9, 11), rg.grid(3, 4, 5)
+
+
+@rg.mask
+def columns_of_a_head(q: Any, kv: Any, head: Any, widths: Any) -> Any:
+    return abs(IMAGE(q)[1] - IMAGE(kv)[1]) <= widths[head]
+
+
+@rg.mask
+def borders(q: Any, kv: Any) -> Any:
+    """Two intervals along an axis."""
+    (a, b), (c, d) = IMAGE(q), IMAGE(kv)
+    return (abs(a - c) <= 2) & ((d < 3) | (d > 7)) & (abs(b - d) <= 9)
+
+
+@rg.mask
+def even_rows(q: Any, kv: Any) -> Any:
+    """Every other row of the image sees nothing."""
+    (a, b), (c, d) = IMAGE(q), IMAGE(kv)
+    return (a % 2 == 0) & (b % 3 == d % 3) & (c <= a)
+
+
+@rg.mask
+def told_from_divisions(q: Any, kv: Any) -> Any:
+    return (abs(q // 8 - kv // 8) <= 1) & (abs(q % 8 - kv % 8) <= 2)
+
+
+@rg.mask
+def one_further(q: Any, kv: Any) -> Any:
+    return ((q - kv) % 4 == 1) & (q - kv < 40)
+
+
+@rg.mask
+def circle(q: Any, kv: Any) -> Any:
+    (a, b), (c, d) = IMAGE(q), IMAGE(kv)
+    return (abs(a - c) <= 3) & (abs(b - d) <= 3) & ((a - c) ** 2 + (b - d) ** 2 <= 9)
+
+
+@rg.score
+def per_key(s: Any, batch: Any, kv: Any, bias: Any) -> Any:
+    return s + bias[batch, kv]
+
+
+@rg.score
+def relative(s: Any, head: Any, q: Any, kv: Any, table: Any) -> Any:
+    (a, b), (c, d) = IMAGE(q), IMAGE(kv)
+    return s + table[head, c - a + 8, d - b + 10]
+
+
+def captured(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+
+
+CASES: dict[str, Callable[[], list[Part]]] = {
+    "dilated": lambda: [rg.causal(), rg.dilated(4)],
+    "dilated window": lambda: [rg.sliding_window(30, 5), rg.dilated(3)],
+    "residues of keys are others": lambda: [one_further()],
+    "neighbourhood": lambda: [rg.neighborhood(IMAGE, (3, 5))],
+    "even window": lambda: [rg.neighborhood(IMAGE, (4, 6))],
+    "dilated neighbourhood": lambda: [rg.neighborhood(IMAGE, (3, 5), dilation=(3, 2))],
+    "strided neighbourhood": lambda: [rg.neighborhood(IMAGE, 5, stride=3)],
+    "causal neighbourhood": lambda: [rg.neighborhood(IMAGE, (3, 5), causal=(True, False))],
+    "shifted windows": lambda: [rg.windows(IMAGE, 4, shift=(1, 3))],
+    "columns": lambda: [rg.axial(IMAGE, axis=0, causal=True)],
+    "columns of a head": lambda: [columns_of_a_head(widths=torch.tensor([0, 2]))],
+    "two intervals": lambda: [borders()],
+    "rows without keys": lambda: [even_rows()],
+    "told from divisions": lambda: [told_from_divisions()],
+    "circle": lambda: [circle()],
+    "padding": lambda: [rg.dilated(3) & rg.padding(torch.tensor([0, 50]))],
+    "softcap": lambda: [rg.neighborhood(IMAGE, 3), rg.softcap(2.0)],
+    "per head": lambda: [rg.windows(IMAGE, 4), rg.alibi(slopes=captured(2))],
+    "per key": lambda: [rg.dilated(3), per_key(bias=captured(2, 99))],
+    "per pair": lambda: [rg.windows(IMAGE, 4), relative(table=captured(2, 17, 21))],
+}
+
+
+def inputs(dtype: torch.dtype, q_len: int = 99, kv_len: int = 99, size: int = 16, value_size: int = 16) -> list[Tensor]:
+    """Query, key, value with other strides than contiguous ones, two heads of queries on one of keys."""
+    make = torch.Generator().manual_seed(0)
+    shapes = ((2, q_len, size), (1, kv_len, size), (1, kv_len, value_size))
+    return [torch.randn(2, n, h, d, generator=make).to(dtype).transpose(1, 2) for h, n, d in shapes]
+
+
+def assert_close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    tolerance = 2e-5 if dtype is F32 else 4e-3
+    assert not found.isnan().any()
+    finite = expected.isfinite()
+    assert torch.equal(found.isfinite(), finite)
+    scale = expected[finite].abs().max().clamp(min=1.0) if finite.any() else torch.tensor(1.0)
+    assert (found.double() - expected)[finite].abs().max() <= tolerance * scale
+
+
+def check(parts: list[Part], tensors: list[Tensor], dtype: torch.dtype, **options: Any) -> None:
+    sizes = (tensors[0].shape[3], tensors[2].shape[3])
+    module = generated(parts, sizes=sizes, dtype=dtype, **options)
+    out, lse = module.forward(*tensors)
+    expected, expected_lse = oracle(parts, *tensors)
+    assert_close(out, expected, dtype)
+    assert_close(lse, expected_lse, dtype)
+    grad_out = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    grad_lse = torch.where(lse.isneginf(), 0.0, torch.ones_like(lse))
+    found = module.backward(*tensors, out, lse, grad_out, grad_lse=grad_lse)
+    wanted = gradients(oracle, parts, tensors, grad_out, grad_lse, module.captured)
+    for a, b in zip(found, wanted, strict=True):
+        assert_close(a, b, dtype)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_forward_and_gradients(name: str) -> None:
+    check(CASES[name](), inputs(F32), F32, blocks=(32, 16), descriptors=False)
+
+
+@pytest.mark.parametrize("name", ["dilated", "residues of keys are others", "strided neighbourhood", "shifted windows"])
+@pytest.mark.parametrize("blocks", [(16, 32), (64, 64)])
+def test_tensor_descriptors(name: str, blocks: tuple[int, int]) -> None:
+    check(CASES[name](), inputs(F16, value_size=32), F16, blocks=blocks)
+
+
+def test_classes_of_equal_size_come_by_descriptors_of_classes() -> None:
+    parts: list[Part] = [rg.neighborhood(rg.grid(6, 16), (3, 4), dilation=(1, 4))]
+    module = generated(parts, sizes=(16, 16), dtype=F16)
+    assert "tl.load(key" not in module.sources[0] and "key_boxes.load(" in module.sources[0]
+    check(parts, inputs(F16, 96, 96), F16, blocks=(16, 16))
+
+
+def test_classes_cut_short_come_by_pointers() -> None:
+    parts: list[Part] = [rg.causal(), rg.dilated(4)]
+    for q_len, kv_len in ((96, 96), (96, 97), (33, 50), (1, 3)):
+        check(parts, inputs(F16, q_len, kv_len), F16, blocks=(16, 16))
+
+
+def test_three_axes() -> None:
+    parts: list[Part] = [rg.neighborhood(VIDEO, 3), rg.causal()]
+    check(parts, inputs(F16, 60, 60, 24, 40), F16, blocks=(16, 16))
+
+
+def test_batch_and_heads_in_any_order() -> None:
+    parts = CASES["neighbourhood"]()
+    query, key, value = inputs(F16)
+    contiguous = [x.contiguous() for x in (query, key, value)]
+    one_of_many = [torch.stack([x, x + 1], 2)[:, :, 0] for x in contiguous]
+    for tensors in (contiguous, one_of_many, [query, key[:1].expand(2, -1, -1, -1), value]):
+        check(parts, tensors, F16, blocks=(16, 16))
+
+
+@pytest.mark.parametrize("name", ["shifted windows", "neighbourhood", "rows without keys"])
+@pytest.mark.parametrize("descriptors", [False, True])
+def test_keys_that_nobody_sees_may_be_anything(name: str, descriptors: bool) -> None:
+    parts = [*CASES[name](), rg.padding(torch.tensor([40, 70]))]
+    query, key, value = inputs(F16)
+    module = generated(parts, sizes=(16, 16), dtype=F16, blocks=(16, 16), descriptors=descriptors)
+    clean = module.forward(query, key, value)
+    expected = module.backward(query, key, value, *clean, torch.ones_like(clean[0]))
+    for batch, length in enumerate((40, 70)):
+        key[batch, :, length:], value[batch, :, length:] = torch.inf, torch.nan
+    dirty = module.forward(query, key, value)
+    assert all(torch.equal(a, b) for a, b in zip(dirty, clean, strict=True))
+    found = module.backward(query, key, value, *dirty, torch.ones_like(dirty[0]))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_nothing_to_attend_to() -> None:
+    module = generated([rg.dilated(3)], sizes=(16, 16), dtype=F32, blocks=(16, 16))
+    query, key, value = inputs(F32, 5, 0)
+    out, lse = module.forward(query, key, value)
+    assert not out.any() and lse.isneginf().all()
+    assert not any(x.any() for x in module.backward(query, key, value, out, lse, out))

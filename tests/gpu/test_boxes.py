@@ -1,0 +1,99 @@
+"""Boxes of token spaces on a GPU against the float64 oracle, forward and backward, by the oracle's rule for errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import regard as rg
+from oracle import assert_close_to_oracle, eager, gradients, oracle
+
+pytestmark = pytest.mark.gpu
+
+IMAGE, WIDE, VIDEO = rg.grid(20, 27), rg.grid(32, 24), rg.grid(5, 8, 12)
+Parts = Callable[[], tuple[Any, ...]]
+
+VARIANTS: dict[str, tuple[int, Parts]] = {
+    "dilated": (520, lambda: (rg.causal(), rg.dilated(4))),
+    "dilated, cut short": (517, lambda: (rg.dilated(4), rg.sliding_window(100, 50))),
+    "neighbourhood": (540, lambda: (rg.neighborhood(IMAGE, (5, 7)),)),
+    "wide neighbourhood": (768, lambda: (rg.neighborhood(WIDE, 13),)),
+    "dilated neighbourhood": (768, lambda: (rg.neighborhood(WIDE, (5, 3), dilation=(1, 4)),)),
+    "strided neighbourhood": (540, lambda: (rg.neighborhood(IMAGE, 6, stride=(1, 4)),)),
+    "causal neighbourhood": (540, lambda: (rg.neighborhood(IMAGE, 5, causal=(True, False)),)),
+    "three axes": (480, lambda: (rg.neighborhood(VIDEO, (3, 5, 5)),)),
+    "windows": (768, lambda: (rg.windows(WIDE, 8),)),
+    "shifted windows": (540, lambda: (rg.windows(IMAGE, 7, shift=3),)),
+    "columns": (540, lambda: (rg.axial(IMAGE, axis=0, causal=True),)),
+    "padding": (520, lambda: (rg.dilated(4), rg.padding(torch.tensor([100, 520], device="cuda", dtype=torch.int32)))),
+    "softcap": (540, lambda: (rg.neighborhood(IMAGE, 5), rg.softcap(2.0))),
+    "bias": (768, lambda: (rg.windows(WIDE, 8), rg.alibi(heads=4))),
+}
+
+
+def tensors(dtype: torch.dtype, length: int, dim: int, value_dim: int, *, strided: bool) -> tuple[Tensor, ...]:
+    """Query, key and value, four heads on two; ``strided``: as a projection leaves them."""
+    torch.manual_seed(0)
+    made = []
+    for heads, size in ((4, dim), (2, dim), (2, value_dim)):
+        shape = (2, length, heads, size) if strided else (2, heads, length, size)
+        x = torch.randn(*shape, device="cuda", dtype=dtype)
+        made.append((x.transpose(1, 2) if strided else x).requires_grad_())
+    return tuple(made)
+
+
+def check(parts: tuple[Any, ...], inputs: tuple[Tensor, ...]) -> None:
+    """Three calls, because the later ones are replayed."""
+    attn = rg.attention(*parts)
+    grad_out = torch.randn(*inputs[0].shape[:3], inputs[2].shape[3], device="cuda", dtype=inputs[0].dtype)
+    (exact, exact_lse), (usual, usual_lse) = (f(parts, *inputs) for f in (oracle, eager))
+    exact_grads, usual_grads = (gradients(f, parts, inputs, grad_out) for f in (oracle, eager))
+    for _ in range(3):
+        out, aux = attn(*inputs, aux=("lse",))
+        assert_close_to_oracle(out, exact, usual)
+        assert_close_to_oracle(aux.lse, exact_lse, usual_lse, "lse")
+        found = torch.autograd.grad(out, inputs, grad_out)
+        for name, a, b, c in zip("qkv", found, exact_grads, usual_grads, strict=True):
+            assert_close_to_oracle(a, b, c, f"gradient of {name}")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("dim", [64, 128])
+def test_variants(name: str, dim: int) -> None:
+    length, make = VARIANTS[name]
+    check(make(), tensors(torch.bfloat16, length, dim, dim, strided=False))
+
+
+@pytest.mark.parametrize("name", ["dilated", "dilated, cut short", "neighbourhood", "three axes", "shifted windows"])
+def test_strides_and_head_sizes(name: str) -> None:
+    length, make = VARIANTS[name]
+    check(make(), tensors(torch.float16, length, 80, 40, strided=True))
+
+
+@pytest.mark.parametrize("name", ["dilated", "neighbourhood", "windows"])
+def test_single_precision(name: str) -> None:
+    length, make = VARIANTS[name]
+    check(make(), tensors(torch.float32, length, 64, 32, strided=True))
+
+
+@pytest.mark.parametrize("name", ["neighbourhood", "shifted windows", "dilated"])
+def test_keys_that_nobody_sees_may_be_anything(name: str) -> None:
+    length, make = VARIANTS[name]
+    seen = torch.tensor([200, 333], device="cuda", dtype=torch.int32)
+    attn = rg.attention(*make(), rg.padding(seen))
+    query, key, value = tensors(torch.bfloat16, length, 64, 64, strided=False)
+    results = []
+    for dirty in (False, True):
+        k, v = key.detach().clone(), value.detach().clone()
+        for batch, stop in enumerate(seen.tolist()):
+            k[batch, :, stop:] = torch.inf if dirty else 0.0
+            v[batch, :, stop:] = torch.nan if dirty else 0.0
+        inputs = (query, k.requires_grad_(), v.requires_grad_())
+        out = attn(*inputs)
+        results.append((out, *torch.autograd.grad(out, inputs, torch.ones_like(out))))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
