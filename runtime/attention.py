@@ -245,8 +245,13 @@ def attention(
 def parse(text: str) -> Attention:
     """The attention written as ``text`` in the text language; its tensors are open parameters.
 
-    No Python is evaluated, so the text may come from anywhere. Raises :class:`TextError`.
+    No Python is evaluated, so the text may come from anywhere. Raises :class:`TextError`, and :class:`ArgumentError`
+    for what is no text.
     """
+    if not isinstance(text, str):
+        raise ArgumentError(
+            f"rg.parse takes text, got {type(text).__name__}", hint='write rg.parse("attention … { keep q >= kv }")'
+        )
     from ..ir.parser import parse_variant  # loads lark
 
     variant, values = parse_variant(text)

@@ -54,6 +54,11 @@ def test_text_and_back() -> None:
     assert torch.equal(rg.parse(str(attn))(*x()), attn(*x()))
 
 
+def test_only_text_is_parsed() -> None:
+    with pytest.raises(ArgumentError, match="takes text, got NoneType"):
+        rg.parse(None)  # type: ignore[arg-type]
+
+
 def test_tensors_are_open_in_the_text() -> None:
     slopes = torch.rand(2)
     bound = rg.attention(within(size=7), slanted(slopes=slopes))
