@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from functools import cache
 from math import prod
 from typing import Literal
 
@@ -16,8 +16,7 @@ from ..ir.traverse import index_names
 SHAPES = 4
 _SMALLEST = 16
 # Keys that a query may see along an axis, as far as they are guessed here; and the length of an axis of no fixed one.
-_WIDTHS = (5, 9, 13, 21, 33)
-_UNEVEN = 4  # the widest by the narrowest
+_WIDTHS = (3, 5, 7, 9, 11, 13, 17, 21, 27, 33)
 _LONG = 4096
 
 
@@ -37,16 +36,16 @@ def box_shapes(axes: Sequence[BoxAxis], own: Literal["q", "k"], block_m: int, bl
     """
     extents = [_extent(a) for a in axes]
     shapes = [Shape(q, k) for q in _boxes(extents, block_m) for k in _boxes(extents, block_n)]
-    widths = [_WIDTHS if _follows(a) else (0,) for a in axes]
-    windows = [
-        tuple(min(w, e) if w else e for w, e in zip(choice, extents, strict=True))
-        for choice in product(*widths)
-        if len(set(choice) - {0}) <= 2 and max(choice) <= _UNEVEN * min(w or max(choice) for w in choice)
-    ]
+    windows = _windows(axes, extents)
+
+    @cache
+    def boxes_along(axis: int, own: int, other: int, width: int) -> int:
+        return -(-extents[axis] // own) * -(-min(own + width - 1, extents[axis]) // other)
+
     costs = {}
     for s in shapes:
-        own_sides, others = (s.queries, s.keys) if own == "q" else (s.keys, s.queries)
-        costs[s] = [_cost(own_sides, others, extents, w) for w in windows]
+        pairs = list(zip(s.queries, s.keys, strict=True) if own == "q" else zip(s.keys, s.queries, strict=True))
+        costs[s] = [prod(boxes_along(i, *sides, w[i]) for i, sides in enumerate(pairs)) for w in windows]
     best = [min(c[i] for c in costs.values()) for i in range(len(windows))]
     chosen: list[Shape] = []
     reached = [float("inf")] * len(windows)
@@ -72,10 +71,15 @@ def _follows(axis: BoxAxis) -> bool:
     return any(index_names(i.start) & set(TILE_NAMES) and index_names(i.stop) & set(TILE_NAMES) for i in axis.keys.may)
 
 
-def _cost(own: tuple[int, ...], others: tuple[int, ...], extents: list[int], window: tuple[int, ...]) -> int:
-    return prod(
-        -(-e // a) * -(-min(a + w - 1, e) // b) for a, b, e, w in zip(own, others, extents, window, strict=True)
-    )
+def _windows(axes: Sequence[BoxAxis], extents: list[int]) -> list[tuple[int, ...]]:
+    """Windows to suit: as wide along every axis, up to half of it, or half as wide along one of them."""
+    moving = [i for i, a in enumerate(axes) if _follows(a)]
+    found = []
+    for width in _WIDTHS if moving else (_LONG,):
+        for narrow in (None, *moving) if len(moving) > 1 else (None,):
+            chosen = {i: min(width // 2 + 1 if i == narrow else width, extents[i] // 2 + 1) for i in moving}
+            found.append(tuple(chosen.get(i, e) for i, e in enumerate(extents)))
+    return found
 
 
 def _boxes(extents: list[int], count: int) -> list[tuple[int, ...]]:

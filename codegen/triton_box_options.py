@@ -54,17 +54,14 @@ def emit_shapes(out: Emitter, options: str, space: BoxSpace, schedule: Schedule)
 
 
 def emit_choice(out: Emitter, plan: TilePlan, space: BoxSpace, schedule: Schedule) -> None:
-    """``choose_boxes_of_queries`` or ``_of_keys``: of a list the boxes that visit the fewest others, where it is long.
-
-    That is told from one in the middle of the grid.
-    """
+    """``choose_boxes_of_queries`` or ``_of_keys``: of several boxes those that visit the fewest others."""
     if len(shapes_of(space, schedule)) == 1:
         return
     scope, own, other = _scope(plan), space.own, space.other
     names = "".join(f", {x}" for x in _inputs(scope))
     out.section()
     with out.block(f"def visits_of_{_NAMES[own]}(sides{names}):"):
-        out.line('"""How many pairs of boxes of such sides are visited, as far as one in the middle tells."""')
+        out.line('"""How many pairs of boxes of such sides are visited in one of the classes."""')
         out.line("count, residue = 1, 0")
         for i, axis in enumerate(space.axes):
             extent, others = (_python(space.extent(axis, x)) for x in (own, other))
@@ -73,13 +70,15 @@ def emit_choice(out: Emitter, plan: TilePlan, space: BoxSpace, schedule: Schedul
             if axis.block:
                 (blocks,) = (count for name, count in space.counts(own) if name == f"block_{i}")
                 out.line(f"block = {_python(blocks)} // 2")
-            out.line(f"tile_first = extent // 2 // {side} * {side}")
-            out.line(f"tile_last = min(tile_first + {side}, extent) - 1")
-            found = []
-            for interval in space.ranges(axis).may:
-                start, stop = (print_torch(e, scope).text for e in (interval.start, interval.stop))
-                found.append(f"triton.cdiv(max(min({stop}, {others}) - max({start}, 0), 1), {other_side})")
-            out.line(f"count *= triton.cdiv(extent, {side}) * ({' + '.join(found) or '1'})")
+            out.line("visited = 0")
+            out.comment("All boxes along the axis, or every so many.")
+            with out.block(f"for tile_first in range(0, extent, {side} * max(extent // {side} // 64, 1)):"):
+                out.line(f"tile_last = min(tile_first + {side}, extent) - 1")
+                for interval in space.ranges(axis).may:
+                    start, stop = (print_torch(e, scope).text for e in (interval.start, interval.stop))
+                    out.line(f"start, stop = max({start}, 0), min({stop}, {others})")
+                    out.line(f"visited += triton.cdiv(max(stop - start, 0), {other_side})")
+            out.line(f"count *= visited * max(extent // {side} // 64, 1)")
         out.line("return count")
     out.section("@functools.cache")
     with out.block(f"def choose_boxes_of_{_NAMES[own]}(choices{names}):"):
