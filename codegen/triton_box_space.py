@@ -30,7 +30,7 @@ class BoxSpace:
             or any(len(self.ranges(a).may) != 1 for a in self.axes)
             or any(self.is_uneven(x) for x in ("q", "k"))
         )
-        self.has_full_boxes = not term.remaining and all(self.ranges(a).must for a in self.axes)
+        self.has_full_boxes = all(self.ranges(a).must for a in self.axes)
 
     # --- sizes, as text that is both Triton and Python ---
 
