@@ -97,6 +97,15 @@ def test_shapes_of_boxes() -> None:
         assert torch.Size(shape.queries).numel() == 16  # as few as a product takes
 
 
+def test_golden(update_golden: bool) -> None:
+    sources = generated([rg.causal(), rg.dilated(4), rg.sliding_window(100)], blocks=None).sources
+    for direction, text in zip(("forward", "backward"), sources, strict=True):
+        path = Path(__file__).parent / "golden" / f"triton_{direction}_boxes.py.txt"
+        if update_golden:
+            path.write_text(text)
+        assert text == path.read_text(), f"run pytest with --update-golden and read the change of {path.name}"
+
+
 def test_the_same_variant_gives_the_same_text() -> None:
     first, second = (generated([rg.neighborhood(rg.grid(32, 32), (5, 9))]).sources for _ in range(2))
     assert first == second
