@@ -29,8 +29,10 @@ def conditions(space: BoxSpace) -> list[str]:
 class BoxTiles(Tiles):
     """As :class:`Tiles`, where a tile is the box of queries (``BLOCK_M``) or keys (``BLOCK_N``) at hand.
 
-    Where some call may have classes that are cut short, which have more tokens in a descriptor than there are, both
-    ways are written, and ``TILED`` chooses.
+    Descriptors load the boxes that are visited. The box that is owned comes by pointers: a box of several axes ends in
+    registers, and what comes with Triton 3.6 miscompiles wgmma on sm_90 if its left operand stays in registers through
+    a loop. Where some call may have classes that are cut short, which have more tokens in a descriptor than there are,
+    both ways are written, and ``TILED`` chooses.
     """
 
     def __init__(self, problem: Problem, descriptors: bool, space: BoxSpace, visited: str) -> None:
@@ -44,9 +46,9 @@ class BoxTiles(Tiles):
 
     def inputs(self, name: str, parts: Sequence[Part], block: str) -> list[Argument]:
         """Arguments for a tensor of which boxes are loaded."""
-        if not self._descriptors:
-            return self.pointers(name)
         letter = _LETTERS[block]
+        if not self._descriptors or _ROWS[letter] != self._visited:
+            return self.pointers(name)
         box = ", ".join(self.space.view(letter)[2])
         made = f"boxes({name}, {_SIDES[letter]}_axes, ({box}, {{}}))"
         made += f" if tiled else {name}" if self.chooses else ""
@@ -59,9 +61,10 @@ class BoxTiles(Tiles):
 
     def open_input(self, out: Emitter, name: str, head: str, rows: str, columns: str, parts: Sequence[Part]) -> None:
         """What :meth:`load` needs, before the loops."""
-        if not self._descriptors or self.chooses:
+        described = self._descriptors and rows != "rows"
+        if not described or self.chooses:
             self.open(out, name, head, rows, columns, parts)
-        if self._descriptors:
+        if described:
             out.line(f"{name}_place = batch * {name}_batch_unit + {head} * {name}_head_unit")
 
     def open(self, out: Emitter, name: str, head: str, rows: str, columns: str, parts: Sequence[Part]) -> None:
@@ -76,7 +79,7 @@ class BoxTiles(Tiles):
     ) -> None:  # fmt: skip
         """``name`` = the box of ``tensor`` at hand; tokens that do not exist are zero, or others."""
         rows = self._rows(start)
-        if not self._descriptors:
+        if not self._descriptors or rows == "rows":
             self._load_rows(out, name, tensor, rows, columns, parts, inside)
             return
         with out.block("if TILED:") if self.chooses else nullcontext():
@@ -114,6 +117,7 @@ class BoxTiles(Tiles):
 
 _LETTERS: dict[str, Letter] = {"BLOCK_M": "q", "BLOCK_N": "k"}
 _SIDES: dict[Letter, str] = {"q": "query", "k": "key"}
+_ROWS: dict[Letter, str] = {"q": "queries", "k": "keys"}
 
 BOXES = '''
 def units(x):

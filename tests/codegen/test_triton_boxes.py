@@ -50,7 +50,9 @@ def test_boxes_on_sm_90_come_by_the_tensor_memory_accelerator(size: int) -> None
     kernels = compiled([rg.neighborhood(rg.grid(32, 32), 13)], size)
     for name, binary in kernels.items():
         sass = binary.sass()
-        assert "HGMMA" in sass and sass.count("UTMALDG") >= 5
+        assert "HGMMA" in sass and sass.count("UTMALDG") >= 4
+        # Triton 3.6 miscompiles products whose left operand stays in registers through a loop.
+        assert not re.search(r"tt\.reshape .*dot_op", binary.assembly["ttgir"])
         assert binary.spills() <= (0 if name == "attention_forward" else 160)
         assert binary.shared <= 227 * 1024
     for name in ("attention_forward", "attention_grad_query"):
