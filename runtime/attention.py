@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..dsl.assemble import Part, assemble
 from ..dsl.binding import Binding
@@ -105,11 +106,11 @@ class Attention:
             deterministic = torch.are_deterministic_algorithms_enabled()
         if differentiating and deterministic:
             self._check_deterministic(query, buffers)
-        if compiling or is_watched(query, key, value):
+        if compiling or is_watched(query, key, value, *buffers):
             out, lse = ops.attention(
                 self.variant, self._text, query, key, value, buffers, scalars, deterministic, not compiling
             )
-        elif differentiating:
+        elif differentiating or forward_ad._current_level >= 0:  # whose tangents a function of autograd refuses
             out, lse = autograd.attention(self._engine, self._text, query, key, value, buffers, scalars, deterministic)
         else:
             out, lse = self._engine.forward(query, key, value, buffers, scalars, True)

@@ -22,9 +22,14 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def is_watched(*tensors: Tensor) -> bool:
-    """Whether something besides plain eager execution must see operators: a mode, a transform, a subclass."""
+    """Whether something besides plain eager execution must see operators: a mode, a transform, a subclass, a trace.
+
+    Tensors whose memory is not what they stand for (``meta``, negated views) need PyTorch's dispatcher too.
+    """
     return (
-        any(type(x) not in _PLAIN for x in tensors)
+        any([type(x) not in _PLAIN or x.is_neg() for x in tensors])
+        or tensors[0].is_meta
+        or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
     )

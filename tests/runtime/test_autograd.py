@@ -133,6 +133,35 @@ def test_subclasses_see_the_operators() -> None:
         assert t.grad is None
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("differentiating", [False, True])
+def test_traces_see_the_operators(differentiating: bool) -> None:
+    attn = rg.attention(rg.causal())
+    x, y = ([t.detach().requires_grad_(differentiating) for t in inputs(*lengths)] for lengths in ((37, 45), (21, 60)))
+    traced = torch.jit.trace(lambda *tensors: attn(*tensors), tuple(x), check_trace=False)
+    assert "regard::attention" in {node.kind() for node in traced.graph.nodes()}
+    assert torch.equal(traced(*y), attn(*y))
+
+
+def test_meta_tensors_have_shapes_alone() -> None:
+    x = [t.detach().to("meta").requires_grad_() for t in inputs()]
+    out, aux = rg.attention(rg.causal())(*x, aux=("lse",))
+    assert out.is_meta and out.shape == (2, 4, 37, 40) and aux.lse.shape == (2, 4, 37)
+    assert [g.shape for g in torch.autograd.grad(out.sum(), x)] == [t.shape for t in x]
+    with torch.no_grad():
+        assert rg.attention(rg.causal())(*x).is_meta
+
+
+def test_tangents_are_refused_without_gradients_too() -> None:
+    x = [t.detach() for t in inputs()]
+    attn = rg.attention(rg.causal())
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x[0], torch.ones_like(x[0]))
+        with pytest.raises(NotImplementedError, match="forward"):
+            attn(dual, *x[1:])
+        assert torch.equal(attn(*x), attn(*x)) and not attn(*x).requires_grad
+
+
 def test_function_transforms_are_refused() -> None:
     x = [t.detach() for t in inputs()]
     attn = rg.attention(rg.causal())

@@ -138,6 +138,22 @@ def test_other_strides_of_a_captured_tensor(launches: list[tuple[Any, ...]]) -> 
             assert tuple(launches[-1][place + 1 : place + 3]) == bias.stride()
 
 
+def test_a_captured_tensor_whose_sign_is_pending(driver: Any, launches: list[tuple[Any, ...]]) -> None:
+    attn, x, read = rg.attention(add), inputs(1, 2, 48, 16), list[float]()
+    bias = torch.full((48, 48), 2j).conj().imag  # memory holds 2, a flag says that -2 is meant
+    strided = torch.zeros(48, 96)[:, ::2]
+    attn(*x, bias=strided)
+    place = launches[-1].index(strided.data_ptr())
+
+    def look(launch: tuple[Any, ...]) -> None:
+        read.append(float(np.frombuffer(ctypes.string_at(launch[place], 4), np.float32)[0]))
+
+    driver.launched = look
+    for _ in range(4):
+        attn(*x, bias=bias)
+    assert bias.is_neg() and read == [-2.0] * 4
+
+
 def test_zeros_of_both_signs(launches: list[tuple[Any, ...]]) -> None:
     @rg.score
     def over(s: Any, by: float) -> Any:
