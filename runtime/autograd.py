@@ -28,7 +28,8 @@ def is_watched(*tensors: Tensor) -> bool:
     """
     return (
         any([type(x) not in _PLAIN or x.is_neg() for x in tensors])
-        or tensors[0].is_meta
+        # A mixture with other devices is an error, which the plain way reports.
+        or (tensors[0].is_meta and all(x.is_meta for x in tensors[:3]))
         or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
