@@ -39,7 +39,7 @@ def read(cells, i):
 
 @gluon.jit
 def ring(number):
-    \"\"\"Buffer of the tile of keys with this number, counted over all tiles of queries, and its turn's parity.\"\"\"
+    \"\"\"Buffer of the tile with this number, counted from the first that was loaded, and its turn's parity.\"\"\"
     return number % STAGES, number // STAGES & 1
 """
 
