@@ -20,7 +20,7 @@ from ..ir.variant import Align, StaticParameter, Variant
 from . import autograd, ops
 from .arguments import check_is_tensor, check_scalar, check_tensors
 from .autograd import is_watched
-from .engine import edited_engine, engine_of, key_text
+from .engine import edited_engine, engine_for
 
 # What to write for keywords of torch.nn.functional.scaled_dot_product_attention.
 _OF_SDPA = {
@@ -54,8 +54,7 @@ class Attention:
         if edited:
             self._text, self._engine = edited_engine(variant, *edited)
         else:
-            self._text = key_text(variant)
-            self._engine = engine_of(self._text, variant)
+            self._text, self._engine = engine_for(variant)
         parameters = [p for p in variant.parameters if not isinstance(p, StaticParameter)]
         self._open = tuple(p for p in parameters if p.name not in binding)
         for p in variant.scalars:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from inspect import signature
 from itertools import count
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
@@ -36,7 +36,7 @@ from .index_range import check_index_ranges
 from .warm import Recent
 
 if TYPE_CHECKING:
-    from .replay import Replay
+    pass
 
 # Shapes for which a prepared call is kept, per variant; a decoding loop sees a new one every step.
 _PREPARED_LIMIT = 4096
@@ -313,9 +313,24 @@ def key_text(variant: Variant) -> str:
     return print_variant(variant).replace("\n", ";")
 
 
+# Variants whose engines outlive their attentions: a mask that is made again for new data is no new mask.
+_KEPT_LIMIT = 64
 # Attentions keep their engines alive.
 _engines: WeakValueDictionary[str, Engine] = WeakValueDictionary()
 _engines_lock = threading.Lock()
+_kept = Bounded[tuple[object, ...], tuple[str, Engine]](_KEPT_LIMIT)
+
+
+def engine_for(variant: Variant) -> tuple[str, Engine]:
+    """The text of a variant in one line, and the engine it is found by."""
+    # Labels are part of the text, but not of equality; numbers in parameters are equal to others that print otherwise.
+    key = (variant, variant.name, repr(variant.scale), *(repr(p.value) for p in variant.statics))
+    found = _kept.get(key)
+    if found is None:
+        text = key_text(variant)
+        found = text, engine_of(text, variant)
+        _kept.put(key, found)
+    return found
 
 
 def engine_of(text: str, variant: Variant | None = None) -> Engine:

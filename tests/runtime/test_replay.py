@@ -22,7 +22,7 @@ from replays import TensorMap, inputs, kept, with_names
 
 triton = pytest.importorskip("triton")
 
-from regard.runtime import direct, replay  # noqa: E402  (they import triton)
+from regard.runtime import direct  # noqa: E402  (they import triton)
 
 
 @pytest.fixture(autouse=True)
