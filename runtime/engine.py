@@ -9,7 +9,7 @@ from dataclasses import replace
 from inspect import signature
 from itertools import count
 from struct import Struct
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
@@ -36,7 +36,7 @@ from .index_range import check_index_ranges
 from .warm import Recent
 
 if TYPE_CHECKING:
-    pass
+    from .replay import Replay
 
 # Shapes for which a prepared call is kept, per variant; a decoding loop sees a new one every step.
 _PREPARED_LIMIT = 4096
@@ -64,7 +64,7 @@ class Engine:
         self._prepared = Bounded[tuple[object, ...], _Prepared](_PREPARED_LIMIT)
         # By the number of what is prepared, the number of tensors and the values of scalars; None where the program
         # cannot be replayed, False before a second call tries.
-        self._replays = Bounded[tuple[int, int, bytes], "Replay | Literal[False] | None"](_REPLAYS_LIMIT)
+        self._replays: Bounded[tuple[int, int, bytes], Replay | Literal[False] | None] = Bounded(_REPLAYS_LIMIT)
         self._programs: dict[tuple[Direction, Problem, Target, bool], Program] = {}
         mask_reads = parameter_names(variant.mask)
         self._mask_buffers = [i for i, p in enumerate(variant.buffers) if p.name in mask_reads]
