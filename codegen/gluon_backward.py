@@ -192,7 +192,9 @@ def _emit_run(
         if uses_table(plan):
             emit_classify_call(out, user_names(plan.variant))
         if folded:
-            out.line("scale = scale or 1e-30  # sums of products start at multiples of its inverse")
+            out.comment("Sums of products start at multiples of the inverse of the scale.")
+            out.line("flat = abs(scale) < 1e-30")
+            out.line("scale = 1e-30 if flat else scale")
         out.line("grad_out = tidy(grad_out)")
         emit_before(out, problem, schedule.block_m)
         # Keys that one head of a group does not see may be non-finite: such heads cannot share a tile of them.
@@ -202,6 +204,9 @@ def _emit_run(
         emit_launch(out, KERNEL, "(tiles_of_keys * batches * (heads // group),)", arguments, "**BACKWARD")
         emit_after(out)
         out.lines(_SUM_GROUPS)
+        if folded:
+            with out.block("if flat:"):
+                out.line("return grad_query.zero_(), grad_key.zero_(), grad_value")
         out.line("return grad_query, grad_key, grad_value")
 
 

@@ -20,7 +20,7 @@ from ..ir.variant import Align, StaticParameter, Variant
 from . import autograd, ops
 from .arguments import check_is_tensor, check_scalar, check_tensors
 from .autograd import is_watched
-from .engine import edited_engine, engine_of, key_text
+from .engine import edited_engine, engine_for
 
 # What to write for keywords of torch.nn.functional.scaled_dot_product_attention.
 _OF_SDPA = {
@@ -54,8 +54,7 @@ class Attention:
         if edited:
             self._text, self._engine = edited_engine(variant, *edited)
         else:
-            self._text = key_text(variant)
-            self._engine = engine_of(self._text, variant)
+            self._text, self._engine = engine_for(variant)
         parameters = [p for p in variant.parameters if not isinstance(p, StaticParameter)]
         self._open = tuple(p for p in parameters if p.name not in binding)
         for p in variant.scalars:
@@ -91,10 +90,14 @@ class Attention:
         """
         if aux and tuple(aux) != ("lse",):
             raise ArgumentError(f"aux is {aux!r}", hint='write aux=("lse",), or leave it out')
-        if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
-            check_tensors(query, key, value)  # raises; all other checks wait until a shape is new
         buffers, scalars = self._bound if self._bound and not parameters else self._with_open(parameters)
         compiling = torch.compiler.is_compiling()
+        if not compiling:
+            repeated = self._engine.again(query, key, value, buffers, scalars)
+            if repeated is not None:
+                return (repeated[0], Aux(repeated[1])) if aux else repeated[0]
+        if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
+            check_tensors(query, key, value)  # raises; all other checks wait until a shape is new
         kind = "cuda" if query.is_cuda else "cpu"
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
@@ -113,7 +116,7 @@ class Attention:
         elif differentiating or forward_ad._current_level >= 0:  # whose tangents a function of autograd refuses
             out, lse = autograd.attention(self._engine, self._text, query, key, value, buffers, scalars, deterministic)
         else:
-            out, lse = self._engine.forward(query, key, value, buffers, scalars, True)
+            out, lse = self._engine.forward(query, key, value, buffers, scalars, True, plain=True)
         return (out, Aux(lse)) if aux else out
 
     def with_values(self, **values: int | float | Tensor) -> Attention:

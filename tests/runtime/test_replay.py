@@ -17,11 +17,12 @@ from torch import Tensor
 
 import regard as rg
 from regard.runtime import counters, engine
+from regard.runtime.bounded import Bounded
 from replays import TensorMap, inputs, kept, with_names
 
 triton = pytest.importorskip("triton")
 
-from regard.runtime import direct, replay  # noqa: E402  (they import triton)
+from regard.runtime import direct  # noqa: E402  (they import triton)
 
 
 @pytest.fixture(autouse=True)
@@ -267,7 +268,7 @@ def test_each_thread_launches_with_its_own_tensors(launches: list[tuple[Any, ...
 
 
 def test_counters_are_handed_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counters, "_blocks", {})
+    monkeypatch.setattr(counters, "_blocks", Bounded(4))
     monkeypatch.setattr(counters, "_COUNT", 50)
     cpu, taken = torch.device("cpu"), []
 
@@ -285,7 +286,3 @@ def test_counters_are_handed_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for address, memory in taken:
         assert address % 16 == 0 and 0 <= address - memory.data_ptr() < memory.nbytes
         assert not memory.any()
-
-
-def test_which_tensors_are_unaligned() -> None:
-    assert replay._unaligned([64, 72, 80, 4]) == 0b1010
