@@ -97,6 +97,20 @@ def measure(task: Task, entering: Callable[[str], object]) -> dict[str, Any]:
     }
 
 
+def measure_sparse(task: Task, entering: Callable[[str], object]) -> dict[str, Any]:
+    """A row of :func:`measure`, and the pairs in the tiles that our kernels visit, with the mask and without."""
+    row, case = measure(task, entering), task.case
+    entering("tiles")
+    made = build(case, task.device)
+    shapes = [(case.batch, heads, case.length, case.head_dim) for heads in (case.heads, case.kv_heads, case.kv_heads)]
+    dense: Any = contender("regard-dense", case, made, task.device).call
+    for name, attn in (("tile_pairs", made.regard), ("dense_tile_pairs", dense)):
+        explained = attn.explain(*shapes, dtype="bf16", target="cpu" if task.device == "cpu" else None)
+        row[name] = explained.counts.tiles.tile_pairs
+        row[f"{name}_of"] = [str(kernel).splitlines()[0] for kernel in explained.kernels]
+    return row
+
+
 def warm(task: Task, entering: Callable[[str], object]) -> None:
     """Runs every contender once, so that what it compiles is on disk when it is measured."""
     _ready(task, entering)

@@ -74,12 +74,12 @@ def bigbird(case: Case, device: str) -> Contestants:
         return (x ^ (x >> 15)) * blocks >> 31
 
     # FlexAttention reads what was drawn: hashing in its kernel would be no favour to it.
-    drawn = torch.stack([draw(torch.arange(blocks, device=device), i) for i in range(count)], 1)
+    drawn = [draw(torch.arange(blocks, device=device), i) for i in range(count)]
 
     def flex(b: Any, h: Any, q: Tensor, k: Tensor) -> Tensor:
         hit = ((q - k).abs() <= 192) | (q < 128) | (k < 128)
-        for i in range(count):
-            hit = hit | (drawn[q // 128, i] == k // 128)
+        for of_block in drawn:
+            hit = hit | (of_block[q // 128] == k // 128)
         return hit
 
     return masked(rg.random_blocks(128, count) | rg.sliding_window(192, 192) | rg.global_tokens(128), flex=flex)

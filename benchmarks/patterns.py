@@ -1,16 +1,17 @@
 """Sparse patterns against FlexAttention, against dense attention, and against what their tiles allow.
 
-``python -m benchmarks.patterns [--out FILE] [--minutes N] [--jobs N] [names…]`` needs a GPU. It writes FILE.json after
-every case and FILE.md at the end; ``--list`` shows the cases in their order, short ones first. Results are compared
-with float32 before anything is timed. FlexAttention runs compiled, on its block mask, in the order of the tokens and in
-the one that suits its blocks (``flex-ordered``, the ordering not timed).
+``python -m benchmarks.patterns [--out FILE] [--minutes N] [--only REGEX] [names…]`` needs a GPU. It writes FILE.json
+after every case and FILE.md at the end; ``--list`` shows the cases in their order, short ones first. Results are
+compared with float32 before anything is timed. FlexAttention runs compiled, on its block mask, in the order of the
+tokens and in the one that suits its blocks (``flex-ordered``, the ordering not timed).
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,32 +53,6 @@ def task_of(entry: Entry) -> Task:
     if entry.case.variant in (*PUBLISHED, *PUBLISHED_RATES):
         return Task(entry.case, ("regard",), rounds=5, directions=("forward",))
     return Task(entry.case, CONTENDERS, rounds=5, directions=("forward", "both"))
-
-
-def measure(task: Task, entering: Callable[[str], object]) -> dict[str, Any]:
-    """A row of :func:`benchmarks.measure.measure`, with the pairs in the tiles that are visited, ours and dense."""
-    from .cases import build
-    from .contenders import contender
-    from .measure import measure as measure_times
-
-    row = measure_times(task, entering)
-    entering("tiles")
-    case = task.case
-    made = build(case, task.device)
-    shapes = [(case.batch, heads, case.length, case.head_dim) for heads in (case.heads, case.kv_heads, case.kv_heads)]
-    dense = contender("regard-dense", case, made, task.device).call
-    for name, attn in (("tile_pairs", made.regard), ("dense_tile_pairs", dense)):
-        explained: Any = attn.explain(*shapes, dtype="bf16", target=None if task.device == "cuda" else task.device)
-        row[name] = explained.counts.tiles.tile_pairs
-        row[f"{name}_of"] = [str(kernel).splitlines()[0] for kernel in explained.kernels]
-    return row
-
-
-def warm(task: Task, entering: Callable[[str], object]) -> None:
-    """Compiles what the task needs, to the disk."""
-    from .measure import warm as run_once
-
-    run_once(task, entering)
 
 
 def ratios(row: dict[str, Any], direction: str) -> dict[str, float]:
@@ -147,6 +122,7 @@ def markdown(results: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     made = argparse.ArgumentParser(prog="python -m benchmarks.patterns", description=__doc__)
     made.add_argument("names", nargs="*", help="patterns, e.g. longformer; default: all")
+    made.add_argument("--only", default="", metavar="REGEX", help="cases whose title contains it, e.g. 'S16384 D128$'")
     made.add_argument("--out", type=Path, default=Path("benchmarks/results/patterns"), help="without suffix")
     made.add_argument("--minutes", type=float, default=6.0, help="stop after so long; the rest is listed")
     made.add_argument("--jobs", type=int, default=min(8, (os.cpu_count() or 1) // 2), help="processes that compile")
@@ -155,12 +131,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known = dict.fromkeys(case.variant for case in suite())
     if wrong := set(options.names) - set(known):
         raise SystemExit(f"no pattern {', '.join(sorted(wrong))}; there are {', '.join(known)}")
-    entries = [Entry(case, "patterns") for case in suite() if not options.names or case.variant in options.names]
+    chosen = [case for case in suite() if case.variant in (options.names or known)]
+    entries = [Entry(case, "patterns") for case in chosen if re.search(options.only, case.title)]
     if options.list:
         print("\n".join(entry.case.title for entry in entries))
         return
+    # Only now, as in benchmarks.run.
+    from .measure import measure_sparse, warm
+
     session = opened_session(options.minutes, options.out)
-    run_suite(entries, session, measure, warm, options.jobs, task_of, line)
+    run_suite(entries, session, measure_sparse, warm, options.jobs, task_of, line)
     options.out.with_name(f"{options.out.name}.md").write_text(markdown(session.results))
 
 
