@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if wrong := set(options.names) - set(known):
         raise SystemExit(f"no pattern {', '.join(sorted(wrong))}; there are {', '.join(known)}")
     chosen = [case for case in suite() if case.variant in (options.names or known)]
-    entries = [Entry(case, "patterns") for case in chosen if re.search(options.only, case.title)]
+    entries = [Entry(case) for case in chosen if re.search(options.only, case.title)]
     if options.list:
         print("\n".join(entry.case.title for entry in entries))
         return

@@ -97,7 +97,7 @@ def test_report(row: dict[str, Any]) -> None:
 def test_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     patterns.main(["--list", "bigbird", "natten3d"])
     assert capsys.readouterr().out.splitlines()[:2] == ["bigbird B1 H8 S16384 D128", "natten3d B1 H24 S115200 D128"]
-    assert patterns.task_of(Entry(CASES["natten3d"], "patterns")).names == ("regard",)
-    assert "flex-ordered" in patterns.task_of(Entry(CASES["kept"], "patterns")).names
+    assert patterns.task_of(Entry(CASES["natten3d"])).names == ("regard",)
+    assert "flex-ordered" in patterns.task_of(Entry(CASES["kept"])).names
     with pytest.raises(SystemExit, match="no pattern nonesuch"):
         patterns.main(["nonesuch"])
