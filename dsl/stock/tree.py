@@ -22,7 +22,7 @@ def tree(ends: torch.Tensor | None = None) -> MaskPart:
 
     >>> import regard as rg
     >>> print(rg.attention(rg.tree()))
-    attention tree(ends: i32[batch, _]) {
+    attention tree(ends: i32[batch, kv]) {
       keep      q >= kv and q < ends[batch, kv]
       normalize softmax
     }
