@@ -101,8 +101,9 @@ def block_diffusion(case: Case, device: str) -> Contestants:
     @rg.mask
     def block_diffusion(q: Any, kv: Any) -> Any:
         here, there = q % half // 64, kv % half // 64
-        own = (here == there) & ((q < half) & (kv < half) | (q >= half) & (kv >= half))
-        return own | (here > there) & (kv >= half)
+        noisy_q, noisy_kv = q < half, kv < half
+        own = (here == there) & noisy_q & noisy_kv
+        return own | (here > there) & noisy_q & ~noisy_kv | (here >= there) & ~noisy_q & ~noisy_kv
 
     def flex(b: Any, h: Any, q: Tensor, k: Tensor) -> Tensor:
         here, there = q % half // 64, k % half // 64
@@ -143,14 +144,10 @@ def tree(case: Case, device: str) -> Contestants:
 def interleaved(case: Case, device: str) -> Contestants:
     """Causal text; images, every second stretch of uneven length, are seen whole by themselves."""
     ids = document_ids(case.length, 16, device)
-    ids = torch.where(ids % 2 == 1, ids, -1)
-
-    @rg.mask
-    def interleaved(q: Any, kv: Any, image: Tensor) -> Any:
-        return (q >= kv) | (image[q] == image[kv]) & (image[q] >= 0)
-
+    # Every token of text is a segment of its own.
+    segments = ((ids % 2 == 0) | (ids != ids.roll(1))).cumsum(0)
     return masked(
-        interleaved(image=ids), flex=lambda b, h, q, k: (q >= k) | ((ids[q] == ids[k]) & (ids[q] >= 0))
+        rg.causal | rg.document(segments), flex=lambda b, h, q, k: (q >= k) | (segments[q] == segments[k])
     )
 
 
