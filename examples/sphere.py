@@ -11,7 +11,7 @@ import torch
 import regard as rg
 
 rows, columns, angle = 16, 32, 0.4
-ring = torch.arange(rows).repeat_interleave(columns)
+ring = torch.arange(rows, dtype=torch.int32).repeat_interleave(columns)
 latitude = (ring + 0.5) / rows * math.pi - math.pi / 2
 longitude = torch.arange(columns).repeat(rows) / columns * 2 * math.pi
 points = torch.stack([latitude.cos() * longitude.cos(), latitude.cos() * longitude.sin(), latitude.sin()], 1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ..build import binary, cast, const, unary
-from ..nodes import FALSE, Binary, BinaryOp, Cast, Expr, Reduction, ReductionOp, Select, Unary
+from ..nodes import FALSE, TRUE, Binary, BinaryOp, Cast, Expr, Reduction, ReductionOp, Select, Unary
 from ..symbolic import NEGATED, Linear, linear, mentions, simplify, to_expr
 from ..types import BOOL, F32
 from .arithmetic import Extremes, interval
@@ -24,6 +24,11 @@ from .solve import Axis
 def classify(mask: Expr) -> Classification:
     """The two conditions that decide a pair of tiles: not ``may`` is empty, ``must`` is full."""
     return Classification(simplify(unary("not", _must(mask, True))), simplify(_must(mask, False)))
+
+
+def decides(atom: Expr) -> bool:
+    """Whether intervals can ever prove ``atom``, or its negation, for a pair of tiles."""
+    return classify(atom) != Classification(TRUE, FALSE)
 
 
 def positions(e: Expr) -> Literal["none", "q", "kv", "both"]:
