@@ -16,6 +16,10 @@ from ..interpret import evaluate
 from ..traverse import index_names
 from .numeric import Array, Runs, Sizes, Values, leaves, runs
 from .plan import BoxAxis, BoxTerm, Interval
+from .stretches import stretches
+
+# Classes that differ are looked at one by one as long as they are so few.
+_FEW_CLASSES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +59,7 @@ def tiles_along(axis: BoxAxis, box: int, sizes: Sizes, values: Values, *, each: 
     first, end = _class_ends(axis, size, block, residue)
     low, high = _class_ends(axis, keys, block, (residue + shift) % axis.residue)
     facts = np.stack([first, end, low, np.maximum(high, low)])
-    ends = (e for i in (*axis.keys.may, *axis.keys.must) for e in (i.start, i.stop))
-    names = frozenset[str]().union(*map(index_names, ends))
-    if each or names & {"block", "residue"}:
+    if each or _names(axis) & {"block", "residue"}:
         copies = np.ones_like(first)
     else:
         facts, some, copies = np.unique(facts, axis=1, return_index=True, return_counts=True)
@@ -121,8 +123,40 @@ def count_pairs(term: BoxTerm, sizes: Sizes, values: Values) -> tuple[int, int]:
 
     The least is a bound only where :func:`is_countable`.
     """
-    ones = (1,) * len(term.axes)
-    return count_boxes(term, ones, ones, sizes, values)
+    along = [_pairs_along(axis, sizes, values) or count_along(axis, (1, 1), sizes, values) for axis in term.axes]
+    return _product([a.visited for a in along], sizes), _product([a.full for a in along], sizes)
+
+
+def _pairs_along(axis: BoxAxis, sizes: Sizes, values: Values) -> AxisCount | None:
+    """Pairs along one axis by stretches of coordinates; None where that is not possible, or not worth it."""
+    whole = tiles_along(axis, 2**28, sizes, values)
+    if _names(axis) & {"batch", "head", "kv_head"} or len(whole.first) > _FEW_CLASSES:
+        return None
+    totals = []
+    for union in (axis.keys.may, axis.keys.must):
+        total = 0
+        for i in range(len(whole.first)):
+            one = Tiles(*(getattr(whole, name)[i : i + 1] for name in Tiles.__slots__))
+            first, rows = int(one.first[0]), int(one.last[0] - one.first[0]) + 1
+            env = {**leaves(sizes, values), "block": int(one.block[0]), "residue": int(one.residue[0])}
+            starts = stretches(union, int(one.low[0]), int(one.high[0]), first, rows, env)
+            if starts is None:
+                return None
+            count = np.diff(starts, append=first + rows)
+            keys = sum(_keys_of(one, x, union, sizes, values) for x in (starts, starts + count - 1))
+            total += int((keys * count).sum()) // 2 * int(one.copies[0])
+        totals.append(np.full((1, 1), total))
+    return AxisCount(*totals)
+
+
+def _keys_of(one: Tiles, x: Array, union: tuple[Interval, ...], sizes: Sizes, values: Values) -> Array:
+    """How many keys the single coordinates ``x`` of one class see."""
+    return ranges_of(replace(one, first=x, last=x), union, sizes, values).total[0, 0]
+
+
+def _names(axis: BoxAxis) -> frozenset[str]:
+    ends = (e for i in (*axis.keys.may, *axis.keys.must) for e in (i.start, i.stop))
+    return frozenset[str]().union(*map(index_names, ends))
 
 
 def box_map(
