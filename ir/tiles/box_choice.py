@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from math import prod
 
 import numpy as np
@@ -12,6 +13,9 @@ import numpy as np
 from .box_count import count_along, tiles_along
 from .numeric import Sizes, Values
 from .plan import BoxAxis, BoxTerm
+
+# Sides of a box of queries, and of one of keys, along every axis.
+BoxShape = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +37,22 @@ def _sides(sides: tuple[int, ...]) -> str:
     return " × ".join(map(str, sides))
 
 
-def choose_boxes(term: BoxTerm, sizes: Sizes, values: Values, block_m: int, block_n: int) -> Boxes:
+def choose_boxes(
+    term: BoxTerm,
+    sizes: Sizes,
+    values: Values,
+    block_m: int,
+    block_n: int,
+    shapes: Sequence[BoxShape] | None = None,
+) -> Boxes:
     """The boxes of at most ``block_m`` queries and ``block_n`` keys (powers of two) that visit the fewest tiles.
 
-    Boxes of keys start where the first key is that a box of queries sees. Of equal choices the one with the largest
-    innermost sides is taken, whose rows lie together in memory.
+    With ``shapes`` only these are compared. Boxes of keys start where the first key is that a box of queries sees. Of
+    equal choices the one with the largest innermost sides is taken, whose rows lie together in memory.
     """
-    sides = [_useful_sides(axis, sizes, values, max(block_m, block_n)) for axis in term.axes]
+    if shapes is None:
+        sides = [_useful_sides(axis, sizes, values, max(block_m, block_n)) for axis in term.axes]
+        shapes = [*product(_boxes(sides, block_m), _boxes(sides, block_n))]
 
     @cache
     def visited(axis: int, m: int, n: int) -> int:
@@ -47,8 +60,7 @@ def choose_boxes(term: BoxTerm, sizes: Sizes, values: Values, block_m: int, bloc
 
     choices = (
         Boxes(queries, keys, prod(visited(i, m, n) for i, (m, n) in enumerate(zip(queries, keys, strict=True))))
-        for queries in _boxes(sides, block_m)
-        for keys in _boxes(sides, block_n)
+        for queries, keys in shapes
     )
     return min(choices, key=lambda b: (b.visited, [-side for side in (*b.queries[::-1], *b.keys[::-1])]))
 

@@ -6,7 +6,7 @@ tile nevertheless, because it must not read beyond the length.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 
 from ..traverse import index_names
-from .box_choice import Boxes, choose_boxes
+from .box_choice import Boxes, BoxShape, choose_boxes
 from .box_count import count_boxes, count_pairs, is_countable
 from .numeric import Array, Sizes, Values, allowed, cover, decide, inward, leaves, outward, runs, tile_ends
 from .plan import Interval, TilePlan
@@ -151,9 +151,22 @@ def tile_counts(
     return TileCounts(empty, partial, full, block_m, block_n, decided, (partial + full) * area, total * area)
 
 
-def box_counts(plan: TilePlan, sizes: Sizes, values: Values, block_m: int, block_n: int) -> TileCounts:
-    """The same for tiles that are boxes (``plan.boxes``), of the shapes that visit the fewest; in closed form."""
-    boxes = tuple(choose_boxes(term, sizes, values, block_m, block_n) for term in plan.boxes)
+def box_counts(
+    plan: TilePlan,
+    sizes: Sizes,
+    values: Values,
+    block_m: int,
+    block_n: int,
+    shapes: Sequence[Sequence[BoxShape]] | None = None,
+) -> TileCounts:
+    """The same for tiles that are boxes (``plan.boxes``), in closed form.
+
+    Of the ``shapes`` that there are for each term, by default all, those are taken that visit the fewest tiles.
+    """
+    boxes = tuple(
+        choose_boxes(term, sizes, values, block_m, block_n, None if shapes is None else shapes[i])
+        for i, term in enumerate(plan.boxes)
+    )
     counts = [
         count_boxes(term, b.queries, b.keys, sizes, values) for term, b in zip(plan.boxes, boxes, strict=True)
     ]
@@ -215,10 +228,9 @@ def _stretches(union: tuple[Interval, ...], sizes: Sizes, env: Values) -> Iterat
 
 
 def work(
-    plan: TilePlan, sizes: Sizes, values: Values, tiles: TileCounts, head_dim: int, value_dim: int, itemsize: int
+    pairs: PairCount, sizes: Sizes, values: Values, tiles: TileCounts, head_dim: int, value_dim: int, itemsize: int
 ) -> Work:
     """FLOPs and bytes of one call, for elements of ``itemsize`` bytes."""
-    pairs = pair_count(plan, sizes, values)
     per_pair = 2 * head_dim + 2 * value_dim
     queries, keys = sizes.batch * sizes.heads * sizes.q_len, sizes.batch * sizes.kv_heads * sizes.kv_len
     inputs = (queries * head_dim + keys * (head_dim + value_dim)) * itemsize
