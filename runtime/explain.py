@@ -44,6 +44,8 @@ _BOXES = (
     "boxes: a tile is a box of coordinates, and keys are ranges along each axis, for a run first … last of queries "
     "of one class; nothing is stored, whatever the length"
 )
+# Characters of a line of the report.
+_LONGEST = 600
 # Shorter names for the ends of a tile, as the report explains them.
 _TILE_ENDS: dict[Expr, Expr] = {Index(f"tile_{end}", I32): Index(end, I32) for end in ("first", "last")}
 
@@ -302,6 +304,13 @@ def _describe(schedule: Schedule, skeleton: str) -> str:
     return ", ".join([tiles, *(fact for fact, holds in facts.items() if holds)])
 
 
+def _clipped(line: str) -> str:
+    """A line that can still be read: formulas of a few thousand characters cannot."""
+    if len(line) <= _LONGEST:
+        return line
+    return f'{line[: _LONGEST - 60]} … ({len(line):,} characters; attn.ir("plan") has all)'
+
+
 def _block(title: str, lines: Iterable[str]) -> str:
-    body = indent("\n".join(lines), "  ")
+    body = indent("\n".join(map(_clipped, lines)), "  ")
     return f"{title}\n{body}" if body else ""
