@@ -11,7 +11,6 @@ from math import prod
 
 import numpy as np
 
-from ..build import const
 from ..interpret import evaluate
 from ..traverse import index_names
 from .numeric import Array, Runs, Sizes, Values, leaves, runs
@@ -157,51 +156,6 @@ def _keys_of(one: Tiles, x: Array, union: tuple[Interval, ...], sizes: Sizes, va
 def _names(axis: BoxAxis) -> frozenset[str]:
     ends = (e for i in (*axis.keys.may, *axis.keys.must) for e in (i.start, i.stop))
     return frozenset[str]().union(*map(index_names, ends))
-
-
-def box_map(
-    term: BoxTerm, queries: tuple[int, ...], keys: tuple[int, ...], sizes: Sizes, values: Values
-) -> Array:
-    """Class of every pair of boxes: 0 empty, 1 partial, 2 full; int8 (batch or 1, head or 1, queries, keys).
-
-    Boxes come class by class, in each of them axis by axis, the last fastest. Those of keys start where their class
-    does.
-    """
-    may = must = np.ones((1, 1, 1, 1), bool)
-    every_row: list[Tiles] = []
-    every_column: list[Tiles] = []
-    for axis, m, n in zip(term.axes, queries, keys, strict=True):
-        rows = tiles_along(axis, m, sizes, values, each=True)
-        mirrored = replace(axis, query=axis.key, key=axis.query, shift=const(0))
-        columns = tiles_along(mirrored, n, sizes, values, each=True)
-        shift = int(evaluate(axis.shift, leaves(sizes, values)))
-        same = (rows.block[:, None] == columns.block) & (
-            (rows.residue[:, None] + shift) % axis.residue == columns.residue
-        )
-        some, every = (ranges_of(rows, union, sizes, values) for union in (axis.keys.may, axis.keys.must))
-        start, stop = (x[..., None] for x in (some.starts, some.stops))
-        touched = ((start <= columns.last) & (stop > columns.first) & (start < stop)).any(0) & same
-        start, stop = (x[..., None] for x in (every.starts, every.stops))
-        covered = ((start <= columns.first) & (stop > columns.last)).any(0) & same
-        may, must = _outer(may, touched), _outer(must, covered)
-        every_row.append(rows)
-        every_column.append(columns)
-    classes = may.astype(np.int8) + (may & must)
-    return np.asarray(classes[:, :, _class_by_class(every_row)][..., _class_by_class(every_column)])
-
-
-def _class_by_class(tiles: list[Tiles]) -> Array:
-    """The order of the products of ``tiles`` in which those of one class along every axis stand together."""
-    counts = [len(t.first) for t in tiles]
-    places = np.unravel_index(np.arange(prod(counts)), counts)
-    names = [x[place] for t, place in zip(tiles, places, strict=True) for x in (t.block, t.residue)]
-    return np.lexsort((np.arange(prod(counts)), *reversed(names)))
-
-
-def _outer(a: Array, b: Array) -> Array:
-    """All pairs of rows of ``a`` and ``b`` as rows, and of columns as columns."""
-    product = a[:, :, :, None, :, None] & b[:, :, None, :, None, :]
-    return product.reshape(*product.shape[:2], a.shape[2] * b.shape[2], a.shape[3] * b.shape[3])
 
 
 def is_countable(term: BoxTerm, sizes: Sizes, values: Values) -> bool:
