@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 # Empty recedes, full stands out, partial is told apart by hue and by lightness, in print and by colour-blind readers.
 COLOURS = {"empty": "#f1f3f4", "partial": "#f2a33a", "full": "#1f4e79"}
+_MOST_LINES = 18
 # So many pairs are evaluated in well under a second.
 _FEW_PAIRS = 2**22
 # Of boxes, whose classes are alike: more rows than this are left out. Borders of classes are drawn if they are few.
@@ -96,7 +98,15 @@ def plot(
         how = "evaluated pair by pair" if exact else "as the analysis decides them"
 
     title = _title(attn, columns=74 * len(panels))
-    figure = Figure(figsize=(4.6 * len(panels) + 0.6, 5.4 + 0.17 * title.count("\n")), layout="constrained")
+    class Picture(Figure):
+        """Shown by notebooks as it is, whatever they have loaded."""
+
+        def _repr_png_(self) -> bytes:
+            file = BytesIO()
+            self.savefig(file, format="png", dpi=100)
+            return file.getvalue()
+
+    figure = Picture(figsize=(4.6 * len(panels) + 0.6, 5.4 + 0.17 * title.count("\n")), layout="constrained")
     colours, norm = ListedColormap(list(COLOURS.values())), BoundaryNorm([0, 1, 2, 3], 3)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         height, width = (max(n, 1) for n in panel.classes.shape)
@@ -220,9 +230,13 @@ def _tile_size(what: Setting, tile: int | tuple[int, int] | None) -> tuple[int, 
 
 
 def _title(attn: Attention, columns: int) -> str:
-    """The text form, its long lines folded."""
-    lines = (textwrap.wrap(line, columns, subsequent_indent="    ") for line in str(attn).splitlines())
-    return "\n".join(part for line in lines for part in line)
+    """The text form, its long lines folded; what would take more room than the picture is cut off."""
+    lines = [
+        part
+        for line in str(attn).splitlines()
+        for part in textwrap.wrap(line, columns, subsequent_indent="    ")
+    ]
+    return "\n".join(lines if len(lines) <= _MOST_LINES else [*lines[: _MOST_LINES - 1], "    …"])
 
 
 def _ticks(length: int) -> list[int]:

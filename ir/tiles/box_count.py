@@ -150,7 +150,7 @@ def _pairs_along(axis: BoxAxis, sizes: Sizes, values: Values) -> AxisCount | Non
 
 def _keys_of(one: Tiles, x: Array, union: tuple[Interval, ...], sizes: Sizes, values: Values) -> Array:
     """How many keys the single coordinates ``x`` of one class see."""
-    return ranges_of(replace(one, first=x, last=x), union, sizes, values).total[0, 0]
+    return np.asarray(ranges_of(replace(one, first=x, last=x), union, sizes, values).total[0, 0])
 
 
 def _names(axis: BoxAxis) -> frozenset[str]:

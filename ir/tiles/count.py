@@ -199,8 +199,8 @@ def _rows_sum(union: tuple[Interval, ...], sizes: Sizes, env: Values) -> int:
     """Positions in ``union``, over all rows, batches and heads: by stretches of rows, or row by row."""
     total = 0
     for first, count in _stretches(union, sizes, env):
-        last = first + count - 1
-        keys = sum(runs(union, q, q, sizes.kv_len, env).total for q in (first, last))
+        least, most = (runs(union, q, q, sizes.kv_len, env).total for q in (first, first + count - 1))
+        keys = least + most
         total += int((keys * count).sum()) // 2 * _copies(keys, sizes)
     return total
 

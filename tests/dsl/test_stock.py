@@ -56,8 +56,8 @@ MASKS: dict[str, tuple[Part, Pair]] = {
     "chunked_causal": (rg.chunked_causal(5), lambda b, q, k: math.floor(q / 5) * 5 <= k <= q),
     "block_causal": (rg.block_causal(5), lambda b, q, k: k < (q // 5 + 1) * 5),
     "random_blocks": (rg.random_blocks(3, 2, seed=5), lambda b, q, k: k // 3 in (draw(q // 3, 0), draw(q // 3, 1))),
-    "tree": (rg.tree(ENDS), lambda b, q, k: k <= q < ENDS[b, k]),
-    "tree shared": (rg.tree(ENDS[1]), lambda b, q, k: k <= q < ENDS[1, k]),
+    "tree": (rg.tree(ENDS), lambda b, q, k: k <= q < int(ENDS[b, k])),
+    "tree shared": (rg.tree(ENDS[1]), lambda b, q, k: k <= q < int(ENDS[1, k])),
     "checkerboard": (rg.checkerboard(3), lambda b, q, k: q % 6 // 3 == k % 6 // 3),
     "streaming": (
         rg.causal & (rg.sliding_window(3) | rg.sinks(2)),

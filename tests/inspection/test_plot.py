@@ -137,6 +137,16 @@ def test_of_many_classes_the_first_are_drawn() -> None:
     assert f"{len(classes)} of 262,144 classes" in figure.axes[0].get_ylabel()
 
 
+def test_notebooks_show_it_inline() -> None:
+    figure: Any = rg.attention(rg.causal).plot((1, 1, 64, 64))
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_long_titles_are_cut() -> None:
+    title = rg.attention(rg.random_blocks(16, 8)).plot((1, 1, 64, 64)).get_suptitle()
+    assert len(title.splitlines()) <= 18 and title.endswith("…")
+
+
 def test_lines_part_classes() -> None:
     figure = rg.attention(rg.causal, rg.dilated(4)).plot((1, 1, 64, 64), boxes=True, tile=4)
     (axes,) = figure.axes
