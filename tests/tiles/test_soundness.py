@@ -23,6 +23,8 @@ from regard.ir.interpret import evaluate
 from regard.ir.nodes import BinaryOp, Expr, Load, Param, Reduction
 from regard.ir.passes import run_pipeline
 from regard.ir.tiles import Interval, Ranges, TilePlan, make_plan
+from regard.ir.tiles.count import pair_count
+from regard.ir.tiles.numeric import Sizes
 from regard.ir.traverse import loads, walk
 from regard.ir.types import BOOL, F32, I32, BufferType
 from regard.ir.variant import BufferParameter, Parameter, ScalarParameter, Variant
@@ -243,6 +245,8 @@ def test_every_claim_holds_for_any_lengths_and_values(mask: Expr, first: Call, s
         assert not ((claimed == 2) & (true != 2)).any(), "a tile with a forbidden pair was called full"
         if plan.rows_never_empty:
             assert keep.any(-1).all()
+        counted = pair_count(plan, Sizes(2, 2, 1, call.q_len, call.kv_len), call.values)
+        assert counted.pairs == keep.sum() if counted.exact else counted.pairs >= keep.sum()
 
 
 def features(mask: Expr) -> set[str]:
