@@ -19,7 +19,7 @@ from ..codegen.skeletons import box_shapes, choose, fills, schedule_for, walks_b
 from ..ir.dependence import load_class
 from ..ir.grids import check_lengths
 from ..ir.location import Location
-from ..ir.nodes import Expr, Index
+from ..ir.nodes import Const, Expr, Index
 from ..ir.printer import print_boxes, print_expr
 from ..ir.tiles import Interval, Proof, TilePlan
 from ..ir.tiles.count import PairCount, TileCounts, Work, box_counts, pair_count, tile_counts, work
@@ -152,6 +152,10 @@ class Explanation:
         for proof in self._proofs_of_what_runs():
             place = f"  ({_place(proof.loc)})" if proof.loc is not None else ""
             yield f"{print_expr(proof.atom)}: {proof.verdict}; {_short(proof.reason)}{place}"
+        if self.plan.proofs:
+            grid = any(isinstance(term.axes[0].query.size, Const) for term in self.plan.boxes)
+            lengths = f"lengths below 2**28{' that fit the grid' if grid else ''}"
+            yield f"proved for all {lengths} and integer parameters within ±2**30; calls check both"
         yield self._contiguity()
         if not self.plan.rows_never_empty and self.counts is not None and self.counts.sees_itself:
             yield "no row of this call is empty: every query may attend to the key at its own position"

@@ -128,6 +128,8 @@ def test_contiguity() -> None:
         return str(rg.attention(part).explain(target=target))
 
     assert "keys of a tile: one run, without holes" in said(rg.sliding_window(5))
+    assert "proved for all lengths below 2**28 and integer parameters within ±2**30" in said(rg.sliding_window(5))
+    assert "proved for all lengths below 2**28 that fit the grid" in said(rg.axial(rg.grid(4, 8), 0))
     assert "keys of a tile: up to 2 runs" in said(rg.sliding_window(5) | rg.sinks(3))
     assert "keys of a tile: tiles in any places, as listed" in said(rg.document())
     assert "keys of a box: up to 2 boxes" in said(rg.strided(8))
