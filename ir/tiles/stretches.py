@@ -58,6 +58,12 @@ def stretches(union: Sequence[Interval], low: int, high: int, first: int, rows: 
     return first + starts if len(starts) <= max(rows // 8, 64) else None
 
 
+def always(condition: Expr, rows: int, env: Values) -> bool | None:
+    """Whether ``condition`` of the row holds for all rows from 0 on; None where it is not made of linear pieces."""
+    found = _pieces(condition, Pieces(rows, *(np.array([x]) for x in (0, 0, 1))), env)
+    return None if found is None else bool((found.values != 0).all())
+
+
 def _pieces(e: Expr, row: Pieces, env: Values) -> Pieces | None:
     """``e`` as a function of the row; booleans are 0 and 1."""
     if not index_names(e) & set(TILE_NAMES):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import regard as rg
+from oracle import allowed_pairs
 from regard.dsl import Part
 from regard.ir.tiles.count import tile_counts
 
@@ -121,6 +122,24 @@ def test_rows_of_a_call_are_looked_at() -> None:
     assert own not in str(rg.attention(rg.padding(torch.tensor([300, 333]))).explain(SHAPE))
     past = rg.attention(rg.causal & ~rg.sliding_window(0))
     assert "rows may be empty" in str(past.explain(SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("part", "sees"),
+    [
+        (rg.neighborhood(rg.grid(9, 37), (3, 5), (1, 2)), True),
+        (rg.windows(rg.grid(9, 37), 4, 2), True),
+        (rg.dilated(3) & ~rg.sliding_window(0), False),
+        (rg.strided(7), True),
+        (rg.document(torch.arange(333)[None] // 50), True),
+        (rg.key_mask(torch.arange(333)[None] != 40), False),
+        (rg.random_blocks(64, 1), False),
+    ],
+)
+@pytest.mark.parametrize("target", ["cpu", "sm_90"])
+def test_queries_that_see_themselves(part: Part, sees: bool, target: str) -> None:
+    counts = rg.attention(part).explain((1, 2, 333, 16), target=target).counts
+    assert counts.sees_itself == sees == bool(allowed_pairs([part], (1, 2, 2, 333, 333)).diagonal(0, 2, 3).all())
 
 
 def test_contiguity() -> None:
