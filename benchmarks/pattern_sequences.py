@@ -25,7 +25,8 @@ def strided(case: Case, device: str) -> Contestants:
 def fixed(case: Case, device: str) -> Contestants:
     @rg.mask
     def summaries(q: Any, kv: Any) -> Any:
-        return (q >= kv) & ((q // 128 == kv // 128) | (kv % 128 >= 120))
+        same, earlier = q // 128 == kv // 128, kv // 128 < q // 128
+        return same & (q >= kv) | earlier & (kv % 128 >= 120)
 
     return masked(
         summaries, flex=lambda b, h, q, k: (q >= k) & ((q // 128 == k // 128) | (k % 128 >= 120)), causal=True

@@ -95,6 +95,7 @@ CLASSES: dict[str, dict[str, Any]] = {
     "strided": {"summaries": rg.strided(8)},
     "block_diagonal": {"blocks": rg.block_diagonal(24)},
     "chunked_causal": {"blocks": rg.chunked_causal(40)},
+    "checkerboard": {"blocks": rg.checkerboard(16)},
 }
 
 
