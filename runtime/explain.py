@@ -194,6 +194,8 @@ class Explanation:
         if self.counts is not None:
             yield str(self.counts.pairs)
             yield str(self.counts.tiles)
+            if self.counts.tiles.boxes and self.setting.target.backend == "cpu":
+                yield "  (the shapes that visit the fewest; a CPU's program takes all keys that a box sees at once)"
             yield str(self.counts.work)
             yield f"at most {self.counts.speedup_bound:.1f} × as fast as dense attention with the same tiles"
             if not self.counts.pairs.exact:
