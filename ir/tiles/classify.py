@@ -76,7 +76,7 @@ def _must(e: Expr, negate: bool) -> Expr:
 def _sides(a: Expr, b: Expr) -> tuple[Extremes | None, Extremes | None]:
     """Bounds of both sides; positions are first moved apart, ``q`` left and ``kv`` right, where sums allow."""
     if not a.type.is_integer:
-        return _leaf(a), _leaf(b)
+        return _float_bounds(a), _float_bounds(b)
     form = linear(binary("sub", a, b))
     kinds = [positions(_product(monomial)) for monomial, _ in form.terms]
     if "both" in kinds:
@@ -87,6 +87,38 @@ def _sides(a: Expr, b: Expr) -> tuple[Extremes | None, Extremes | None]:
     rest = to_expr(Linear(form.constant, free))
     low, high = _reductions(to_expr(Linear(0, left)), "q")
     return (binary("add", low, rest), binary("add", high, rest)), _reductions(to_expr(Linear(0, right)), "kv")
+
+
+def _float_bounds(e: Expr) -> Extremes | None:
+    """Bounds of a float of both positions, for operations that are exact or rounded once, and so monotone.
+
+    Products and quotients are none of them: a kernel may round a product and a sum together.
+    """
+    known = _leaf(e)
+    if known is not None:
+        return known
+    match e:
+        case Cast(x=x) if x.type.is_integer:
+            inner = interval(x, _leaf)
+            return None if inner is None else (cast(inner[0], F32), cast(inner[1], F32))
+        case Unary(op="neg", x=x):
+            inner = _float_bounds(x)
+            return None if inner is None else (unary("neg", inner[1]), unary("neg", inner[0]))
+        case Unary(op="abs", x=x):
+            inner = _float_bounds(x)
+            if inner is None:
+                return None
+            low, high = inner
+            lower = binary("max", binary("max", low, unary("neg", high)), const(0.0))
+            return lower, binary("max", unary("neg", low), high)
+        case Binary(op=("add" | "sub" | "min" | "max") as op, a=a, b=b):
+            left, right = _float_bounds(a), _float_bounds(b)
+            if left is None or right is None:
+                return None
+            first, last = (right[1], right[0]) if op == "sub" else right
+            return binary(op, left[0], first), binary(op, left[1], last)
+        case _:
+            return None
 
 
 def _product(monomial: tuple[Expr, ...]) -> Expr:

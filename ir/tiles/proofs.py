@@ -76,7 +76,7 @@ def _undecided(atom: Expr) -> str:
     """Why minima and maxima of data say nothing."""
     if not is_exact(atom, compared=True):
         return "sums of 64-bit integers may wrap, so intervals cannot decide it; tensors of int32 cannot wrap"
-    return "arithmetic on floats of both positions is not bounded: evaluated for every pair"
+    return "products and functions of floats of both positions are not bounded: evaluated for every pair"
 
 
 def _unsolved(atom: Expr) -> str:

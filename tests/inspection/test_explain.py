@@ -175,16 +175,22 @@ def test_atoms_that_intervals_cannot_decide_say_so() -> None:
     def near(q, kv, place, angle):  # type: ignore[no-untyped-def]
         return abs(place[q] - place[kv]) <= angle
 
-    for dtype, verdict in (
-        (torch.float32, "partial; reads place by query and by key: arithmetic on floats"),
-        (torch.int64, "partial; reads place by query and by key: sums of 64-bit integers may wrap"),
-        (torch.int32, "interval; reads place by query and by key: decided per tile pair from minima and maxima"),
+    @rg.mask
+    def product(q, kv, place, angle):  # type: ignore[no-untyped-def]
+        return place[q] * place[kv] <= angle
+
+    decided = "interval; reads place by query and by key: decided per tile pair from minima and maxima"
+    for part, dtype, verdict in (
+        (product, torch.float32, "partial; reads place by query and by key: products and functions of floats"),
+        (near, torch.int64, "partial; reads place by query and by key: sums of 64-bit integers may wrap"),
+        (near, torch.int32, decided),
+        (near, torch.float32, decided),
     ):
         angle = 1.5 if dtype.is_floating_point else 1
-        attn = rg.attention(near(place=torch.arange(333, dtype=dtype), angle=angle))
+        attn = rg.attention(part(place=torch.arange(333, dtype=dtype), angle=angle))
         report = attn.explain(SHAPE, target="sm_90")
         assert verdict in str(report)
-        assert report.plan.method == ("classified" if dtype is torch.int32 else "exact")
+        assert report.plan.method == ("classified" if verdict == decided else "exact")
         assert report.counts.tiles.empty > 0
         assert report.counts.pairs.pairs <= report.counts.tiles.tile_pairs
 

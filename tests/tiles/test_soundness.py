@@ -69,6 +69,7 @@ comparisons: st.SearchStrategy[BinaryOp] = st.sampled_from(("lt", "le", "gt", "g
 differences: st.SearchStrategy[BinaryOp] = st.sampled_from(("xor", "eq", "ne"))
 orders: st.SearchStrategy[BinaryOp] = st.sampled_from(("lt", "le", "gt", "ge"))
 leaves: tuple[Expr, ...] = (Param("n", I32), Param("m", I32), read("windows", head), read("lengths", batch))
+floats = (build.const(0.0), build.const(0.5), build.const(-1.0), build.cast(Param("n", I32), F32))
 free: st.SearchStrategy[Expr] = st.one_of(small.map(build.const), st.sampled_from(leaves))
 
 
@@ -107,9 +108,12 @@ def atoms(draw: st.DrawFn) -> Expr:
         "kept": lambda: read("keep", batch, kv),
         "until": lambda: binary("lt", kv, read("ends", q)),
         "weight": lambda: binary(draw(orders), read("weights", q), read("weights", kv)),
+        "apart": lambda: (lambda gap: binary(draw(orders), build.unary("abs", gap), draw(st.sampled_from(floats))))(
+            binary(draw(st.sampled_from(("add", "sub", "min", "max"))), read("weights", q), read("weights", kv))
+        ),
         "pair": lambda: read("pairs", q, kv),
     }
-    return shapes[draw(st.sampled_from(("order", "distance", "window", "window", "residue", "block", *shapes)))]()
+    return shapes[draw(st.sampled_from(("order", "distance", "window", "window", "residue", "block", "block", "any", *shapes)))]()
 
 
 def compound(inner: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
