@@ -113,7 +113,8 @@ def atoms(draw: st.DrawFn) -> Expr:
         ),
         "pair": lambda: read("pairs", q, kv),
     }
-    return shapes[draw(st.sampled_from(("order", "distance", "window", "window", "residue", "block", "block", "any", *shapes)))]()
+    often = ("order", "distance", "window", "window", "residue", "block", "block", "any")
+    return shapes[draw(st.sampled_from((*often, *shapes)))]()
 
 
 def compound(inner: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
