@@ -28,8 +28,7 @@ class Shape:
     keys: tuple[int, ...]
 
 
-@cache
-def box_shapes(axes: tuple[BoxAxis, ...], own: Literal["q", "k"], block_m: int, block_n: int) -> tuple[Shape, ...]:
+def box_shapes(axes: Sequence[BoxAxis], own: Literal["q", "k"], block_m: int, block_n: int) -> tuple[Shape, ...]:
     """Up to four shapes of at most ``block_m`` queries by ``block_n`` keys, of which one suits any window.
 
     Boxes of ``own`` visit those of the other. The first shape is the best for most; classes that are smaller make

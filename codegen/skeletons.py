@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..ir.nodes import Unary
-from ..ir.tiles.box_choice import BoxShape
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import walk
 from .box_support import walks_boxes as walks_boxes
@@ -53,16 +52,6 @@ def choose(plan: TilePlan, problem: Problem, target: Target, direction: Directio
         return choice
     reason = why_not_boxes(plan, target) or _why_not_these_gradients(plan, problem)
     return Choice(choice.skeleton, f"{choice.reason}; boxes would decide more, but kernels cannot walk them: {reason}")
-
-
-def box_shapes(plan: TilePlan, schedule: Schedule, target: Target) -> list[list[BoxShape]] | None:
-    """Of each term of a plan the boxes that forward kernels may have; None on CPUs, where any will do."""
-    if target.backend == "cpu":
-        return None
-    from .triton_box_options import shapes_of
-    from .triton_box_space import BoxSpace
-
-    return [[(x.queries, x.keys) for x in shapes_of(BoxSpace(term, "q"), schedule)] for term in plan.boxes]
 
 
 def _walks_boxes(plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> bool:

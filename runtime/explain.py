@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..codegen.defaults import Direction
 from ..codegen.schedule import DType, Schedule, Target
-from ..codegen.skeletons import box_shapes, choose, fills, schedule_for, walks_boxes
+from ..codegen.skeletons import choose, fills, schedule_for, walks_boxes
 from ..ir.dependence import load_class
 from ..ir.grids import check_lengths
 from ..ir.location import Location
@@ -251,7 +251,7 @@ def _count(plan: TilePlan, what: Setting, schedule: Schedule, exact: bool) -> Co
     values = what.numbers()
     blocks = schedule.block_m, schedule.block_n
     if walks_boxes(plan, what.target):
-        tiles = box_counts(plan, what.sizes, values, *blocks, box_shapes(plan, schedule, what.target))
+        tiles = box_counts(plan, what.sizes, values, *blocks)
     else:
         tiles = tile_counts(plan, what.sizes, values, *blocks, exact or plan.method == "exact")
     pairs = pair_count(plan, what.sizes, values, exact)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
 from math import prod
 
 import numpy as np
@@ -13,9 +12,6 @@ import numpy as np
 from .box_count import count_along, tiles_along
 from .numeric import Sizes, Values
 from .plan import BoxAxis, BoxTerm
-
-# Sides of a box of queries, and of one of keys, along every axis.
-BoxShape = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +33,13 @@ def _sides(sides: tuple[int, ...]) -> str:
     return " × ".join(map(str, sides))
 
 
-def choose_boxes(
-    term: BoxTerm,
-    sizes: Sizes,
-    values: Values,
-    block_m: int,
-    block_n: int,
-    shapes: Sequence[BoxShape] | None = None,
-) -> Boxes:
+def choose_boxes(term: BoxTerm, sizes: Sizes, values: Values, block_m: int, block_n: int) -> Boxes:
     """The boxes of at most ``block_m`` queries and ``block_n`` keys (powers of two) that visit the fewest tiles.
 
-    With ``shapes`` only these are compared. Boxes of keys start where the first key is that a box of queries sees. Of
-    equal choices the one with the largest innermost sides is taken, whose rows lie together in memory.
+    Boxes of keys start where the first key is that a box of queries sees. Of equal choices the one with the largest
+    innermost sides is taken, whose rows lie together in memory.
     """
-    if shapes is None:
-        sides = [_useful_sides(axis, sizes, values, max(block_m, block_n)) for axis in term.axes]
-        shapes = [*product(_boxes(sides, block_m), _boxes(sides, block_n))]
+    sides = [_useful_sides(axis, sizes, values, max(block_m, block_n)) for axis in term.axes]
 
     @cache
     def visited(axis: int, m: int, n: int) -> int:
@@ -60,7 +47,8 @@ def choose_boxes(
 
     choices = (
         Boxes(queries, keys, prod(visited(i, m, n) for i, (m, n) in enumerate(zip(queries, keys, strict=True))))
-        for queries, keys in shapes
+        for queries in _boxes(sides, block_m)
+        for keys in _boxes(sides, block_n)
     )
     return min(choices, key=lambda b: (b.visited, [-side for side in (*b.queries[::-1], *b.keys[::-1])]))
 

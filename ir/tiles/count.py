@@ -6,7 +6,7 @@ tile nevertheless, because it must not read beyond the length.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 
 from ..traverse import index_names
-from .box_choice import Boxes, BoxShape, choose_boxes
+from .box_choice import Boxes, choose_boxes
 from .box_count import count_boxes, count_pairs, is_countable
 from .numeric import Array, Sizes, Values, allowed, cover, decide, inward, leaves, outward, runs, tile_ends
 from .plan import Interval, TilePlan
@@ -152,21 +152,13 @@ def tile_counts(
 
 
 def box_counts(
-    plan: TilePlan,
-    sizes: Sizes,
-    values: Values,
-    block_m: int,
-    block_n: int,
-    shapes: Sequence[Sequence[BoxShape]] | None = None,
+    plan: TilePlan, sizes: Sizes, values: Values, block_m: int, block_n: int, chosen: tuple[Boxes, ...] = ()
 ) -> TileCounts:
     """The same for tiles that are boxes (``plan.boxes``), in closed form.
 
-    Of the ``shapes`` that there are for each term, by default all, those are taken that visit the fewest tiles.
+    Of the shapes ``chosen`` for each term, or of those that visit the fewest.
     """
-    boxes = tuple(
-        choose_boxes(term, sizes, values, block_m, block_n, None if shapes is None else shapes[i])
-        for i, term in enumerate(plan.boxes)
-    )
+    boxes = chosen or tuple(choose_boxes(term, sizes, values, block_m, block_n) for term in plan.boxes)
     counts = [
         count_boxes(term, b.queries, b.keys, sizes, values) for term, b in zip(plan.boxes, boxes, strict=True)
     ]

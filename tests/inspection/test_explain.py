@@ -102,16 +102,6 @@ def test_without_inputs_there_are_no_counts() -> None:
     assert "give query, key and value, or their shapes" in str(report)
 
 
-def test_million_tokens_of_boxes_take_the_compiled_shapes() -> None:
-    attn = rg.attention(rg.neighborhood(rg.grid(1024, 1024), 13))
-    report = attn.explain((1, 1, 2**20, 64), target="sm_90")
-    (boxes,) = report.counts.tiles.boxes
-    source = attn.source(target="sm_90", head_dim=64)
-    sides = [f"Q_{i}={n}" for i, n in enumerate(boxes.queries)] + [f"K_{i}={n}" for i, n in enumerate(boxes.keys)]
-    assert f"dict({', '.join(sides)})," in source
-    assert "keys of a box: one box, without holes" in str(report)
-
-
 def test_rows_of_a_call_are_looked_at() -> None:
     """A window holds the query's own key, if it reaches back at all and there is such a key."""
     window = rg.attention(rg.sliding_window(5))
