@@ -76,6 +76,7 @@ CASES: dict[str, Callable[[], list[Part]]] = {
     "documents, per pair": lambda: [
         rg.causal(), rg.document(documents()), per_pair(bias=captured(4, LENGTH, LENGTH)),
     ],
+    "random blocks": lambda: [rg.random_blocks(16, 2) | rg.sliding_window(3, 3)],
     "a list of pairs": lambda: [listed(near=torch.rand(LENGTH, LENGTH) > 0.7)],
     "empty rows": lambda: [every_other_query()],
     "softcap": lambda: [rg.causal(), rg.softcap(2.0)],
