@@ -30,6 +30,7 @@ from .arguments import DTYPES, Sizes
 from .cache import key_of
 from .compile import Program, Request, load, program, target_of
 from .index_range import check_index_ranges
+from .tuned import tuned
 
 if TYPE_CHECKING:
     from .replay import Replay
@@ -57,6 +58,8 @@ class Engine:
 
     def __init__(self, variant: Variant) -> None:
         self.variant = variant
+        # The scale is an argument of each run, so that it changes no program.
+        self._unscaled = replace(variant, scale=None)
         self.edited: dict[Direction, Program] = {}
         self._prepared: dict[tuple[object, ...], _Prepared] = {}
         self._programs: dict[tuple[Direction, Problem, Target, bool], Program] = {}
@@ -233,6 +236,24 @@ class Engine:
         gradients: tuple[bool, ...],
         deterministic: bool,
     ) -> _Prepared:
+        request, sizes = self.request(direction, tensors, buffers, scalars, gradients, deterministic)
+        if request is None:
+            return _Prepared(None, sizes, {})
+        wanted = (direction, request.problem, request.target, request.fills_gpu)
+        if wanted not in self._programs:
+            self._programs[wanted] = self.edited.get(direction) or program(tuned(request, tensors[0].device))
+        return _Prepared(self._programs[wanted], sizes, {})
+
+    def request(
+        self,
+        direction: Direction,
+        tensors: tuple[Tensor, ...],
+        buffers: Sequence[Tensor],
+        scalars: Sequence[int | float],
+        gradients: tuple[bool, ...] = (),
+        deterministic: bool = False,
+    ) -> tuple[Request | None, Sizes]:
+        """What program runs on these arguments, all of which are checked; None where there is nothing to compute."""
         query, key, value = tensors[:3]
         sizes = arguments.check_tensors(query, key, value)
         named = {p.name: b for p, b in zip(self.variant.buffers, buffers, strict=True)}
@@ -241,7 +262,7 @@ class Engine:
         check_lengths(self.variant, sizes.q_len, sizes.kv_len)
         check_index_ranges(self.variant, named, values, sizes)
         if 0 in sizes:
-            return _Prepared(None, sizes, {})
+            return None, sizes
         target = target_of(query.device)
         on_cpu = target.backend == "cpu"
         problem = Problem(
@@ -257,12 +278,12 @@ class Engine:
         )
         length = sizes.q_len if direction == "forward" else sizes.kv_len
         fills_gpu = target.backend == "cuda" and _fills(length, sizes, query.device)
-        wanted = (direction, problem, target, fills_gpu)
-        if wanted not in self._programs:
-            # The scale is an argument of each run, so that it changes no program.
-            request = Request(replace(self.variant, scale=None), problem, target, direction, fills_gpu=fills_gpu)
-            self._programs[wanted] = self.edited.get(direction) or program(request)
-        return _Prepared(self._programs[wanted], sizes, {})
+        return Request(self._unscaled, problem, target, direction, fills_gpu=fills_gpu), sizes
+
+    def forget_programs(self) -> None:
+        """Calls ask anew which programs they run: a faster one was found."""
+        self._prepared.clear()
+        self._programs.clear()
 
     def _tiles(
         self,
