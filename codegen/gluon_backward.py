@@ -49,6 +49,11 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     return Schedule(block_m, 128, num_warps=4, num_stages=2, reverse=heaviest_last(plan.queries), descriptors=True)
 
 
+def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
+    """Schedules worth timing: buffers and registers leave no choice but the default."""
+    return (default_schedule(plan, problem),)
+
+
 def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:
     """A module whose ``run`` computes the gradients; see ``docs/internals.md``.
 

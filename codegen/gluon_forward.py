@@ -12,6 +12,8 @@ The tiles of keys of one tile of queries form one sequence: first the partial on
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..ir.dependence import dependence
 from ..ir.nodes import Load, Unary
 from ..ir.tiles.plan import TilePlan
@@ -50,6 +52,13 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     keys = 64 if wide and _takes_registers(plan) else 128
     stages = 2 if wide and keys == 128 else 4
     return Schedule(128, keys, num_warps=4, num_stages=stages, reverse=heaviest_last(plan.keys), descriptors=True)
+
+
+def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
+    """Schedules worth timing, the default first; some may not fit into shared memory."""
+    default = default_schedule(plan, problem)
+    shapes = ((128, 2), (128, 3), (64, 2), (64, 3), (64, 4))
+    return tuple(dict.fromkeys((default, *(replace(default, block_n=n, num_stages=s) for n, s in shapes))))
 
 
 def _takes_registers(plan: TilePlan) -> bool:

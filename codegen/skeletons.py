@@ -11,6 +11,7 @@ from ..ir.traverse import walk
 from .box_support import walks_boxes as walks_boxes
 from .box_support import why_not_boxes
 from .defaults import Direction
+from .defaults import candidates as candidates_of_triton
 from .schedule import Problem, Schedule, Source, Target
 from .triton_program import uses_table
 
@@ -18,6 +19,14 @@ Skeleton = Literal["torch", "triton", "gluon"]
 
 # Of an H100 or H200, for which choices are explained where there is none.
 _MULTIPROCESSORS = 132
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """A skeleton and a schedule that were chosen from outside, instead of by :func:`choose`."""
+
+    skeleton: Skeleton
+    schedule: Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,25 @@ def choose(plan: TilePlan, problem: Problem, target: Target, direction: Directio
         return choice
     reason = why_not_boxes(plan, target) or _why_not_these_gradients(plan, problem)
     return Choice(choice.skeleton, f"{choice.reason}; boxes would decide more, but kernels cannot walk them: {reason}")
+
+
+def alternatives(plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> tuple[Pinned, ...]:
+    """What is worth timing for ``plan``: every skeleton that can run it, each with its default schedule first.
+
+    Some schedules may not fit into a multiprocessor: a tuner leaves out those that do not compile.
+    """
+    found = [Pinned("triton", s) for s in candidates_of_triton(plan, problem, target, direction)]
+    if not _walks_boxes(plan, problem, target, direction):
+        found += [Pinned("gluon", s) for s in _of_gluon(plan, problem, target, direction)]
+    return tuple(found)
+
+
+def _of_gluon(plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> tuple[Schedule, ...]:
+    if direction == "forward":
+        from .gluon_forward import candidates, unsupported_reason
+    else:
+        from .gluon_backward import candidates, unsupported_reason
+    return () if unsupported_reason(plan, problem, target) else candidates(plan, problem)
 
 
 def _walks_boxes(plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> bool:

@@ -31,3 +31,8 @@ class Bounded(dict[K, V]):
                 while len(self) >= self.limit:
                     del self[next(iter(self))]
             self[key] = value
+
+    def clear(self) -> None:
+        """Drops all entries."""
+        with self._lock:
+            super().clear()

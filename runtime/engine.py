@@ -33,6 +33,7 @@ from .cache import key_of
 from .compile import Program, Request, load, program, target_of
 from .devices import is_here, tf32_allowed
 from .index_range import check_index_ranges
+from .tuned import tuned
 from .warm import Recent
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Engine:
 
     def __init__(self, variant: Variant) -> None:
         self.variant = variant
+        # The scale is an argument of each run, so that it changes no program.
+        self._unscaled = replace(variant, scale=None)
         self.edited: dict[Direction, Program] = {}
         self._prepared = Bounded[tuple[object, ...], _Prepared](_PREPARED_LIMIT)
         # By the number of what is prepared, the number of tensors and the values of scalars; None where the program
@@ -247,6 +250,24 @@ class Engine:
         gradients: tuple[bool, ...],
         deterministic: bool,
     ) -> _Prepared:
+        request, sizes = self.request(direction, tensors, buffers, scalars, gradients, deterministic)
+        if request is None:
+            return _Prepared(None, sizes, next(_numbers))
+        wanted = (direction, request.problem, request.target, request.fills_gpu)
+        if wanted not in self._programs:
+            self._programs[wanted] = self.edited.get(direction) or program(tuned(request, tensors[0].device))
+        return _Prepared(self._programs[wanted], sizes, next(_numbers))
+
+    def request(
+        self,
+        direction: Direction,
+        tensors: tuple[Tensor, ...],
+        buffers: Sequence[Tensor],
+        scalars: Sequence[int | float],
+        gradients: tuple[bool, ...] = (),
+        deterministic: bool = False,
+    ) -> tuple[Request | None, Sizes]:
+        """What program runs on these arguments, all of which are checked; None where there is nothing to compute."""
         query, key, value = tensors[:3]
         sizes = arguments.check_tensors(query, key, value)
         named = {p.name: b for p, b in zip(self.variant.buffers, buffers, strict=True)}
@@ -255,7 +276,7 @@ class Engine:
         check_lengths(self.variant, sizes.q_len, sizes.kv_len)
         check_index_ranges(self.variant, named, values, sizes)
         if 0 in sizes:
-            return _Prepared(None, sizes, next(_numbers))
+            return None, sizes
         target = target_of(query.device)
         on_cpu = target.backend == "cpu"
         problem = Problem(
@@ -271,12 +292,15 @@ class Engine:
         )
         length = sizes.q_len if direction == "forward" else sizes.kv_len
         fills_gpu = target.backend == "cuda" and _fills(length, sizes, query.device)
-        wanted = (direction, problem, target, fills_gpu)
-        if wanted not in self._programs:
-            # The scale is an argument of each run, so that it changes no program.
-            request = Request(replace(self.variant, scale=None), problem, target, direction, fills_gpu=fills_gpu)
-            self._programs[wanted] = self.edited.get(direction) or program(request)
-        return _Prepared(self._programs[wanted], sizes, next(_numbers))
+        return Request(self._unscaled, problem, target, direction, fills_gpu=fills_gpu), sizes
+
+    def forget_programs(self) -> None:
+        """Calls ask anew which programs they run: a faster one was found."""
+        # From the last that a call asks to the first, so that none is filled from one that is cleared after it.
+        self._programs.clear()
+        self._prepared.clear()
+        self._replays.clear()
+        self._recent.forget()
 
     def _tiles(
         self,

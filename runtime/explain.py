@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..codegen.defaults import Direction
 from ..codegen.schedule import DType, Schedule, Target
-from ..codegen.skeletons import choose, fills, schedule_for, walks_boxes
+from ..codegen.skeletons import Choice, choose, fills, schedule_for, walks_boxes
 from ..ir.dependence import load_class
 from ..ir.grids import check_lengths
 from ..ir.location import Location
@@ -26,8 +26,11 @@ from ..ir.tiles.count import PairCount, TileCounts, Work, box_counts, pair_count
 from ..ir.tiles.rows import sees_itself
 from ..ir.traverse import loads, parameter_names, substitute
 from ..ir.types import I32
+from ..ir.variant import Variant
+from .compile import TUNED, Request
 from .inspection import Setting, Shape, plan_of, setting
 from .reads import Read, reads
+from .tuned import tuned_here
 
 if TYPE_CHECKING:
     from .attention import Attention
@@ -233,7 +236,7 @@ def explain(
     if what.sizes is not None:
         check_lengths(attn.variant, what.sizes.q_len, what.sizes.kv_len)
     plan = plan_of(attn, what)
-    kernels = tuple(_kernel(plan, what, direction) for direction in ("forward", "backward"))
+    kernels = tuple(_kernel(attn.variant, plan, what, direction) for direction in ("forward", "backward"))
     missing = tuple(sorted(parameter_names(plan.variant.mask) - set(what.values)))
     return Explanation(
         variant_text=str(attn),
@@ -261,14 +264,18 @@ def _count(plan: TilePlan, what: Setting, schedule: Schedule, exact: bool) -> Co
     return Counts(pairs, tiles, cost, sees_itself(plan, what.sizes, values))
 
 
-def _kernel(plan: TilePlan, what: Setting, direction: Direction) -> Kernel:
+def _kernel(variant: Variant, plan: TilePlan, what: Setting, direction: Direction) -> Kernel:
     problem = what.problem(plan.variant, direction)
     # Without sizes, calls are taken to be large.
     sizes = what.sizes
     length = None if sizes is None else sizes.q_len if direction == "forward" else sizes.kv_len
     fills_gpu = sizes is None or length is None or fills(length, sizes.batch, sizes.heads)
-    choice = choose(plan, problem, what.target, direction, fills_gpu)
-    schedule = schedule_for(choice, plan, problem, what.target, direction)
+    pinned = tuned_here(Request(replace(variant, scale=None), problem, what.target, direction, fills_gpu=fills_gpu))
+    if pinned is not None:
+        choice, schedule = Choice(pinned.skeleton, TUNED), pinned.schedule
+    else:
+        choice = choose(plan, problem, what.target, direction, fills_gpu)
+        schedule = schedule_for(choice, plan, problem, what.target, direction)
     on_cpu = what.target.backend == "cpu"
     gradients = problem.buffer_gradients or (False,) * len(plan.variant.buffers)
     differentiated = {p.name for p, wanted in zip(plan.variant.buffers, gradients, strict=True) if wanted}

@@ -102,3 +102,7 @@ class Recent:
         )
         others = [call for call in self._calls if call.replay is not replay or call.tables != new.tables]
         self._calls = (new, *others[: _LIMIT - 1])
+
+    def forget(self) -> None:
+        """No call is known: others are to run from now on."""
+        self._calls = ()

@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,8 +20,10 @@ from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import regard as rg
+from regard.codegen.schedule import Schedule
 from regard.runtime import devices, engine, tables
 from regard.runtime.bounded import Bounded
+from regard.runtime.compile import Request
 from replays import inputs, kept
 
 pytest.importorskip("triton")
@@ -77,6 +80,24 @@ def test_a_warm_call_launches_the_same_and_prepares_nothing(
     (launch,) = launches
     assert [a for a in launch if isinstance(a, tuple)][-3:] == before
     assert attn(x[0], x[0], x[0]).shape == out.shape  # one tensor passed three times looks the same
+
+
+def test_a_faster_program_is_used_from_the_next_call_on(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    attn, x = rg.attention(rg.causal()), inputs(1, 2, 64, 32)
+    known = warmed(attn, *x)
+    usual = launches[-1]
+
+    def found(request: Request, device: torch.device) -> Request:
+        return replace(request, schedule=Schedule(16, 16), skeleton="triton")
+
+    monkeypatch.setattr(engine, "tuned", found)
+    attn._engine.forget_programs()
+    assert not known()
+    for _ in range(4):
+        launches.clear()
+        attn(*x)
+        assert launches[-1][0] > usual[0]  # more programs, as tiles are smaller
+    assert known()
 
 
 def test_calls_of_several_shapes_stay_warm(launches: Launches) -> None:
