@@ -202,7 +202,7 @@ def _emit_axes(out: Emitter, space: BoxSpace, letter: Letter, side: str) -> None
     if space.conditions(letter):
         size, residue = space.size(space.axes[0], letter), space.axes[0].residue
         kinds = {
-            "": [f"max({size} // {residue}, 1)", *sizes[1:]],
+            "": [f"max({size} // {residue}, 1)", f"min({size}, {residue})", *sizes[2:]],
             "_short": [sizes[0], f"max({size} % {residue}, 1)", *sizes[2:]],
         }
     for kind, lengths in kinds.items():

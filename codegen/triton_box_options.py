@@ -7,10 +7,13 @@ from math import prod
 
 from ..ir.nodes import Expr, Index, Param
 from ..ir.printer import print_boxes
+from ..ir.tiles.box_choice import Boxes
+from ..ir.tiles.box_count import count_boxes
+from ..ir.tiles.numeric import Sizes, Values
 from ..ir.tiles.plan import BoxTerm, TilePlan
 from ..ir.traverse import index_names, loads
 from ..ir.types import I32
-from .box_sides import Shape, box_shapes
+from .box_sides import FULL, PARTIAL, Shape, box_shapes
 from .emitter import Emitter
 from .print_torch import Printed, Scope, print_torch
 from .schedule import Schedule
@@ -23,6 +26,19 @@ def shapes_of(space: BoxSpace, schedule: Schedule) -> tuple[Shape, ...]:
     """The shapes that a kernel may have."""
     shapes = box_shapes(space.axes, space.own, schedule.block_m, schedule.block_n)
     return shapes if is_known(space) else shapes[:1]
+
+
+def boxes_of_call(plan: TilePlan, schedule: Schedule, sizes: Sizes, values: Values) -> tuple[Boxes, ...]:
+    """The boxes that the forward kernel takes in a call, for each term of ``plan``."""
+    found = []
+    for term in plan.boxes:
+        counted = []
+        for s in shapes_of(BoxSpace(term, "q"), schedule):
+            visited, full = count_boxes(term, s.queries, s.keys, sizes, values)
+            boxes = Boxes(s.queries, s.keys, visited // (sizes.batch * sizes.heads))
+            counted.append((PARTIAL * visited - (PARTIAL - FULL) * full, boxes))
+        found.append(min(counted, key=lambda x: x[0])[1])
+    return tuple(found)
 
 
 def is_known(space: BoxSpace) -> bool:
@@ -60,15 +76,16 @@ def emit_sides(out: Emitter, options: str, shapes: Sequence[Shape]) -> None:
 
 
 def emit_choice(out: Emitter, plan: TilePlan, space: BoxSpace, schedule: Schedule) -> None:
-    """``choose_boxes_of_queries`` or ``_of_keys``: of several boxes those that visit the fewest others."""
+    """``choose_boxes_of_queries`` or ``_of_keys``: of several boxes those that have the cheapest others to visit."""
     if len(shapes_of(space, schedule)) == 1:
         return
     scope, own, other = host_scope(plan), space.own, space.other
     names = "".join(f", {x}" for x in host_inputs(plan))
     out.section()
-    with out.block(f"def visits_of_{_NAMES[own]}(sides{names}):"):
-        out.line('"""How many pairs of boxes of such sides are visited in one of the classes."""')
-        out.line("count, residue = 1, 0")
+    with out.block(f"def cost_of_{_NAMES[own]}(sides{names}):"):
+        price = f"{PARTIAL} for a pair of boxes, {FULL} where every token of one sees all of the other"
+        out.line(f'"""What boxes of such sides cost in one of the classes: {price}."""')
+        out.line(f"count, {'inner, ' if space.has_full_boxes else ''}residue = 1, {'1, ' * space.has_full_boxes}0")
         for i, axis in enumerate(space.axes):
             extent, others = (in_python(space.extent(axis, x)) for x in (own, other))
             side, other_side = (f'sides["{space.sides(x)[i]}"]' for x in (own, other))
@@ -77,6 +94,8 @@ def emit_choice(out: Emitter, plan: TilePlan, space: BoxSpace, schedule: Schedul
                 (blocks,) = (count for name, count in space.counts(own) if name == f"block_{i}")
                 out.line(f"block = {in_python(blocks)} // 2")
             out.line("visited = 0")
+            if space.has_full_boxes:
+                out.line("full = 0")
             out.comment("All boxes along the axis, or every so many.")
             with out.block(f"for tile_first in range(0, extent, {side} * max(extent // {side} // 64, 1)):"):
                 out.line(f"tile_last = min(tile_first + {side}, extent) - 1")
@@ -84,12 +103,18 @@ def emit_choice(out: Emitter, plan: TilePlan, space: BoxSpace, schedule: Schedul
                     start, stop = (print_torch(e, scope).text for e in (interval.start, interval.stop))
                     out.line(f"start, stop = max({start}, 0), min({stop}, {others})")
                     out.line(f"visited += triton.cdiv(max(stop - start, 0), {other_side})")
+                for interval in space.ranges(axis).must[:1] if space.has_full_boxes else ():
+                    first, last = (print_torch(e, scope).text for e in (interval.start, interval.stop))
+                    out.line(f"first, last = max({first}, start) - start, min({last}, stop) - start")
+                    out.line(f"full += max(last // {other_side} - triton.cdiv(first, {other_side}), 0)")
             out.line(f"count *= visited * max(extent // {side} // 64, 1)")
-        out.line("return count")
+            if space.has_full_boxes:
+                out.line(f"inner *= full * max(extent // {side} // 64, 1)")
+        out.line(f"return {PARTIAL} * count - {PARTIAL - FULL} * inner" if space.has_full_boxes else "return count")
     out.section("@functools.cache")
     with out.block(f"def choose_boxes_of_{_NAMES[own]}(choices{names}):"):
-        out.line('"""The sides of ``choices``, a tuple of tuples, that visit the fewest pairs of boxes."""')
-        out.line(f"return dict(min(choices, key=lambda sides: visits_of_{_NAMES[own]}(dict(sides){names})))")
+        out.line('"""The sides of ``choices``, a tuple of tuples, that cost the least."""')
+        out.line(f"return dict(min(choices, key=lambda sides: cost_of_{_NAMES[own]}(dict(sides){names})))")
 
 
 def emit_options(out: Emitter, plan: TilePlan, space: BoxSpace, schedule: Schedule, options: str) -> None:

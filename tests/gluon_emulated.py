@@ -348,6 +348,11 @@ class _Literals(ast.NodeTransformer):
             return ast.Call(ast.Name("Number", ast.Load()), [node], [])
         return node
 
+    def visit_AugAssign(self, node):
+        """In a kernel it makes a new tensor, which may have another shape."""
+        old = ast.Name(node.target.id, ast.Load())
+        return ast.Assign([node.target], ast.BinOp(old, node.op, self.visit(node.value)))
+
     def visit_Call(self, node):
         """Unsigned integers are kept as larger signed ones, which torch can compare."""
         match node:
