@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from math import prod
 
-from ..ir.tiles.plan import BoxTerm, TilePlan
+from ..ir.tiles.plan import TilePlan
+from .defaults import heaviest_last
 from .emitter import Emitter
 from .gluon_box_consumer import BoxConsumer
 from .gluon_box_seen import emit_clean_value, emit_seen_keys
@@ -25,10 +26,9 @@ from .gluon_forward import (
 from .gluon_loader import TileLoads, emit_load_tiles
 from .gluon_module import finish, reason_against_target
 from .gluon_names import Names, installed_names
-from .defaults import heaviest_last
 from .gluon_tiles import CELLS, emit_unpack
 from .schedule import Problem, Schedule, Source, Target
-from .triton_box_options import emit_chosen, emit_choice, emit_sides, is_known, note_of, programs, shapes_of
+from .triton_box_options import emit_choice, emit_chosen, emit_sides, is_known, note_of, programs, shapes_of
 from .triton_box_skeleton import plan_of_boxes
 from .triton_box_space import BoxSpace, Letter
 from .triton_box_tiles import UNITS as UNITS_FUNCTION

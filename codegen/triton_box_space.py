@@ -149,7 +149,7 @@ class BoxSpace:
         return f"{letter}_end_{i}"
 
     def emit_lanes(self, out: Emitter, letter: Letter, numbers: str = "") -> None:
-        """Coordinates and distances of the tokens of a box, relative to its first; ``numbers``, if not all, of which."""
+        """Coordinates and distances of the tokens of a box, or those of ``numbers``, relative to its first."""
         sides = self.sides(letter)
         block = numbers or f"tl.arange(0, {_BLOCKS[letter]})"
         for i, side in enumerate(sides):

@@ -157,14 +157,10 @@ class TensorDescriptor:
 
     def place(self, where):
         """The part of the tensor under a block, which may reach past the end of axes, and where in the block it is."""
-        where = [int(i) for i in where]
-        assert len(where) == len(self.block) and min(where) >= 0
-        part, inside = self.x, []
-        for axis, (start, side) in enumerate(zip(where, self.block, strict=True)):
-            count = max(min(side, self.x.shape[axis] - start), 0)
-            part = part.narrow(axis, min(start, self.x.shape[axis]), count)
-            inside.append(slice(0, count))
-        return part, tuple(inside)
+        starts = [int(i) for i in where]
+        assert min(starts) >= 0
+        part = self.x[tuple(slice(n, n + side) for n, side in zip(starts, self.block, strict=True))]
+        return part, tuple(slice(0, n) for n in part.shape)
 
 
 class tma:
@@ -370,7 +366,8 @@ def load(text: str) -> Any:
             x.body = [_Literals().visit(y) for y in x.body]
     jit = lambda f=None, **options: f or (lambda g: g)  # noqa: E731
     names: dict[str, Any] = {
-        "torch": torch, "functools": functools, "math": math, "gl": gl, "gluon": types.SimpleNamespace(jit=jit), "Number": Number,
+        "torch": torch, "functools": functools, "math": math, "gl": gl, "Number": Number,
+        "gluon": types.SimpleNamespace(jit=jit),
         "triton": types.SimpleNamespace(cdiv=lambda a, b: -(-a // b), jit=jit), "mbarrier": mbarrier, "tma": tma,
         "_unsigned": _unsigned, "tl": gl, "builtin": lambda f: f,
         "warpgroup_mma": warpgroup_mma, "warpgroup_mma_wait": warpgroup_mma_wait,
@@ -380,10 +377,6 @@ def load(text: str) -> Any:
     names["launch"], names["add_tile"] = _launch, tma.add
     names["device_limits"] = lambda device: (3, 1 << 20)
     return types.SimpleNamespace(**{"run": names["run"], "names": names})
-
-
-def _constant(x):
-    return tuple(map(Number, x)) if isinstance(x, tuple) else Number(x)
 
 
 def _launch(kernel, grid, *arguments, **options):
@@ -398,7 +391,9 @@ def _launch(kernel, grid, *arguments, **options):
             case _:
                 return x
 
-    constants = {name: _constant(x) for name, x in options.items() if name in signature(kernel).parameters}
+    constants = {name: x for name, x in options.items() if name in signature(kernel).parameters}
+    for name, x in constants.items():
+        constants[name] = tuple(map(Number, x)) if isinstance(x, tuple) else Number(x)
     for number in range(grid[0]):
         _failures.clear()
         _program.number, _program.count = number, grid[0]
