@@ -119,13 +119,15 @@ _LETTERS: dict[str, Letter] = {"BLOCK_M": "q", "BLOCK_N": "k"}
 _SIDES: dict[Letter, str] = {"q": "query", "k": "key"}
 _ROWS: dict[Letter, str] = {"q": "queries", "k": "keys"}
 
-BOXES = '''
+UNITS = '''
 def units(x):
     """Strides of batch and head, and of an axis that serves both: what they are multiples of."""
     strides = [stride if size > 1 else 0 for size, stride in zip(x.shape[:2], x.stride())]
     unit = math.gcd(*strides) or 16 // x.element_size()
     return *(stride // unit for stride in strides), unit
+'''
 
+BOXES = f'''{UNITS}
 
 def boxes(x, axes, box):
     """Boxes of tokens of a (B, H, L, D) tensor, with ``axes`` (size, positions between neighbours) for its positions.
