@@ -20,13 +20,13 @@ from .defaults import heaviest_last
 from .emitter import Emitter
 from .gluon_consumer import Consumer
 from .gluon_loader import emit_load_tiles, emit_place_function
-from .gluon_module import DESCRIPTOR, finish, reason_against_target
+from .gluon_module import DESCRIPTOR, emit_tables, finish, reason_against_target
 from .gluon_names import installed_names
-from .gluon_seen import UnseenKeys
+from .gluon_seen import UnseenByWeights, UnseenKeys
 from .gluon_tiles import CELLS, KEYS, emit_visits
 from .schedule import Problem, Schedule, Source, Target
 from .triton_module import Argument, buffer_arguments, emit_header, emit_launch, kernel, scalar_arguments, user_names
-from .triton_program import SIZES, emit_shape_check
+from .triton_program import SIZES, emit_classify_call, emit_shape_check, table_arguments, uses_table
 
 KERNEL = "attention_forward"
 _HEAD_SIZES = (64, 128)
@@ -37,10 +37,6 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
     for size in (problem.head_dim, problem.value_dim):
         if size not in _HEAD_SIZES:
             return f"head size {size} is not one of {', '.join(map(str, _HEAD_SIZES))}"
-    if plan.method != "closed":
-        return "its tiles come from a table, not from closed forms"
-    if UnseenKeys.of(plan) is None:
-        return "which keys no query sees is not a closed form, so non-finite values could not be kept out"
     return reason_against_target(problem, target)
 
 
@@ -67,10 +63,10 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
 
     For plans, problems and targets that :func:`unsupported_reason` has nothing against.
     """
-    unseen = UnseenKeys.of(plan)
-    assert unseen is not None
+    unseen = UnseenKeys.of(plan) or UnseenByWeights.of(plan)
     names = installed_names()
-    parameters = [Argument("scale", "fp32", "scale"), *buffer_arguments(plan), *scalar_arguments(plan)]
+    table = table_arguments("tiles") if uses_table(plan) else []
+    parameters = [Argument("scale", "fp32", "scale"), *table, *buffer_arguments(plan), *scalar_arguments(plan)]
     arguments = [
         Argument("lse", "", "lse"),
         Argument("counter", "", "counter"),
@@ -89,14 +85,19 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     loops = emit_visits(out, plan, KEYS, SIZES, parameters)
     consumer = Consumer(plan, problem, parameters, unseen, names)
     consumer.emit(out, loops)
-    emit_load_tiles(out, names)
+    emit_load_tiles(out, names, uses_table(plan))
     out.line("\n")
     with kernel(out, KERNEL, arguments, ()):
         out.line(f"sizes = ({', '.join(a.name for a in SIZES)})")
         out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
-        out.lines(_KERNEL_BODY)
+        asks = isinstance(unseen, UnseenByWeights)
+        barriers = "(q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, order_ready, order_empty"
+        out.lines(_KERNEL_BODY.replace("@weights@\n", _WEIGHTS if asks else "").replace(
+            "@barriers@", f"{barriers}{', weighty, weighty_ready' if asks else ''})"
+        ))
+    tables, kernels = emit_tables(plan, (schedule.block_m, schedule.block_n))
     _emit_run(out, plan, problem, schedule, arguments)
-    return finish(out, plan, [KERNEL], head)
+    return finish(out, plan, [*kernels, KERNEL], head, tables)
 
 
 def _emit_constants(out: Emitter, problem: Problem, schedule: Schedule) -> None:
@@ -127,6 +128,12 @@ def _emit_constants(out: Emitter, problem: Problem, schedule: Schedule) -> None:
     out.line("FORWARD = dict(num_warps=4, maxnreg=168)")
 
 
+_WEIGHTS = """\
+# Which keys of a tile have weights, for each consumer, twice; both make it ready.
+weighty = gl.allocate_shared_memory(gl.int32, [4, BLOCK_N], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+weighty_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+mbarrier.init(weighty_ready, count=2)
+"""
 _KERNEL_BODY = """
 q_tiles = gl.allocate_shared_memory(ELEMENT, [2, 1, 1, ROWS, HEAD], QUERY_TILE)
 out_tiles = gl.allocate_shared_memory(ELEMENT, [2, 1, 1, ROWS, VALUE], OUT_TILE)
@@ -154,7 +161,8 @@ for i in gl.static_range(STAGES):
     mbarrier.init(k_empty.index(i), count=2)
     mbarrier.init(v_ready.index(i), count=1)
     mbarrier.init(v_empty.index(i), count=2)
-barriers = (q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, order_ready, order_empty)
+@weights@
+barriers = @barriers@
 gl.warp_specialize(
     [
         (attend, (0, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts, sizes, parameters)),
@@ -192,6 +200,8 @@ def _emit_run(
         out.line("lse = torch.empty((batches, heads, q_len), dtype=torch.float32, device=query.device)")
         with out.block("if lse.numel() == 0 or kv_len == 0:"):
             out.line('return out.zero_(), lse.fill_(float("-inf"))')
+        if uses_table(plan):
+            emit_classify_call(out, user_names(v))
         out.line("multiprocessors, _ = device_limits(query.device)")
         out.line(f"programs = min(multiprocessors, triton.cdiv(q_len, {schedule.block_m}) * batches * heads)")
         out.comment("How many tiles of queries were taken after the first one of each program.")

@@ -21,7 +21,7 @@ LOAD_TILES = """
 @gluon.jit
 def load_tiles(counter, query, key, value, q_tiles, k_tiles, v_tiles, barriers, orders, starts, sizes, parameters):
     \"\"\"The producer: one warp keeps the buffers full and tells the consumers what is in them.\"\"\"
-    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, order_ready, order_empty = barriers
+    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, order_ready, order_empty = barriers[:8]
     {sizes} = sizes
     programs = gl.cdiv(q_len, BLOCK_M) * all_heads
     program = gl.program_id(0)
@@ -43,9 +43,9 @@ def load_tiles(counter, query, key, value, q_tiles, k_tiles, v_tiles, barriers, 
         mbarrier.expect(q_ready, BLOCK_M * HEAD * 2)
         for i in gl.static_range(2):
             {load}(query, [batch, head, tile_first + ROWS * i, 0], q_ready, q_tiles.index(i))
-        for t in range(0, count):
+        {before}for t in range(0, count):
             stage, phase = ring(loaded)
-            start = visited_start(t, visits)
+            {start}
             mbarrier.wait(k_empty.index(stage), phase ^ 1)
             write(starts, stage, start)
             mbarrier.expect(k_ready.index(stage), BLOCK_N * HEAD * 2)
@@ -64,6 +64,11 @@ def load_tiles(counter, query, key, value, q_tiles, k_tiles, v_tiles, barriers, 
 """
 
 
-def emit_load_tiles(out: Emitter, names: Names) -> None:
-    """The producer's function."""
-    out.definition(LOAD_TILES.format(load=names.load, sizes=", ".join(a.name for a in SIZES)))
+def emit_load_tiles(out: Emitter, names: Names, ahead: bool) -> None:
+    """The producer's function; ``ahead``: where a tile is takes a load, begun one tile earlier."""
+    before, start = "", "start = visited_start(t, visits)"
+    if ahead:
+        before = "next_start = visited_start(0, visits)\n        "
+        start = "start = next_start\n            next_start = visited_start(t + 1, visits)"
+    sizes = ", ".join(a.name for a in SIZES)
+    out.definition(LOAD_TILES.format(load=names.load, sizes=sizes, before=before, start=start))

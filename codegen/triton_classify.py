@@ -16,13 +16,10 @@ from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import index_names, loads, substitute, walk
 from ..ir.types import BOOL, F32, I64, ScalarType
 from .emitter import Emitter
-from .gluon_tiles import emit_unpack
 from .triton_module import Argument, buffer_arguments, emit_launch, kernel, scalar_arguments, user_names
 from .triton_program import INDICES
-from .triton_values import Guard, Level, Values, user_name
+from .triton_values import LEVELS, Guard, Level, Values, user_name
 
-_LEVELS: tuple[Level, ...] = ("program", "query", "key", "pair")
-KERNELS = ("reduce_tiles", "list_tiles")
 
 _SIZES = [
     Argument("heads", "i32", "heads"),
@@ -78,10 +75,10 @@ for begin in range(0, columns, COLUMNS):
     visited, full = decide(entry, row, {column}, facts, BY_KEY, BLOCK_M, BLOCK_N)
     first = tl.minimum(first, tl.where(visited, column, 1 << 30))
     stop = tl.maximum(stop, tl.where(visited, column + 1, 0))
-    visited_count += tl.where(visited, 1, 0)
+    visited_count = visited_count + tl.where(visited, 1, 0)
     full_first = tl.minimum(full_first, tl.where(full, column, 1 << 30))
     full_stop = tl.maximum(full_stop, tl.where(full, column + 1, 0))
-    full_count += tl.where(full, 1, 0)
+    full_count = full_count + tl.where(full, 1, 0)
 first, stop, visited_count = tl.min(first, 0), tl.max(stop, 0), tl.sum(visited_count, 0)
 full_first, full_stop, full_count = tl.min(full_first, 0), tl.max(full_stop, 0), tl.sum(full_count, 0)
 first, full_first = tl.minimum(first, stop), tl.minimum(full_first, full_stop)
@@ -107,20 +104,21 @@ if listed:
         partial = tl.where(visited, 1 - full, 0)
         tl.store(indices + full_place + tl.cumsum(full, 0) - 1, column, mask=full != 0)
         tl.store(indices + partial_place + tl.cumsum(partial, 0) - 1, column, mask=partial != 0)
-        full_place += tl.sum(full, 0)
-        partial_place += tl.sum(partial, 0)
+        full_place, partial_place = full_place + tl.sum(full, 0), partial_place + tl.sum(partial, 0)
 """
 
 
 def emit_classify(
     out: Emitter, plan: TilePlan, by_query: tuple[int, int], by_key: tuple[int, int] | None = None
-) -> None:
-    """Prints ``classify`` and its kernels.
+) -> tuple[str, ...]:
+    """Prints ``classify`` and its kernels, whose names it returns.
 
     ``by_query`` and ``by_key`` are (block_m, block_n) of the kernels that walk keys and queries. With
     ``by_key``, ``classify`` returns both tables.
     """
-    Classify(plan).emit(out, by_query, by_key)
+    made = Classify(plan)
+    made.emit(out, by_query, by_key)
+    return ("reduce_tiles", "list_tiles") if made.stored else ("list_tiles",)
 
 
 class Classify:
@@ -187,7 +185,7 @@ class Classify:
             "def decide(entry, row, column, facts, BY_KEY: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):"
         ):
             out.line('"""May any pair of two tiles attend, and must all?"""')
-            emit_unpack(out, "facts", [*self.vectors, *self.facts])
+            out.line(f"{self._names} = facts")
             out.lines(_ENTRY)
             out.lines(_DECIDED)
             may, must = self._emit_exact(out) if self.plan.classification is None else self._emit_classified(out)
@@ -225,8 +223,12 @@ class Classify:
         constants = ("BY_KEY", "COLUMNS", "BLOCK_M", "BLOCK_N")
         with kernel(out, "list_tiles", self._list_arguments, constants):
             out.line('"""One row of tiles: where its runs begin and how long they are, or a list."""')
-            out.line(f"facts = ({', '.join(a.name for a in (*self.vectors, *self.facts))})")
+            out.line(f"facts = {self._names}")
             out.lines(_ROW.format(column="begin" if self.plan.classification is None else "column"))
+
+    @property
+    def _names(self) -> str:
+        return ", ".join(a.name for a in (*self.vectors, *self.facts))
 
     @property
     def _list_arguments(self) -> list[Argument]:
@@ -274,7 +276,7 @@ class Classify:
 
 def _emit_all(out: Emitter, values: Values, wanted: Sequence[str]) -> None:
     done: frozenset[str] = frozenset()
-    for level in _LEVELS:
+    for level in LEVELS:
         done = values.emit(out, level, wanted, Guard(), done)
 
 

@@ -14,6 +14,7 @@ from .emitter import Emitter
 from .print_triton import TRITON_TYPES, print_triton
 
 Level = Literal["program", "query", "key", "pair"]
+LEVELS: tuple[Level, ...] = ("program", "query", "key", "pair")
 
 # The user's names stand between these until the module is complete and collisions can be seen.
 MARK = "§"
