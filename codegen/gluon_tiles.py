@@ -96,7 +96,8 @@ def emit_visits(
         if uses_table(plan):
             out.comment("The table has full tiles first.")
             out.line("count = partial_count + full_count")
-            out.line("place = tl.where(t < partial_count, full_count + t, tl.where(t < count, t - partial_count, count))")
+            out.line("place = tl.where(t < partial_count, full_count + t, t - partial_count)")
+            out.line("place = tl.where(t < count, place, count)")
             out.line(f"return {table_tile('place', 'count')} * {walk.block}")
             return loops
         match loops.partial_count, loops.full_count:

@@ -10,16 +10,17 @@ never assumed, and nothing waits for the device, so it can be captured in a CUDA
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from ..ir.nodes import Expr, Index, Reduction, Value
 from ..ir.tiles.plan import TilePlan
+from ..ir.tiles.steps import steps
 from ..ir.traverse import index_names, loads, substitute, walk
 from ..ir.types import BOOL, F32, I64, ScalarType
 from .emitter import Emitter
 from .triton_module import Argument, buffer_arguments, emit_launch, kernel, scalar_arguments, user_names
 from .triton_program import INDICES
 from .triton_values import LEVELS, Guard, Level, Values, user_name
-
 
 _SIZES = [
     Argument("heads", "i32", "heads"),
@@ -35,10 +36,10 @@ _STEMS = {"min": "low", "max": "high", "any": "any", "all": "all"}
 # last, with the mask.
 LISTED, LISTED_IN_ROW = 1 << 22, 256
 
-_EMPTY_TABLE = f'''
+_EMPTY_TABLE = '''
 def empty_table(batches, heads, rows, columns, device):
-    """Room for (lists, runs) of rows of tiles; 16 MiB of lists, or 1 KiB for each row."""
-    capacity = min(columns, max({LISTED} // (batches * heads * rows), {LISTED_IN_ROW}))
+    """Room for lists of tiles, of a bounded size in all, and for four numbers a row."""
+    capacity = min(columns, max({all} // (batches * heads * rows), {row}))
     sizes = (batches, heads, rows)
     return torch.empty((*sizes, capacity), dtype=torch.int32, device=device), torch.empty(
         (*sizes, 4), dtype=torch.int32, device=device
@@ -130,14 +131,17 @@ class Classify:
         found = [] if conditions is None else [conditions.may, conditions.must]
         reductions = list(dict.fromkeys(x for e in found for x in walk(e) if isinstance(x, Reduction)))
         self.reductions = {x: Value(f"{_STEMS[x.op]}_{x.axis}_{i}", x.type) for i, x in enumerate(reductions)}
-        # Ends of tiles are known without looking.
-        self.stored = {x: v for x, v in self.reductions.items() if not isinstance(x.x, Index)}
+        # Ends of tiles are known without looking, and pairs of tiles are too many to store.
+        self.stored = {
+            x: v for x, v in self.reductions.items() if x.axis != "both" and not isinstance(x.x, Index)
+        }
         # The mask is evaluated whole where no conditions on tiles decide.
         self.results: dict[str, Expr] = {"mask": plan.variant.mask}
         if conditions is not None:
+            table: dict[Expr, Expr] = {x: v for x, v in self.reductions.items()}
             self.results = {
-                "may": substitute(conditions.may, self.reductions),
-                "must": substitute(conditions.must, self.reductions),
+                "may": substitute(conditions.may, table),
+                "must": substitute(conditions.must, table),
             }
         read = {user_name(x.buffer) for x in loads(plan.variant.mask)}
         buffers = [a for a in buffer_arguments(plan) if a.value.partition(".")[0] in read]
@@ -153,7 +157,7 @@ class Classify:
         self._emit_decide(out)
         out.section()
         self._emit_list(out)
-        out.section(_EMPTY_TABLE)
+        out.section(_EMPTY_TABLE.format(all=LISTED, row=LISTED_IN_ROW))
         self._emit_classify(out, by_query, by_key)
 
     def _emit_reduce(self, out: Emitter) -> None:
@@ -196,6 +200,10 @@ class Classify:
     def _emit_classified(self, out: Emitter) -> tuple[str, str]:
         known: dict[str, Level] = {}
         for x, v in self.reductions.items():
+            if x.axis == "both":
+                known[v.name] = "pair"
+                self._emit_looks(out, v.name, x)
+                continue
             known[v.name] = "query" if x.axis == "q" else "key"
             block = "BLOCK_M" if x.axis == "q" else "BLOCK_N"
             if x in self.stored:
@@ -209,6 +217,20 @@ class Classify:
         values = Values(self.results, INDICES, known=known)
         _emit_all(out, values, tuple(self.results))
         return values.result("may"), values.result("must")
+
+    def _emit_looks(self, out: Emitter, name: str, x: Reduction) -> None:
+        """``name``: reduced over one position of every block that the tiles touch."""
+        found = steps(x.x)
+        assert found is not None
+        out.line(f"{name} = {x.op == 'all'}")
+        values = Values({name: x.x}, INDICES, prefix=f"{name}_")
+        with ExitStack() as loops:
+            for axis, length, block in (("q", found[0], "BLOCK_M"), ("kv", found[1], "BLOCK_N")):
+                last = f"tl.minimum({axis}_tile * {block} + {block}, {axis}_len) - 1"
+                loops.enter_context(out.block(f"for look in tl.static_range(0, {block} + {length} - 1, {length}):"))
+                out.line(f"{axis}_index = tl.minimum({axis}_tile * {block} + look, {last})")
+            _emit_all(out, values, (name,))
+            out.line(f"{name} {'&=' if x.op == 'all' else '|='} {values.result(name)}")
 
     def _emit_exact(self, out: Emitter) -> tuple[str, str]:
         out.comment("Ragged last tiles repeat their last position, which changes nothing.")

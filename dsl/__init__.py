@@ -55,6 +55,7 @@ from .stock import (
     strided,
     t5_bias,
     temperature,
+    tiles,
     token_decay,
     windows,
 )
@@ -65,5 +66,6 @@ __all__ = [
     "distance_decay", "document", "exp", "exp2", "floor", "full", "global_tokens", "grid", "key_bias", "key_mask",
     "log", "log2", "log_n", "mask", "maximum", "minimum", "neighborhood", "padding", "prefix_lm", "relative_bias",
     "rsqrt", "score", "sigmoid", "sin", "sinks", "sliding_tile", "sliding_window", "softcap", "softmax", "sqrt",
-    "static", "strided", "t5_bias", "tanh", "temperature", "to_float", "to_int", "token_decay", "where", "windows",
+    "static", "strided", "t5_bias", "tanh", "temperature", "tiles", "to_float", "to_int", "token_decay", "where",
+    "windows",
 ]  # fmt: skip

@@ -14,11 +14,12 @@ from .prefix import prefix_lm
 from .relative import relative_bias, t5_bias
 from .scaling import log_n, softcap, temperature
 from .strides import dilated, strided
+from .tiles import tiles
 from .window import sliding_window
 
 __all__ = [
     "alibi", "axial", "block_diagonal", "causal", "checkerboard", "chunked_causal", "decay", "dilated",
     "distance_decay", "document", "full", "global_tokens", "key_bias", "key_mask", "log_n", "neighborhood",
     "padding", "prefix_lm", "relative_bias", "sinks", "sliding_tile", "sliding_window", "softcap", "strided",
-    "t5_bias", "temperature", "token_decay", "windows",
+    "t5_bias", "temperature", "tiles", "token_decay", "windows",
 ]  # fmt: skip

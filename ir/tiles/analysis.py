@@ -16,6 +16,7 @@ from .overflow import with_bounded_loads
 from .plan import BoxTerm, Method, Ranges, TilePlan
 from .proofs import is_coarse, prove
 from .ranges import is_solved, tile_ranges
+from .steps import steps
 
 
 def make_plan(v: Variant) -> TilePlan:
@@ -54,10 +55,11 @@ def _decide_more(boxes: tuple[BoxTerm, ...], formula: Formula) -> bool:
 def _method(formula: Formula) -> Method:
     """``exact`` and ``classified`` only where an atom without a closed form makes them worth their price."""
     unsolved = [a for a in atoms(formula) if not is_solved(Atom(a))]
-    read_by = {positions(x) for a in unsolved for x in walk(a) if isinstance(x, Load)}
+    stepwise = [a for a in unsolved if steps(a)]
+    read_by = {positions(x) for a in unsolved if a not in stepwise for x in walk(a) if isinstance(x, Load)}
     if "both" in read_by:
         return "exact"
-    return "classified" if read_by - {"none"} or any(is_coarse(a) for a in unsolved) else "closed"
+    return "classified" if stepwise or read_by - {"none"} or any(is_coarse(a) for a in unsolved) else "closed"
 
 
 def _rows_never_empty(keys: Ranges) -> tuple[bool, str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ..build import binary, cast, const, unary
-from ..nodes import FALSE, Binary, BinaryOp, Cast, Expr, Reduction, ReductionOp, Select, Unary
+from ..nodes import FALSE, Binary, BinaryOp, Cast, Expr, Load, Reduction, ReductionOp, Select, Unary
 from ..symbolic import NEGATED, Linear, linear, mentions, simplify, to_expr
 from ..types import BOOL, F32
 from .arithmetic import Extremes, interval
@@ -19,6 +19,7 @@ from .formula import expands
 from .overflow import is_exact
 from .plan import Classification
 from .solve import Axis
+from .steps import steps
 
 
 def classify(mask: Expr) -> Classification:
@@ -62,6 +63,8 @@ def _must(e: Expr, negate: bool) -> Expr:
             )
         case Cast(x=x) if x.type.is_integer:
             return _must(binary("ne", x, cast(const(0), x.type)), negate)
+        case Load() | Binary() if is_exact(e, compared=True) and steps(e):
+            return Reduction("all", simplify(unary("not", e) if negate else e), "both", BOOL)
         case Binary(op=op, a=a, b=b) if op in NEGATED and is_exact(e, compared=True):
             return _comparison(NEGATED[op] if negate else op, *_sides(a, b))
         case _:

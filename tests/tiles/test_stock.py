@@ -20,6 +20,8 @@ from regard.ir.tiles.numeric import Sizes
 LENGTH = 150
 IDS = (torch.arange(LENGTH) // 37).expand(2, -1)
 
+BLOCKS = torch.rand(2, 2, 5, 10, generator=torch.Generator().manual_seed(0)) > 0.6
+
 MASKS: dict[str, dict[str, Any]] = {
     "full": {"everything": rg.full},
     "causal": {"a triangle": rg.causal},
@@ -39,6 +41,11 @@ MASKS: dict[str, dict[str, Any]] = {
     "block_diagonal": {"blocks": rg.block_diagonal(24)},
     "chunked_causal": {"blocks": rg.chunked_causal(40)},
     "checkerboard": {"blocks": rg.checkerboard(32)},
+    "tiles": {
+        "for all": rg.tiles(BLOCKS[0, 0], (32, 16)),
+        "by head, cut short": rg.causal & rg.tiles(BLOCKS[:1, :, :4], (40, 16)),
+        "by batch and head": rg.tiles(BLOCKS, (32, 16)),
+    },
 }
 
 
