@@ -237,11 +237,13 @@ def test_tables_of_tiles(name: str) -> None:
 
 def test_rows_too_long_to_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_classify, "LISTED", 0)
-    monkeypatch.setattr(triton_classify, "LISTED_IN_ROW", 2)
-    parts: list[Part] = [TABLES["blocks"]()]
+    monkeypatch.setattr(triton_classify, "LISTED_IN_ROW", 3)
+    near = torch.zeros(90, 90, dtype=torch.bool)
+    near[3, [1, 50]] = near[20, [1, 30, 50, 80]] = True
+    parts: list[Part] = [listed(near=near)]
     module = generated(parts, sizes=(16, 16), dtype=F32, blocks=(16, 16), descriptors=False)
     counts = load(module.sources[0]).classify(*module.values, 2, 4, 2, 90, 90, torch.device("cpu"))[1]
-    assert (counts[..., 2] >= 0).any() and (counts[..., 2] < 0).any()
+    assert counts[0, 0, :3].tolist() == [[0, 2, -1, 0], [0, 6, 0, 6], [0, 0, 0, 0]]
     tensors = inputs(F32, 90, 90, 16, 16)
     out, lse = module.forward(*tensors)
     expected, expected_lse = oracle(parts, *tensors)
