@@ -57,6 +57,8 @@ def test_a_replay_passes_what_the_module_passes(launches: list[tuple[Any, ...]],
     for _ in range(4):
         launches.clear()
         out, aux = attn(*x, aux=("lse",))
+        if case == "documents" and not seen:
+            del launches[:2]  # the table of tiles, which is kept
         assert len(launches) == count
         names = dict(zip(("query", "key", "value", "out", "lse"), (*x, out, aux.lse), strict=True))
         seen.append(with_names(launches, names))
