@@ -43,7 +43,8 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     """Tile sizes and pipeline for a plan and problem that :func:`unsupported_reason` has nothing against."""
     wide = max(problem.head_dim, problem.value_dim) > 64
-    keys = 64 if wide and _takes_registers(plan) else 128
+    # Tables are mostly of short rows, which smaller tiles cut closer.
+    keys = 64 if wide and (_takes_registers(plan) or uses_table(plan)) else 128
     stages = 2 if wide and keys == 128 else 4
     return Schedule(128, keys, num_warps=4, num_stages=stages, reverse=heaviest_last(plan.keys), descriptors=True)
 

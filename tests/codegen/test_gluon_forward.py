@@ -160,7 +160,7 @@ def compiled(name: str) -> Binary:
     parts, sizes, dtype = COMPILED[name]
     generated = module(parts, sizes=sizes, dtype=dtype)
     values = [x.to("meta") if isinstance(x, Tensor) else x for x in generated.values]
-    (binary,) = compile_launches(load(generated.text), H100, [*sample_arguments(generated.problem), *values])
+    *_, binary = compile_launches(load(generated.text), H100, [*sample_arguments(generated.problem), *values])
     return binary
 
 
@@ -170,6 +170,7 @@ COMPILED: dict[str, tuple[list[Part], tuple[int, int], torch.dtype]] = {
     "window and alibi": ([rg.causal(), rg.sliding_window(1024), rg.alibi(slopes=bias(16))], (128, 128), BF16),
     "several intervals": ([sinks_or_window(sinks=4, window=1024)], (64, 64), BF16),
     "softcap": ([rg.causal(), rg.softcap(20.0)], (128, 128), BF16),
+    "documents": ([rg.causal(), rg.document(torch.arange(64).int()[None])], (128, 128), BF16),
 }
 
 

@@ -53,7 +53,7 @@ CASES: dict[str, tuple[Callable[[], rg.Attention], Callable[[], list[Tensor]], i
 def test_a_replay_passes_what_the_module_passes(launches: list[tuple[Any, ...]], way: str, case: str) -> None:
     make, tensors, count = CASES[case]
     attn, x = make(), tensors()
-    seen = []
+    seen: list[list[list[Any]]] = []
     for _ in range(4):
         launches.clear()
         out, aux = attn(*x, aux=("lse",))
