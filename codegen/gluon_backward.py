@@ -16,15 +16,14 @@ from .emitter import Emitter
 from .gluon_grad_consumer import Consumer
 from .gluon_grad_loader import SIZES, emit_load_tiles, emit_place_function
 from .gluon_grad_rows import emit_after, emit_before, row_kernels
-from .gluon_module import DESCRIPTOR, finish, reason_against_target
+from .gluon_module import DESCRIPTOR, emit_tables, finish, reason_against_target
 from .gluon_names import installed_names
 from .gluon_tiles import CELLS, QUERIES, emit_visits
 from .schedule import Problem, Schedule, Source, Target
-from .torch_classify import emit_classify
 from .triton_backward import TIDY
 from .triton_gradients import contributions
 from .triton_module import Argument, buffer_arguments, emit_header, emit_launch, kernel, scalar_arguments, user_names
-from .triton_program import BROADCAST_STRIDE, emit_classify_call, emit_sizes, table_arguments, uses_table
+from .triton_program import emit_classify_call, emit_sizes, table_arguments, uses_table
 
 KERNEL = "attention_backward"
 # (head size, value size) -> queries of a tile, for which buffers and sums fit.
@@ -91,14 +90,13 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         out.line(f"sizes = ({', '.join(a.name for a in SIZES)})")
         out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
         out.lines(_KERNEL_BODY)
-    if uses_table(plan):
-        out.section(BROADCAST_STRIDE)
-        blocks = schedule.block_m, schedule.block_n
-        emit_classify(out, plan, blocks, blocks)
+    blocks = schedule.block_m, schedule.block_n
+    tables, table_kernels = emit_tables(plan, blocks, blocks)
     out.definition(TIDY)
     out.definition(DESCRIPTOR)
     _emit_run(out, plan, problem, schedule, arguments, consumer.folded)
-    return finish(out, plan, ["row_terms", KERNEL, "convert_sums"], head, row_kernels(problem, consumer.folded))
+    kernels = [*table_kernels, "row_terms", KERNEL, "convert_sums"]
+    return finish(out, plan, kernels, head, tables + row_kernels(problem, consumer.folded))
 
 
 def _emit_constants(out: Emitter, problem: Problem, schedule: Schedule, split_columns: bool) -> None:

@@ -11,7 +11,7 @@ from ..ir.traverse import loads
 from .emitter import Emitter
 from .gluon_columns import RUN, emit_columns, lanes
 from .gluon_names import Names
-from .gluon_seen import UnseenKeys
+from .gluon_seen import Unseen, UnseenByWeights
 from .gluon_tiles import emit_unpack, jit_function
 from .schedule import Problem
 from .triton_forward import composed_scores
@@ -48,7 +48,7 @@ class Consumer:
     masks_positions = True
 
     def __init__(
-        self, plan: TilePlan, problem: Problem, parameters: Sequence[Argument], unseen: UnseenKeys, names: Names
+        self, plan: TilePlan, problem: Problem, parameters: Sequence[Argument], unseen: Unseen, names: Names
     ) -> None:
         self.parameters, self.unseen, self.names = parameters, unseen, names
         results: dict[str, Expr] = {}
@@ -91,7 +91,9 @@ class Consumer:
             out.line("tma.store_wait(0)")
 
     def _emit_prologue(self, out: Emitter) -> None:
-        out.line("q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, order_ready, order_empty = barriers")
+        asks = isinstance(self.unseen, UnseenByWeights)
+        more = ", weighty, weighty_ready" if asks else ""
+        out.line(f"q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, order_ready, order_empty{more} = barriers")
         self.emit_sizes(out)
         emit_unpack(out, "parameters", self.parameters)
         out.line("q_tile = q_tiles.index(GROUP).reshape([ROWS, HEAD])")
@@ -107,6 +109,8 @@ class Consumer:
         out.line("program = read(orders, 0)")
         out.line("used = 0  # tiles of keys")
         out.line("turn = 0  # tiles of queries")
+        if asks:
+            out.line("cleared = 0  # tiles of which it was asked what no query sees")
 
     def _emit_query_prologue(self, out: Emitter) -> frozenset[str]:
         out.line("slot = turn & 1")
@@ -116,7 +120,7 @@ class Consumer:
         self.emit_place(out)
         out.line("q_index = q_row[:, None]")
         if not self.unseen.all_seen:
-            out.line("seen = seen_keys(batch, head, kv_head, sizes, parameters)")
+            self.unseen.emit_bounds(out)
         done = self.values.emit(out, "program", self.results, Guard())
         done = self.values.emit(out, "query", self.results, Guard(query="(q_index < q_len)"), done)
         out.line("acc = tl.zeros([ROWS, VALUE], tl.float32, OUTPUTS)")
@@ -235,9 +239,9 @@ class Consumer:
         """After the scores of a partial tile: clears what must not be seen of its values."""
         if self.unseen.all_seen:
             return
-        with out.block("if some_unseen(start, tl.minimum(start + BLOCK_N, kv_len), seen):"):
+        with out.block(f"if {self.unseen.some_unseen}:"):
             out.line("mbarrier.wait(v_ready.index(stage), phase)")
-            out.line("clear_unseen(v_tiles.index(stage).reshape([BLOCK_N, VALUE]), start, seen)")
+            self.unseen.emit_clear(out)
 
     def _emit_epilogue(self, out: Emitter) -> None:
         out.line("mbarrier.arrive(q_empty)")

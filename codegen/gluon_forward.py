@@ -24,13 +24,13 @@ from .defaults import heaviest_last
 from .emitter import Emitter
 from .gluon_consumer import Consumer
 from .gluon_loader import emit_load_tiles, emit_place_function, run_loads
-from .gluon_module import DESCRIPTOR, finish, reason_against_target
+from .gluon_module import DESCRIPTOR, emit_tables, finish, reason_against_target
 from .gluon_names import installed_names
-from .gluon_seen import UnseenKeys
+from .gluon_seen import UnseenByWeights, UnseenKeys
 from .gluon_tiles import CELLS, KEYS, emit_visits
 from .schedule import Problem, Schedule, Source, Target
 from .triton_module import Argument, buffer_arguments, emit_header, emit_launch, kernel, scalar_arguments, user_names
-from .triton_program import SIZES, emit_shape_check
+from .triton_program import SIZES, emit_classify_call, emit_shape_check, table_arguments, uses_table
 
 KERNEL = "attention_forward"
 HEAD_SIZES = (64, 128)
@@ -41,17 +41,14 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
     for size in (problem.head_dim, problem.value_dim):
         if size not in HEAD_SIZES:
             return f"head size {size} is not one of {', '.join(map(str, HEAD_SIZES))}"
-    if plan.method != "closed":
-        return "its tiles come from a table, not from closed forms"
-    if UnseenKeys.of(plan) is None:
-        return "which keys no query sees is not a closed form, so non-finite values could not be kept out"
     return reason_against_target(problem, target)
 
 
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     """Tile sizes and pipeline for a plan and problem that :func:`unsupported_reason` has nothing against."""
     wide = max(problem.head_dim, problem.value_dim) > 64
-    keys = 64 if wide and takes_registers(plan) else 128
+    # Tables are mostly of short rows, which smaller tiles cut closer.
+    keys = 64 if wide and (takes_registers(plan) or uses_table(plan)) else 128
     stages = 2 if wide and keys == 128 else 4
     return Schedule(128, keys, num_warps=4, num_stages=stages, reverse=heaviest_last(plan.keys), descriptors=True)
 
@@ -82,10 +79,10 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
 
     For plans, problems and targets that :func:`unsupported_reason` has nothing against.
     """
-    unseen = UnseenKeys.of(plan)
-    assert unseen is not None
+    unseen = UnseenKeys.of(plan) or UnseenByWeights.of(plan)
     names = installed_names()
-    parameters = [Argument("scale", "fp32", "scale"), *buffer_arguments(plan), *scalar_arguments(plan)]
+    table = table_arguments("tiles") if uses_table(plan) else []
+    parameters = [Argument("scale", "fp32", "scale"), *table, *buffer_arguments(plan), *scalar_arguments(plan)]
     arguments = [
         Argument("lse", "", "lse"),
         Argument("counter", "", "counter"),
@@ -104,12 +101,13 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     loops = emit_visits(out, plan, KEYS, SIZES, parameters)
     consumer = Consumer(plan, problem, parameters, unseen, names)
     consumer.emit(out, loops)
-    emit_load_tiles(out, run_loads(names))
+    emit_load_tiles(out, run_loads(names, ahead=uses_table(plan)))
     out.line("\n")
     with kernel(out, KERNEL, arguments, ()):
-        emit_body(out, SIZES, parameters)
+        emit_body(out, SIZES, parameters, asks=isinstance(unseen, UnseenByWeights))
+    tables, kernels = emit_tables(plan, (schedule.block_m, schedule.block_n))
     _emit_run(out, plan, problem, schedule, arguments)
-    return finish(out, plan, [KERNEL], head)
+    return finish(out, plan, [*kernels, KERNEL], head, tables)
 
 
 def emit_constants(out: Emitter, problem: Problem, schedule: Schedule, axes: int = 2) -> None:
@@ -142,19 +140,31 @@ def emit_constants(out: Emitter, problem: Problem, schedule: Schedule, axes: int
     out.line("FORWARD = dict(num_warps=4, maxnreg=168)")
 
 
+_WEIGHTS = """\
+# Which keys of a tile have weights, for each consumer, twice; both make it ready.
+weighty = gl.allocate_shared_memory(gl.int32, [4, BLOCK_N], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+weighty_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+mbarrier.init(weighty_ready, count=2)
+"""
+
+
 def emit_body(
     out: Emitter, sizes: Sequence[Argument], parameters: Sequence[Argument], descriptors: str = "", constants: str = "",
-    starts: int = 1, copies: bool = True,
+    starts: int = 1, copies: bool = True, asks: bool = False,
 ) -> None:  # fmt: skip
     """The body of the kernel: shared memory, barriers and the three partitions.
 
     ``starts``: how many numbers say where a tile of keys starts. ``copies``: outputs leave through shared memory.
+    ``asks``: consumers tell each other which keys have weights.
     """
     out.line(f"sizes = ({', '.join(a.name for a in sizes)})")
     out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
     count = f"STAGES * {starts}" if starts > 1 else "STAGES"
     out_tiles = "gl.allocate_shared_memory(ELEMENT, [2] + out.block_type.shape, OUT_TILE)" if copies else "q_tiles"
-    out.lines(_KERNEL_BODY.format(starts=count, descriptors=descriptors, constants=constants, out_tiles=out_tiles))
+    out.lines(_KERNEL_BODY.format(
+        starts=count, descriptors=descriptors, constants=constants, out_tiles=out_tiles,
+        weights=_WEIGHTS if asks else "", more=", weighty, weighty_ready" if asks else "",
+    ))
 
 
 _KERNEL_BODY = """
@@ -184,7 +194,7 @@ for i in gl.static_range(STAGES):
     mbarrier.init(k_empty.index(i), count=2)
     mbarrier.init(v_ready.index(i), count=1)
     mbarrier.init(v_empty.index(i), count=2)
-barriers = (q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, order_ready, order_empty)
+{weights}barriers = (q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, order_ready, order_empty{more})
 gl.warp_specialize(
     [
         (
@@ -255,4 +265,6 @@ def _emit_run(
 ) -> None:
     out.definition(DESCRIPTOR)
     with run_function(out, plan, problem):
+        if uses_table(plan):
+            emit_classify_call(out, user_names(plan.variant))
         emit_start(out, f"triton.cdiv(q_len, {schedule.block_m}) * batches * heads", arguments)

@@ -146,7 +146,7 @@ def _slower_forward(plan: TilePlan, problem: Problem) -> str | None:
 
 
 def _slower_backward(plan: TilePlan) -> str | None:
-    return "no faster where tiles come from a table" if uses_table(plan) else None
+    return "slower where tiles come from a table and its rows are short" if uses_table(plan) else None
 
 
 def schedule_for(choice: Choice, plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> Schedule:

@@ -58,6 +58,7 @@ from .stock import (
     strided,
     t5_bias,
     temperature,
+    tiles,
     token_decay,
     tree,
     windows,
@@ -69,6 +70,6 @@ __all__ = [
     "dilated", "distance_decay", "document", "exp", "exp2", "floor", "full", "global_tokens", "grid", "halo",
     "key_bias", "key_mask", "log", "log2", "log_n", "mask", "maximum", "minimum", "neighborhood", "padding",
     "prefix_lm", "random_blocks", "relative_bias", "rsqrt", "score", "sigmoid", "sin", "sinks", "sliding_tile",
-    "sliding_window", "softcap", "softmax", "sqrt", "static", "strided", "t5_bias", "tanh", "temperature", "to_float",
-    "to_int", "token_decay", "tree", "where", "windows",
+    "sliding_window", "softcap", "softmax", "sqrt", "static", "strided", "t5_bias", "tanh", "temperature", "tiles",
+    "to_float", "to_int", "token_decay", "tree", "where", "windows",
 ]  # fmt: skip

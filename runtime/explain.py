@@ -37,12 +37,15 @@ if TYPE_CHECKING:
     from .attention import Attention
 
 _ITEM_SIZES: dict[DType, int] = {"f16": 2, "bf16": 2, "f32": 4}
+_STORED = (
+    "four integers for a row of tiles, and on a GPU a list only for a row with gaps, of which 16 MiB, or 256 tiles for "
+    "each row, are kept: a longer one is visited from its first tile to its last"
+)
 _METHODS = {
     "closed": "closed form: the kernel computes the ranges below; nothing is stored, whatever the length",
     "classified": "classified: every pair of tiles is decided from minima and maxima of the data of each tile; "
-    "stored are two lists of tiles (4 bytes for a pair of tiles)",
-    "exact": "exact: the mask is evaluated for every pair of positions, in chunks; "
-    "stored are two lists of tiles (4 bytes for a pair of tiles)",
+    f"stored are {_STORED}",
+    "exact": f"exact: the mask is evaluated for every pair of positions, in chunks; stored are {_STORED}",
 }
 _BOXES = (
     "boxes: a tile is a box of coordinates, and keys are ranges along each axis, for a run first … last of queries "

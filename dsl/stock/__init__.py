@@ -15,6 +15,7 @@ from .random_blocks import random_blocks
 from .relative import relative_bias, t5_bias
 from .scaling import log_n, softcap, temperature
 from .strides import dilated, strided
+from .tiles import tiles
 from .tree import tree
 from .window import sliding_window
 
@@ -22,5 +23,5 @@ __all__ = [
     "alibi", "axial", "block_causal", "block_diagonal", "causal", "checkerboard", "chunked_causal", "decay", "dilated",
     "distance_decay", "document", "full", "global_tokens", "halo", "key_bias", "key_mask", "log_n", "neighborhood",
     "padding", "prefix_lm", "random_blocks", "relative_bias", "sinks", "sliding_tile", "sliding_window", "softcap",
-    "strided", "t5_bias", "temperature", "token_decay", "tree", "windows",
+    "strided", "t5_bias", "temperature", "tiles", "token_decay", "tree", "windows",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from functools import partial, reduce
 from typing import Literal
 
 from ..build import binary, cast, const, unary
-from ..nodes import FALSE, TRUE, Binary, BinaryOp, Cast, Expr, Reduction, ReductionOp, Select, Unary
+from ..nodes import FALSE, TRUE, Binary, BinaryOp, Cast, Expr, Load, Reduction, ReductionOp, Select, Unary
 from ..symbolic import NEGATED, Linear, linear, mentions, simplify, to_expr
 from ..types import BOOL, F32
 from .arithmetic import Extremes, interval
@@ -20,6 +20,7 @@ from .formula import expands
 from .overflow import is_exact
 from .plan import Classification
 from .solve import Axis
+from .steps import steps
 
 _LARGEST = float(2**128 - 2**104)  # of float32
 
@@ -70,6 +71,8 @@ def _must(e: Expr, negate: bool) -> Expr:
             )
         case Cast(x=x) if x.type.is_integer:
             return _must(binary("ne", x, cast(const(0), x.type)), negate)
+        case Load() | Binary() if is_exact(e, compared=True) and steps(e):
+            return Reduction("all", simplify(unary("not", e) if negate else e), "both", BOOL)
         case Binary(op=op, a=a, b=b) if op in NEGATED and is_exact(e, compared=True):
             finite: list[Expr] = []
             proof = _comparison(NEGATED[op] if negate else op, *_sides(a, b, finite))

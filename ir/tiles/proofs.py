@@ -10,6 +10,7 @@ from .formula import Atom
 from .overflow import is_exact
 from .plan import Interval, Proof
 from .ranges import is_solved, tile_ranges
+from .steps import steps
 
 # Interval arithmetic decides most pairs of tiles where the mask repeats no faster than this.
 COARSE = 16
@@ -19,7 +20,10 @@ def prove(atom: Expr) -> Proof:
     """The verdict on one atom, with a reason that names the user's own expressions."""
     if is_solved(Atom(atom)):
         return Proof(atom, "closed form", _closed_form(atom), atom.loc)
-    pair = _loads(atom, "both")
+    pair, blocks = _loads(atom, "both"), steps(atom)
+    if pair and blocks:
+        sizes = f"{blocks[0]} queries and {blocks[1]} keys"
+        return Proof(atom, "interval", f"reads {pair} by blocks of {sizes}: decided per tile pair, exactly", atom.loc)
     if pair:
         return Proof(atom, "partial", f"reads {pair} by query and key together: evaluated for every pair", atom.loc)
     by_query, by_key = _loads(atom, "q"), _loads(atom, "kv")

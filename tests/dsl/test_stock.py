@@ -21,6 +21,7 @@ IDS = torch.tensor(
 )
 LENGTHS = torch.tensor([5, 17], dtype=torch.int32)
 VISIBLE = torch.arange(B * LKV).reshape(B, LKV) % 3 != 1
+SQUARES = VISIBLE[:, :10].reshape(4, 5)
 
 # Each token's subtree: a chain, and a prefix of 4 with three continuations, of which the last branches again.
 ENDS = torch.tensor([[LKV] * LKV, [LKV] * 4 + [7, 7, 7, 9, 9, LKV, LKV, 13, 13, LKV, LKV, LKV, LKV]])
@@ -59,6 +60,11 @@ MASKS: dict[str, tuple[Part, Pair]] = {
     "tree": (rg.tree(ENDS), lambda b, q, k: k <= q < int(ENDS[b, k])),
     "tree shared": (rg.tree(ENDS[1]), lambda b, q, k: k <= q < int(ENDS[1, k])),
     "checkerboard": (rg.checkerboard(3), lambda b, q, k: q % 6 // 3 == k % 6 // 3),
+    "tiles": (rg.tiles(SQUARES, (5, 4)), lambda b, q, k: SQUARES[q // 5, k // 4]),
+    "tiles in a list": (
+        rg.tiles(torch.tensor([[1, 0, 1, 3], [0, 0, 2, 0]]), (5, 4), shape=(B, 1, 4, 5)),
+        lambda b, q, k: (b, q // 5, k // 4) in ((1, 1, 3), (0, 2, 0)),
+    ),
     "streaming": (
         rg.causal & (rg.sliding_window(3) | rg.sinks(2)),
         lambda b, q, k: k <= q and (q - k <= 3 or k < 2),
@@ -177,6 +183,7 @@ def test_random_blocks_are_spread_evenly() -> None:
         assert (first & other).sum() < 40
 
 
+PLACES = torch.tensor([[2, 1], [0, 3], [2, 1]])
 FEW_BUCKETS = "`table` must have at least 4 buckets, an even number if bidirectional, got"
 untyped: Any = rg  # for values that a type checker refuses
 
@@ -207,6 +214,20 @@ untyped: Any = rg  # for values that a type checker refuses
         (lambda: rg.tree(ENDS.float()), "`ends` must be a tensor of kind integer, got torch.float32"),
         (lambda: rg.tree(ENDS[None]), "`ends` must have shape (B, S) or (S,), got (1, 2, 17)"),
         (lambda: rg.checkerboard(-1), "`size` must be a whole number ≥ 1, got -1"),
+        (
+            lambda: rg.tiles(PLACES),
+            "`blocks` of shape (3, 2) lists indices, so `shape` must say how many blocks there are along each of its "
+            "axes, got None",
+        ),
+        (lambda: rg.tiles(TABLE), "`blocks` must be a tensor of kind integer, got torch.float32"),
+        (
+            lambda: rg.tiles(VISIBLE[0]),
+            "`blocks` must have shape (rows, columns), (H, rows, columns) or (B, H, rows, columns), got (17,)",
+        ),
+        (lambda: rg.tiles(VISIBLE, 0), "`size` must be a whole number ≥ 1, got 0"),
+        (lambda: rg.tiles(VISIBLE, shape=(2, 17)), "`shape` is for a list of indices; a bool tensor has its own"),
+        (lambda: rg.tiles(PLACES, shape=(3, 3)), "block (0, 3) is out of range of (3, 3) blocks"),
+        (lambda: rg.tiles(PLACES, shape=(3, 4)), "block (2, 1) is listed twice"),
         (lambda: rg.alibi(), "alibi takes either `slopes` or `heads`"),
         (lambda: rg.alibi(SLOPES, heads=4), "alibi takes either `slopes` or `heads`"),
         (lambda: rg.alibi(heads=0), "`heads` must be a whole number ≥ 1, got 0"),

@@ -54,10 +54,12 @@ CASES: dict[str, tuple[Callable[[], rg.Attention], Callable[[], list[Tensor]], i
 def test_a_replay_passes_what_the_module_passes(launches: list[tuple[Any, ...]], way: str, case: str) -> None:
     make, tensors, count = CASES[case]
     attn, x = make(), tensors()
-    seen = []
+    seen: list[list[list[Any]]] = []
     for _ in range(4):
         launches.clear()
         out, aux = attn(*x, aux=("lse",))
+        if case == "documents" and not seen:
+            del launches[:2]  # the table of tiles, which is kept
         assert len(launches) == count
         names = dict(zip(("query", "key", "value", "out", "lse"), (*x, out, aux.lse), strict=True))
         seen.append(with_names(launches, names))

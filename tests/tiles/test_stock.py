@@ -23,6 +23,8 @@ IDS = (torch.arange(LENGTH) // 37).expand(2, -1)
 CHAINS = (torch.arange(LENGTH) // 30 + 1) * 30
 ENDS = torch.stack([CHAINS, torch.tensor([150] * 40 + [83] * 43 + [91] * 8 + [150] * 59)])
 
+BLOCKS = torch.rand(2, 2, 5, 10, generator=torch.Generator().manual_seed(0)) > 0.6
+
 MASKS: dict[str, dict[str, Any]] = {
     "full": {"everything": rg.full},
     "causal": {"a triangle": rg.causal},
@@ -44,6 +46,11 @@ MASKS: dict[str, dict[str, Any]] = {
     "checkerboard": {"blocks": rg.checkerboard(32)},
     "block_causal": {"a staircase": rg.block_causal(24)},
     "tree": {"of a batch": rg.tree(ENDS), "for all": rg.tree(ENDS[1])},
+    "tiles": {
+        "for all": rg.tiles(BLOCKS[0, 0], (32, 16)),
+        "by head, cut short": rg.causal & rg.tiles(BLOCKS[:1, :, :4], (40, 16)),
+        "by batch and head": rg.tiles(BLOCKS, (32, 16)),
+    },
 }
 # What was drawn for two blocks of queries lies anywhere: tiles must not cross their borders.
 IN_BLOCKS: dict[str, dict[str, Any]] = {
