@@ -348,7 +348,8 @@ _kept = Bounded[tuple[object, ...], tuple[str, Engine]](_KEPT_LIMIT)
 def engine_for(variant: Variant) -> tuple[str, Engine]:
     """The text of a variant in one line, and the engine it is found by."""
     # Labels are part of the text, but not of equality; numbers in parameters are equal to others that print otherwise.
-    key = (variant, variant.name, repr(variant.scale), *(repr(p.value) for p in variant.statics))
+    numbers = (repr(variant.scale), *(repr(p.value) for p in variant.statics))
+    key = (variant, variant.name, numbers, config.interpret(), config.debug_topics())
     found = _kept.get(key)
     if found is None:
         text = key_text(variant)
