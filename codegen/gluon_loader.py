@@ -103,7 +103,7 @@ def emit_load_tiles(out: Emitter, loads: TileLoads) -> None:
 
 
 def run_loads(names: Names, ahead: bool) -> TileLoads:
-    """The loads of tiles that are runs of positions; ``ahead``: to know where one is takes a load, begun a tile earlier."""
+    """The loads of tiles that are runs of positions; ``ahead``: where one is takes a load, begun a tile earlier."""
     start = "start = visited_start(t, visits)"
     if ahead:
         start = "start = next_start\nnext_start = visited_start(t + 1, visits)"
