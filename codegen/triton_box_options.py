@@ -6,14 +6,15 @@ from math import prod
 
 from ..ir.nodes import Expr, Index, Param
 from ..ir.printer import print_boxes
-from ..ir.tiles.plan import BoxTerm, TilePlan
+from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import index_names, loads
 from ..ir.types import I32
 from .box_sides import Shape, box_shapes
 from .emitter import Emitter
 from .print_torch import Printed, Scope, print_torch
 from .schedule import Schedule
-from .triton_box_space import BoxSpace, Letter
+from .box_groups import Letter
+from .triton_box_space import BoxSpace
 from .triton_box_tiles import can_describe, conditions
 from .triton_values import user_name
 
@@ -30,9 +31,9 @@ def _is_known(space: BoxSpace) -> bool:
     return not any(loads(e) or index_names(e) & {"batch", "head", "kv_head"} for e in ends)
 
 
-def note_of(term: BoxTerm) -> str:
+def note_of(plan: TilePlan) -> str:
     """What the header of a module says about its tiles."""
-    return "\n".join(["Tiles: boxes.", *(f"  {line}" for line in print_boxes([term]).splitlines())])
+    return "\n".join(["Tiles: boxes.", *(f"  {line}" for line in print_boxes(plan.boxes).splitlines())])
 
 
 def emit_shapes(out: Emitter, options: str, space: BoxSpace, schedule: Schedule) -> None:
@@ -53,14 +54,14 @@ def emit_shapes(out: Emitter, options: str, space: BoxSpace, schedule: Schedule)
     out.line("]")
 
 
-def emit_choice(out: Emitter, plan: TilePlan, space: BoxSpace, schedule: Schedule) -> None:
+def emit_choice(out: Emitter, plan: TilePlan, space: BoxSpace, schedule: Schedule, suffix: str) -> None:
     """``choose_boxes_of_queries`` or ``_of_keys``: of several boxes those that visit the fewest others."""
     if len(shapes_of(space, schedule)) == 1:
         return
     scope, own, other = _scope(plan), space.own, space.other
     names = "".join(f", {x}" for x in _inputs(scope))
     out.section()
-    with out.block(f"def visits_of_{_NAMES[own]}(sides{names}):"):
+    with out.block(f"def visits_of_{_NAMES[own]}{suffix}(sides{names}):"):
         out.line('"""How many pairs of boxes of such sides are visited in one of the classes."""')
         out.line("count, residue = 1, 0")
         for i, axis in enumerate(space.axes):
@@ -81,27 +82,33 @@ def emit_choice(out: Emitter, plan: TilePlan, space: BoxSpace, schedule: Schedul
             out.line(f"count *= visited * max(extent // {side} // 64, 1)")
         out.line("return count")
     out.section("@functools.cache")
-    with out.block(f"def choose_boxes_of_{_NAMES[own]}(choices{names}):"):
+    with out.block(f"def choose_boxes_of_{_NAMES[own]}{suffix}(choices{names}):"):
         out.line('"""The sides of ``choices``, a tuple of tuples, that visit the fewest pairs of boxes."""')
-        out.line(f"return dict(min(choices, key=lambda sides: visits_of_{_NAMES[own]}(dict(sides){names})))")
+        out.line(f"return dict(min(choices, key=lambda sides: visits_of_{_NAMES[own]}{suffix}(dict(sides){names})))")
 
 
-def emit_options(out: Emitter, plan: TilePlan, space: BoxSpace, schedule: Schedule, options: str) -> None:
+def emit_options(
+    out: Emitter, plan: TilePlan, space: BoxSpace, schedule: Schedule, options: str, suffix: str
+) -> None:
     """``options`` of a launch in ``run``."""
+    options += suffix
     chosen = f"{options}_BOXES[0]"
     if len(shapes_of(space, schedule)) > 1:
         names = "".join(f", {x}" for x in _inputs(_scope(plan)))
         out.line(f"choices = tuple(tuple(x.items()) for x in {options}_BOXES)")
-        chosen = f"choose_boxes_of_{_NAMES[space.own]}(choices{names})"
+        chosen = f"choose_boxes_of_{_NAMES[space.own]}{suffix}(choices{names})"
     tiled = " | dict(TILED=tiled)" if schedule.descriptors and can_describe(space) and conditions(space) else ""
     out.line(f"options = {options} | {chosen}{tiled}")
 
 
 def emit_axes(out: Emitter, space: BoxSpace) -> None:
     """``query_axes``, ``key_axes`` and ``tiled``, which descriptors need."""
+    for letter in _LETTERS:
+        if space.is_offset(letter):
+            out.line(f"{letter}_origin = {_python(space.origin(letter))}")
     for letter, name in zip(_LETTERS, ("query", "key"), strict=True):
         sizes, steps, _ = space.view(letter)
-        pairs = [f"({size}, {step})" for size, step in zip(sizes, steps, strict=True)]
+        pairs = [f"({_python(size)}, {step})" for size, step in zip(sizes, steps, strict=True)]
         out.line(f"{name}_axes = [{', '.join(pairs)}]")
     if conditions(space):
         out.line(f"tiled = {' and '.join(conditions(space))}")
@@ -117,7 +124,8 @@ def programs(space: BoxSpace, letter: Letter) -> str:
             found.append(f'triton.cdiv({_python(space.extent(axis, letter))}, options["{side}"])')
         else:
             found.append(_python(count))
-    return " * ".join(x if x.startswith("triton.") or x.isalnum() else f"({x})" for x in found)
+    count = " * ".join(x if x.startswith("triton.") or x.isalnum() else f"({x})" for x in found)
+    return f"max({count}, 0)" if space.is_offset(letter) else count
 
 
 _LETTERS: tuple[Letter, Letter] = ("q", "k")
@@ -125,7 +133,7 @@ _NAMES: dict[Letter, str] = {"q": "queries", "k": "keys"}
 
 
 def _python(text: str) -> str:
-    return text.replace("tl.cdiv", "triton.cdiv")
+    return text.replace("tl.cdiv", "triton.cdiv").replace("tl.minimum", "min").replace("tl.maximum", "max")
 
 
 def _scope(plan: TilePlan) -> Scope:

@@ -12,7 +12,7 @@ from typing import Literal, assert_never
 from .. import printer
 from ..bounds import Range, interval
 from ..build import binary, const, unary
-from ..nodes import COMPARISONS, ZERO, Binary, BinaryOp, Coordinate, Expr, Index
+from ..nodes import COMPARISONS, ZERO, Binary, BinaryOp, Const, Coordinate, Expr, Index
 from ..passes.expand_coordinates import expanded
 from ..symbolic import Linear, Monomial, linear, simplify, to_expr
 from ..traverse import index_names, substitute, walk
@@ -41,6 +41,7 @@ def find_boxes(mask: Expr) -> tuple[BoxTerm, ...]:
         if _vagueness(best):
             parts = tuple(_term(part) for part in _disjoint(formula, reverse))
             best = min(best, parts, key=_vagueness)
+    best = tuple(term for term in best if all(a.keys.may for a in term.axes))  # the others hold no pair
     return best if any(map(_says_more, best)) else ()
 
 
@@ -387,4 +388,10 @@ def _extent(side: Side, c: Classes) -> Expr:
 
 
 def _moved(union: tuple[Interval, ...], table: Mapping[Expr, Expr]) -> tuple[Interval, ...]:
-    return tuple(Interval(*(simplify(substitute(e, table)) for e in (i.start, i.stop))) for i in union)
+    moved = [Interval(*(simplify(substitute(e, table)) for e in (i.start, i.stop))) for i in union]
+    return tuple(i for i in moved if not _is_never(i))
+
+
+def _is_never(i: Interval) -> bool:
+    """Whether no coordinate is in an interval, whatever parameters are."""
+    return isinstance(i.stop, Const) and i.stop.value <= (i.start.value if isinstance(i.start, Const) else 0)
