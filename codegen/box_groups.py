@@ -8,6 +8,7 @@ from typing import Literal
 
 from ..ir.build import binary
 from ..ir.nodes import TILE_NAMES, ZERO, Expr, Index, Select
+from ..ir.passes.narrow_integers import narrow
 from ..ir.tiles.plan import BoxAxis, BoxTerm, Interval, Side
 from ..ir.traverse import children
 from ..ir.types import I32
@@ -128,6 +129,6 @@ def _moves(e: Expr) -> bool:
 def _up_to(term: BoxTerm, own: Letter, origin: Expr) -> BoxTerm:
     """``term``, over positions, with the rows before ``origin`` alone."""
     length = Index("q_len" if own == "q" else "kv_len", I32)
-    rows = Side(1, binary("min", binary("max", origin, ZERO), length))
+    rows = Side(1, narrow(binary("min", binary("max", origin, ZERO), length)))
     (axis,) = term.axes
     return replace(term, axes=(replace(axis, query=rows) if own == "q" else replace(axis, key=rows),))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from ..ir.nodes import ZERO, Expr
 from ..ir.passes.narrow_integers import narrow
 from ..ir.tiles.plan import BoxAxis, BoxTerm, Interval, Ranges, TilePlan
 from ..ir.traverse import index_names
@@ -37,9 +38,13 @@ def _narrow_term(term: BoxTerm) -> BoxTerm:
         term,
         mask=narrow(term.mask),
         axes=tuple(map(_narrow_axis, term.axes)),
-        query_origin=narrow(term.query_origin),
-        key_origin=narrow(term.key_origin),
+        query_origin=_narrow_origin(term.query_origin),
+        key_origin=_narrow_origin(term.key_origin),
     )
+
+
+def _narrow_origin(origin: Expr) -> Expr:
+    return origin if origin == ZERO else narrow(origin)
 
 
 def _narrow_axis(axis: BoxAxis) -> BoxAxis:
@@ -75,8 +80,8 @@ class OverBoxes(Skeleton):
         self.tiles = self.box_tiles
         self.exact_hull = False
         self.results.pop("mask", None)
-        masks = {x: w.term.mask for x, w, v in zip(self._masks, self.group.walks, self.walks, strict=True) if not v.is_product}
-        self.results = masks | self.results
+        found = zip(self._masks, self.group.walks, self.walks, strict=True)
+        self.results = {name: w.term.mask for name, w, visits in found if not visits.is_product} | self.results
         if groups.add_up or not groups.complete:
             self.fresh = "zeros"
         if groups.add_up:
