@@ -58,8 +58,8 @@ def groups_of(terms: Sequence[BoxTerm], own: Letter) -> Groups:
     """The kernels over boxes of ``own`` that visit every pair of ``terms``, disjoint, once.
 
     Terms of one space are walked one after the other by the same programs. So are terms over positions, unless both
-    ends of what they allow move with the owned box (a window, of which a box of the grid would see too much); the rows before a grid
-    that starts later are then a group of their own. All others meet in the sums.
+    ends of what they allow move with the owned box (a window, of which a box of the grid would see too much); the
+    rows before a grid that starts later are then a group of their own. All others meet in the sums.
     """
     spaces: dict[object, list[BoxTerm]] = {}
     for term in terms:

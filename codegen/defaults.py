@@ -72,7 +72,8 @@ def default_schedule(plan: TilePlan, problem: Problem, target: Target, direction
     walks = walks_boxes(plan, target)
     if walks:
         axes = [a for term in plan.boxes for a in term.axes]
-        late_queries, late_keys = (any(map(heaviest_last, found)) for found in zip(*((a.keys, a.queries) for a in axes)))
+        late_queries = any(heaviest_last(a.keys) for a in axes)
+        late_keys = any(heaviest_last(a.queries) for a in axes)
     if direction == "forward":
         return replace(forward, split_keys=not walks, reverse=late_queries)
     return replace(by_key, reverse=late_keys, grad_query=replace(by_query, reverse=late_queries))

@@ -26,7 +26,7 @@ from .triton_row_terms import RowTerms, emit_from_outputs
 
 
 class _OverKeys(OverBoxes, OverKeys):
-    """A kernel that owns boxes of queries, and its launches with those of all other groups."""
+    """A kernel that owns boxes of queries; ``others`` are those of all other groups."""
 
     def __init__(self, plan: TilePlan, problem: Problem, schedule: Schedule, groups: Groups, number: int) -> None:
         super().__init__(plan, problem, schedule.descriptors)
@@ -41,6 +41,10 @@ class _OverKeys(OverBoxes, OverKeys):
         emit_options(out, self.plan, self.space, self.schedule, "GRAD_QUERY", self.suffix)
         out.line(f"programs = {programs(self.space, 'q')} * batches * heads")
 
+
+class BoxGradQuery(_OverKeys, GradQuery):
+    """dQ of a box of queries."""
+
     def emit_launches(self, out: Emitter) -> None:
         """The launches of all groups."""
         super().emit_launches(out)
@@ -48,12 +52,14 @@ class _OverKeys(OverBoxes, OverKeys):
             other.emit_launches(out)
 
 
-class BoxGradQuery(_OverKeys, GradQuery):
-    """dQ of a box of queries."""
-
-
 class BoxRowTerms(_OverKeys, RowTerms):
     """Terms of the rows of a box of queries."""
+
+    def emit_launches(self, out: Emitter) -> None:
+        """The launches of all groups."""
+        super().emit_launches(out)
+        for other in self.others:
+            other.emit_launches(out)
 
     def emit_terms(self, out: Emitter) -> None:
         """Stores what the loop has summed, or adds it to what other kernels found."""

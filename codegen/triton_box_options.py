@@ -9,11 +9,11 @@ from ..ir.printer import print_boxes
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import index_names, loads
 from ..ir.types import I32
+from .box_groups import Letter
 from .box_sides import Shape, box_shapes
 from .emitter import Emitter
 from .print_torch import Printed, Scope, print_torch
 from .schedule import Schedule
-from .box_groups import Letter
 from .triton_box_space import BoxSpace
 from .triton_box_tiles import can_describe, conditions
 from .triton_values import user_name

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 
+from .box_groups import Letter
 from .emitter import Emitter
 from .schedule import Problem
-from .box_groups import Letter
 from .triton_box_space import BoxSpace
 from .triton_module import Argument, Part
 from .triton_program import DESCRIPTOR, Tiles, emit_call

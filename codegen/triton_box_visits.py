@@ -10,8 +10,8 @@ from ..ir.build import binary, const
 from ..ir.nodes import ZERO, Const, Expr
 from ..ir.tiles.plan import BoxAxis, BoxTerm, Ranges
 from ..ir.types import I64
-from .emitter import Emitter
 from .box_groups import Letter
+from .emitter import Emitter
 from .triton_box_space import LENGTHS, BoxSpace, times
 from .triton_program import INDICES
 from .triton_tiles import Masked, ranges_results, sorted_intervals

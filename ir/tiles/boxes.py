@@ -36,10 +36,10 @@ def find_boxes(mask: Expr) -> tuple[BoxTerm, ...]:
     if not any(e.type.is_integer and _divides(e) for e in walk(mask)):
         return ()
     formula = to_formula(mask)
-    best: tuple[BoxTerm, ...] = (_term(formula),)
+    best: tuple[BoxTerm, ...] = (_term(formula, formula),)
     for reverse in (False, True):
         if _vagueness(best):
-            parts = tuple(_term(part) for part in _disjoint(formula, reverse))
+            parts = tuple(_term(part, formula) for part in _disjoint(formula, reverse))
             best = min(best, parts, key=_vagueness)
     best = tuple(term for term in best if all(a.keys.may for a in term.axes))  # the others hold no pair
     return best if any(map(_says_more, best)) else ()
@@ -80,9 +80,13 @@ def _disjoint(f: Formula, reverse: bool) -> tuple[Formula, ...]:
     )
 
 
-def _term(f: Formula) -> BoxTerm:
-    """``f`` over the declared axes, or, where remainders are left over, over those that they make."""
+def _term(f: Formula, whole: Formula) -> BoxTerm:
+    """``f``, a part of ``whole``, over the declared axes, or, where remainders are left over, over those they make."""
     declared = declared_space(atoms(f))
+    if declared is not None and len(declared.query) > 1:
+        # One part may read the grid of keys alone: the others know how many queries there are.
+        wider = declared_space(atoms(whole))
+        declared = wider if wider is not None and wider.is_like(declared) else declared
     if declared is None or not all(_starts_at(f, position, declared.origin(position)) for position in POSITIONS):
         declared = LINE
     term = _over(f, declared)
