@@ -8,16 +8,23 @@ from functools import cache
 from math import prod
 from typing import Literal
 
-from ..ir.nodes import TILE_NAMES, Const
-from ..ir.tiles.plan import BoxAxis
-from ..ir.traverse import index_names
+import numpy as np
+
+from ..ir.nodes import Const, Expr, Load
+from ..ir.tiles.numeric import Array, Sizes, leaves, runs
+from ..ir.tiles.plan import BoxAxis, Interval, Ranges
+from ..ir.traverse import index_names, loads, parameter_names, rewrite
 
 # Shapes that one module may be compiled for, and the smallest box that products take.
 SHAPES = 4
 _SMALLEST = 16
-# Keys that a query may see along an axis, as far as they are guessed here; and the length of an axis of no fixed one.
-_WIDTHS = (3, 5, 7, 9, 11, 13, 17, 21, 27, 33)
+# What integer parameters of ranges are taken to be where shapes are chosen; and the length of an axis of no fixed one.
+_GUESSES = (5, 7, 9, 11, 13, 17, 21, 24, 33, 48, 64, 80)
 _LONG = 4096
+# Boxes of an axis that are looked at, at most.
+_SAMPLES = 32
+# What a pair of boxes costs, with the mask and without it.
+PARTIAL, FULL = 4, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,35 +35,77 @@ class Shape:
     keys: tuple[int, ...]
 
 
-def box_shapes(axes: Sequence[BoxAxis], own: Literal["q", "k"], block_m: int, block_n: int) -> tuple[Shape, ...]:
-    """Up to four shapes of at most ``block_m`` queries by ``block_n`` keys, of which one suits any window.
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What boxes of one side see along an axis: from where to where, and what of it all their tokens see."""
+
+    start: Array
+    stop: Array
+    first: Array
+    last: Array
+    weight: float  # boxes that each of these stands for
+
+    def boxes(self, side: int) -> tuple[float, float]:
+        """How many boxes are visited, and how many of them are full."""
+        count = -(-(self.stop - self.start) // side)
+        full = np.minimum((self.last - self.start) // side, count) - -(-(self.first - self.start) // side)
+        return float(count.sum()) * self.weight, float(np.maximum(full, 0).sum()) * self.weight
+
+
+@cache
+def box_shapes(axes: tuple[BoxAxis, ...], own: Literal["q", "k"], block_m: int, block_n: int) -> tuple[Shape, ...]:
+    """Up to four shapes of at most ``block_m`` queries by ``block_n`` keys, of which one suits any parameters.
 
     Boxes of ``own`` visit those of the other. The first shape is the best for most; classes that are smaller make
     boxes smaller.
     """
     extents = [_extent(a) for a in axes]
     shapes = [Shape(q, k) for q in _boxes(extents, block_m) for k in _boxes(extents, block_n)]
-    windows = _windows(axes, extents)
+    guesses = _guesses(axes, own, extents)
 
     @cache
-    def boxes_along(axis: int, own: int, other: int, width: int) -> int:
-        return -(-extents[axis] // own) * -(-min(own + width - 1, extents[axis]) // other)
+    def seen(axis: int, side: int, value: int) -> _Seen:
+        return _seen(axes[axis], own, side, extents[axis], value)
 
-    costs = {}
+    @cache
+    def boxes(axis: int, side: int, other: int, value: int) -> tuple[float, float]:
+        return seen(axis, side, value).boxes(other)
+
+    costs: dict[Shape, list[float]] = {}
     for s in shapes:
-        pairs = list(zip(s.queries, s.keys, strict=True) if own == "q" else zip(s.keys, s.queries, strict=True))
-        costs[s] = [prod(boxes_along(i, *sides, w[i]) for i, sides in enumerate(pairs)) for w in windows]
-    best = [min(c[i] for c in costs.values()) for i in range(len(windows))]
-    chosen: list[Shape] = []
-    reached = [float("inf")] * len(windows)
+        sides = list(zip(s.queries, s.keys, strict=True) if own == "q" else zip(s.keys, s.queries, strict=True))
+        costs[s] = []
+        for values in guesses:
+            counts = [boxes(i, *pair, value) for i, (pair, value) in enumerate(zip(sides, values, strict=True))]
+            visited, full = (prod(x) for x in zip(*counts, strict=True))
+            costs[s].append(PARTIAL * visited - (PARTIAL - FULL) * full)
+    # Equal ones are told apart by their innermost sides: tokens that lie together in memory.
+    shapes.sort(key=lambda s: [-x for x in (*s.queries[::-1], *s.keys[::-1])])
+    table = np.array([costs[s] for s in shapes]).clip(min=1)
+    return tuple(shapes[i] for i in _chosen((table / table.min(0)) ** 2))
+
+
+def _chosen(losses: Array) -> list[int]:
+    """Up to :data:`SHAPES` rows, of which in every column one is small: one after the other, then exchanged."""
+    chosen: list[int] = []
+    reached = np.full(losses.shape[1], np.inf)
     while len(chosen) < SHAPES:
-        loss = {s: sum(min(r, c / b) for r, c, b in zip(reached, costs[s], best, strict=True)) for s in shapes}
-        found = min(shapes, key=lambda s: (round(loss[s], 6), [-x for x in (*s.queries[::-1], *s.keys[::-1])]))
-        if chosen and loss[found] >= sum(reached) * 0.999:
+        found = _best(losses, reached)
+        better = np.minimum(reached, losses[found])
+        if chosen and better.sum() >= reached.sum() * 0.999:
             break
         chosen.append(found)
-        reached = [min(r, c / b) for r, c, b in zip(reached, costs[found], best, strict=True)]
-    return tuple(chosen)
+        reached = better
+    for _ in range(SHAPES):
+        for place in range(len(chosen)):
+            others = losses[chosen[:place] + chosen[place + 1 :]].min(0, initial=np.inf)
+            chosen[place] = _best(losses, others)
+    return sorted(dict.fromkeys(chosen), key=lambda i: float(losses[i].sum()))
+
+
+def _best(losses: Array, reached: Array) -> int:
+    """The first row that lowers what is ``reached`` most."""
+    return int(np.minimum(losses, reached).sum(1).round(6).argmin())
 
 
 def _extent(axis: BoxAxis) -> int:
@@ -66,20 +115,50 @@ def _extent(axis: BoxAxis) -> int:
     return max(-(-int(max(sizes)) // axis.residue), 1)
 
 
-def _follows(axis: BoxAxis) -> bool:
-    """Whether what is seen along an axis moves with the query, so that it may be narrow."""
-    return any(index_names(i.start) & set(TILE_NAMES) and index_names(i.stop) & set(TILE_NAMES) for i in axis.keys.may)
+def _seen(axis: BoxAxis, own: Literal["q", "k"], side: int, extent: int, value: int) -> _Seen:
+    """``value``: what every parameter, and every element of a tensor, is taken to be."""
+    ranges = _with_elements(axis.keys if own == "q" else axis.queries, value)
+    first = np.arange(0, extent, side * max(extent // side // _SAMPLES, 1))
+    last = np.minimum(first + side, extent) - 1
+    names = frozenset[str]().union(*(parameter_names(e) | index_names(e) for e in _ends(ranges)))
+    length = extent * axis.residue
+    env = leaves(Sizes(1, 1, 1, length, length), dict.fromkeys(names, value))
+    env |= {"block": 0, "residue": 0}
+    may, must = (runs(union, first, last, extent, env) for union in (ranges.may, ranges.must))
+    start, stop = (x[:, 0, 0] for x in (may.starts, may.stops))
+    inner = [x[:1, 0, 0] for x in (must.starts, must.stops)]
+    weight = -(-extent // side) / len(first)
+    return _Seen(start, stop, np.maximum(inner[0], start), np.minimum(inner[1], stop), weight)
 
 
-def _windows(axes: Sequence[BoxAxis], extents: list[int]) -> list[tuple[int, ...]]:
-    """Windows to suit: as wide along every axis, up to half of it, or half as wide along one of them."""
-    moving = [i for i, a in enumerate(axes) if _follows(a)]
-    found = []
-    for width in _WIDTHS if moving else (_LONG,):
-        for narrow in (None, *moving) if len(moving) > 1 else (None,):
-            chosen = {i: min(width // 2 + 1 if i == narrow else width, extents[i] // 2 + 1) for i in moving}
-            found.append(tuple(chosen.get(i, e) for i, e in enumerate(extents)))
-    return found
+def _with_elements(ranges: Ranges, value: int) -> Ranges:
+    def known(x: Expr) -> Expr:
+        return Const(value, x.type) if isinstance(x, Load) else x
+
+    may, must = (
+        tuple(Interval(rewrite(i.start, known), rewrite(i.stop, known)) for i in union)
+        for union in (ranges.may, ranges.must)
+    )
+    return Ranges(may, must)
+
+
+def _ends(ranges: Ranges) -> list[Expr]:
+    return [e for i in (*ranges.may, *ranges.must) for e in (i.start, i.stop)]
+
+
+def _is_guessed(ranges: Ranges) -> bool:
+    return any(parameter_names(e) or loads(e) for e in _ends(ranges))
+
+
+def _guesses(axes: Sequence[BoxAxis], own: Literal["q", "k"], extents: list[int]) -> list[tuple[int, ...]]:
+    """Values of the parameters along every axis: the same, up to half of the axis, or half of it along one of them."""
+    open_axes = [i for i, a in enumerate(axes) if _is_guessed(a.keys if own == "q" else a.queries)]
+    found: dict[tuple[int, ...], None] = {}
+    for value in _GUESSES if open_axes else (0,):
+        for narrow in (None, *open_axes) if len(open_axes) > 1 else (None,):
+            halves = {i: min(value // 2 + 1 if i == narrow else value, extents[i] // 2 + 1) for i in open_axes}
+            found[tuple(halves.get(i, 0) for i in range(len(axes)))] = None
+    return list(found)
 
 
 def _boxes(extents: list[int], count: int) -> list[tuple[int, ...]]:

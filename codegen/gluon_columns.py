@@ -9,6 +9,8 @@ from typing import Literal
 from .emitter import Emitter
 from .triton_values import Guard, Values
 
+# Positions of a tile that is a run of them.
+RUN = ("start + lanes", "start + columns[None, :]")
 _INDICES = {"key": "kv_index", "query": "q_index"}
 
 
@@ -19,9 +21,9 @@ def lanes(block: str) -> str:
 
 def emit_columns(
     out: Emitter, values: Values, level: Literal["key", "query"], wanted: Sequence[str], guard: Guard,
-    done: frozenset[str],
+    done: frozenset[str], positions: tuple[str, str] = RUN,
 ) -> frozenset[str]:  # fmt: skip
-    """Everything of ``level``, and the positions themselves, for the tile that begins at ``start``.
+    """Everything of ``level``, and the ``positions`` themselves: of one column a thread, and as a row.
 
     In the layout of scores each thread would load a quarter of the columns, and hold their addresses. So
     loads and what follows from them are done with one column a thread, then spread through shared memory.
@@ -37,12 +39,12 @@ def emit_columns(
         if "tl.load(" in text or any(re.search(rf"(?<!\w){re.escape(x)}(?!\w)", text) for x in loaded):
             loaded[name] = None
     if loaded:
-        out.line(f"{index} = start + lanes")
+        out.line(f"{index} = {positions[0]}")
         for statement in statements:
             out.lines(statement)
         for name in loaded:
             out.line(f"{name} = tl.convert_layout({name}, tl.SliceLayout(0, SCORES))[None, :]")
-    out.line(f"{index} = start + columns[None, :]")
+    out.line(f"{index} = {positions[1]}")
     for statement in statements:
         if statement.partition(" = ")[0] not in loaded:
             out.lines(statement)

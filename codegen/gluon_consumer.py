@@ -9,7 +9,7 @@ from ..ir.nodes import TRUE, Expr
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import loads
 from .emitter import Emitter
-from .gluon_columns import emit_columns, lanes
+from .gluon_columns import RUN, emit_columns, lanes
 from .gluon_names import Names
 from .gluon_seen import UnseenKeys
 from .gluon_tiles import emit_unpack, jit_function
@@ -37,7 +37,15 @@ def start_outputs(weights, v_tile, acc):
 
 
 class Consumer:
-    """Prints ``attend``: for each tile of queries a first tile of keys, a masked loop, a loop without mask."""
+    """Prints ``attend``: for each tile of queries a first tile of keys, a masked loop, a loop without mask.
+
+    What a tile is, is said by the methods that :mod:`.gluon_box_consumer` overrides.
+    """
+
+    # Constants that ``attend`` takes, positions of the columns of a tile of scores, and whether masks need these.
+    constants = ""
+    positions = RUN
+    masks_positions = True
 
     def __init__(
         self, plan: TilePlan, problem: Problem, parameters: Sequence[Argument], unseen: UnseenKeys, names: Names
@@ -53,6 +61,7 @@ class Consumer:
         self.reads_keys = self.score is not None and "kv" in dependence(self.score)
         self.loads = [x for e in results.values() for x in loads(e)]
         self.loads_pairs = any({"q", "kv"} <= dependence(x) for x in self.loads)
+        self.loads_columns = any(dependence(x) & {"q", "kv"} == {"kv"} for x in self.loads)
         # What exponents are multiplied by: without score functions the scale is part of it.
         self.unit = "unit" if self.score is None else "LOG2E"
         self.values = Values(results, INDICES, debug=problem.debug)
@@ -63,7 +72,7 @@ class Consumer:
         with jit_function(
             out,
             "attend(GROUP: tl.constexpr, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts, "
-            "sizes, parameters)",
+            f"sizes, parameters{self.constants})",
         ):
             out.line('"""A consumer: four warps own ROWS queries of each tile."""')
             self._emit_prologue(out)
@@ -83,17 +92,17 @@ class Consumer:
 
     def _emit_prologue(self, out: Emitter) -> None:
         out.line("q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, order_ready, order_empty = barriers")
-        emit_unpack(out, "sizes", SIZES)
+        self.emit_sizes(out)
         emit_unpack(out, "parameters", self.parameters)
         out.line("q_tile = q_tiles.index(GROUP).reshape([ROWS, HEAD])")
         out.line("out_tile = out_tiles.index(GROUP)")
         out.line("rows = tl.arange(0, ROWS, tl.SliceLayout(1, SCORES))")
         out.line("columns = tl.arange(0, BLOCK_N, tl.SliceLayout(0, SCORES))")
-        if any(dependence(x) & {"q", "kv"} == {"kv"} for x in self.loads):
+        if self.loads_columns:
             out.line(f"lanes = {lanes('BLOCK_N')}")
+        self.emit_lanes(out)
         if self.score is None:
             out.line("unit = scale * LOG2E")
-        out.line("programs = tl.cdiv(q_len, BLOCK_M) * all_heads")
         out.line("mbarrier.wait(order_ready.index(0), 0)")
         out.line("program = read(orders, 0)")
         out.line("used = 0  # tiles of keys")
@@ -104,8 +113,7 @@ class Consumer:
         out.line("partial_count = read(orders, slot * 3 + 1)")
         out.line("count = read(orders, slot * 3 + 2)")
         out.line("mbarrier.arrive(order_empty.index(slot))")
-        out.line("entry, batch, head, kv_head, tile_first = query_tile(program, sizes)")
-        out.line("q_row = tile_first + GROUP * ROWS + rows")
+        self.emit_place(out)
         out.line("q_index = q_row[:, None]")
         if not self.unseen.all_seen:
             out.line("seen = seen_keys(batch, head, kv_head, sizes, parameters)")
@@ -120,7 +128,7 @@ class Consumer:
         out.line("stage, phase = ring(used)")
         out.line("mbarrier.wait(k_ready.index(stage), phase)")
         out.line("s = start_scores(q_tile, k_tiles.index(stage))")
-        out.line("start = read(starts, stage)")
+        self.emit_start(out, masked=True)
         out.line("s = warpgroup_mma_wait(0, deps=(s,))")
         out.line("mbarrier.arrive(k_empty.index(stage))")
         self._emit_scores(out, done, masked=True)
@@ -140,7 +148,7 @@ class Consumer:
         out.line("mbarrier.wait(v_ready.index(last), last_phase)")
         out.line("next_acc = start_outputs(weights, v_tiles.index(last), acc)")
         if masked or self.reads_keys:
-            out.line("start = read(starts, stage)")
+            self.emit_start(out, masked=masked)
         out.line("s = warpgroup_mma_wait(1, deps=(next_s,))")
         self._emit_scores(out, done, masked=masked)
         out.line(f"m_new = tl.maximum(m, tl.max(s, 1) * {self.unit})")
@@ -160,18 +168,13 @@ class Consumer:
     def _emit_scores(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """From products ``s`` to modified and masked scores."""
         wanted = self.results if masked else tuple(x for x in self.results if x != "mask")
-        if masked or self.reads_keys:
+        if self.reads_keys or (masked and self.masks_positions):
             guard = Guard(key="(kv_index < kv_len)" if masked else "")
-            done = emit_columns(out, self.values, "key", wanted, guard, done)
+            done = emit_columns(out, self.values, "key", wanted, guard, done, self.positions)
         guarded = "(q_index < q_len)"
         if masked:
-            # Rows past the end go nowhere, so they may attend to anything; but they must not load.
-            allowed = "(q_index < q_len) & (kv_index < kv_len)" if self.loads_pairs else "kv_index < kv_len"
-            out.line(f"allowed = {allowed}")
+            done = self.emit_allowed(out, done)
             guarded = "allowed"
-            if "mask" in wanted:
-                done = self.values.emit(out, "pair", ("mask",), Guard(pair="allowed"), done)
-                out.line(f"allowed = allowed & ({self.values.result('mask')})")
         if self.score is not None:
             out.line("s *= scale")
             self.values.emit(out, "pair", ("score",), Guard(pair=guarded), done)
@@ -180,6 +183,53 @@ class Consumer:
             out.line(f"s = tl.zeros([ROWS, BLOCK_N], tl.float32, SCORES) + ({text})" if spread else f"s = {text}")
         if masked:
             out.line('s = tl.where(allowed, s, float("-inf"))')
+
+    # --- what a tile is: a run of positions ---
+
+    def emit_sizes(self, out: Emitter) -> None:
+        """The sizes of the call, and the number of tiles of queries."""
+        emit_unpack(out, "sizes", SIZES)
+        out.line("programs = tl.cdiv(q_len, BLOCK_M) * all_heads")
+
+    def emit_lanes(self, out: Emitter) -> None:
+        """What follows from the numbers of ``rows`` and ``columns`` in a tile."""
+
+    def emit_place(self, out: Emitter) -> None:
+        """``entry``, ``batch``, ``head``, ``kv_head`` and the positions ``q_row`` of tile number ``program``."""
+        out.line("entry, batch, head, kv_head, tile_first = query_tile(program, sizes)")
+        out.line("q_row = tile_first + GROUP * ROWS + rows")
+
+    def emit_start(self, out: Emitter, *, masked: bool) -> None:
+        """Where the tile of keys in buffer ``stage`` starts."""
+        out.line("start = read(starts, stage)")
+
+    def emit_allowed(self, out: Emitter, done: frozenset[str]) -> frozenset[str]:
+        """``allowed``: pairs of keys that exist, and that the mask keeps."""
+        # Rows past the end go nowhere, so they may attend to anything; but they must not load.
+        allowed = "(q_index < q_len) & (kv_index < kv_len)" if self.loads_pairs else "kv_index < kv_len"
+        out.line(f"allowed = {allowed}")
+        if "mask" in self.results:
+            done = self.values.emit(out, "pair", ("mask",), Guard(pair="allowed"), done)
+            out.line(f"allowed = allowed & ({self.values.result('mask')})")
+        return done
+
+    def emit_outputs(self, out: Emitter) -> None:
+        """Writes ``acc``, the outputs of this consumer."""
+        out.comment("The copy of the tile before must have left the buffer.")
+        out.line("tma.store_wait(0)")
+        out.line(f"{self.names.barrier}()")
+        out.line("out_tile.reshape([ROWS, VALUE]).store(acc.to(ELEMENT))")
+        out.line("fence_async_shared()")
+        out.line(f"{self.names.barrier}()")
+        self.emit_store(out)
+
+    def emit_store(self, out: Emitter) -> None:
+        """Starts the copy of ``out_tile`` to memory."""
+        out.line(f"{self.names.store}(out, [batch, head, tile_first + GROUP * ROWS, 0], out_tile)")
+
+    def emit_inside(self, out: Emitter) -> str:
+        """Which rows exist, as text."""
+        return "q_row < q_len"
 
     def _emit_clear(self, out: Emitter) -> None:
         """After the scores of a partial tile: clears what must not be seen of its values."""
@@ -200,16 +250,11 @@ class Consumer:
         out.line()
         out.comment("A row that may attend to nothing gives 0, and -inf for the logarithm of its sum.")
         out.line('total = tl.where(l == 0.0, float("-inf"), (m + tl.log2(l)) * LN2)')
-        out.line("tl.store(lse + entry.to(tl.int64) * q_len + q_row, total, mask=q_row < q_len)")
+        inside = self.emit_inside(out)
+        out.line(f"tl.store(lse + entry.to(tl.int64) * q_len + q_row, total, mask={inside})")
         out.line("l = tl.convert_layout(l, tl.SliceLayout(1, OUTPUTS))")
         out.line("acc = tl.where((l == 0.0)[:, None], 0.0, acc * (1.0 / l)[:, None])")
-        out.comment("The copy of the tile before must have left the buffer.")
-        out.line("tma.store_wait(0)")
-        out.line(f"{self.names.barrier}()")
-        out.line("out_tile.reshape([ROWS, VALUE]).store(acc.to(ELEMENT))")
-        out.line("fence_async_shared()")
-        out.line(f"{self.names.barrier}()")
-        out.line(f"{self.names.store}(out, [batch, head, tile_first + GROUP * ROWS, 0], out_tile)")
+        self.emit_outputs(out)
         out.line()
         out.line("turn += 1")
         out.line("mbarrier.wait(order_ready.index(turn & 1), turn >> 1 & 1)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from .emitter import Emitter
 from .gluon_names import Names
 from .gluon_tiles import emit_unpack, jit_function
@@ -19,20 +21,18 @@ def emit_place_function(out: Emitter, reverse: bool) -> None:
 
 LOAD_TILES = """
 @gluon.jit
-def load_tiles(counter, query, key, value, q_tiles, k_tiles, v_tiles, barriers, orders, starts, sizes, parameters):
+def load_tiles({arguments}):
     \"\"\"The producer: one warp keeps the buffers full and tells the consumers what is in them.\"\"\"
     q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, order_ready, order_empty = barriers
-    {sizes} = sizes
-    programs = gl.cdiv(q_len, BLOCK_M) * all_heads
+    {prologue}
     program = gl.program_id(0)
     loaded = 0  # tiles of keys
     turn = 0  # tiles of queries
     while program < programs:
         next_program = gl.num_programs(0) + gl.atomic_add(counter, 1, sem="relaxed")
-        entry, batch, head, kv_head, tile_first = query_tile(program, sizes)
-        visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)
+        {visits}
         # Even a tile of queries that sees nothing gets one tile of keys, and masks it.
-        count = gl.maximum(visits[0] + visits[1], 1)
+        count = gl.maximum({count}, 1)
         slot = turn & 1
         mbarrier.wait(order_empty.index(slot), (turn >> 1 & 1) ^ 1)
         write(orders, slot * 3, program)
@@ -42,17 +42,17 @@ def load_tiles(counter, query, key, value, q_tiles, k_tiles, v_tiles, barriers, 
         mbarrier.wait(q_empty, (turn & 1) ^ 1)
         mbarrier.expect(q_ready, BLOCK_M * HEAD * 2)
         for i in gl.static_range(2):
-            {load}(query, [batch, head, tile_first + ROWS * i, 0], q_ready, q_tiles.index(i))
+            {load_query}
         for t in range(0, count):
             stage, phase = ring(loaded)
-            start = visited_start(t, visits)
+            {start}
             mbarrier.wait(k_empty.index(stage), phase ^ 1)
-            write(starts, stage, start)
+            {write_start}
             mbarrier.expect(k_ready.index(stage), BLOCK_N * HEAD * 2)
-            {load}(key, [batch, kv_head, start, 0], k_ready.index(stage), k_tiles.index(stage))
+            {load_key}
             mbarrier.wait(v_empty.index(stage), phase ^ 1)
             mbarrier.expect(v_ready.index(stage), BLOCK_N * VALUE * 2)
-            {load}(value, [batch, kv_head, start, 0], v_ready.index(stage), v_tiles.index(stage))
+            {load_value}
             loaded += 1
         turn += 1
         program = next_program
@@ -64,6 +64,53 @@ def load_tiles(counter, query, key, value, q_tiles, k_tiles, v_tiles, barriers, 
 """
 
 
-def emit_load_tiles(out: Emitter, names: Names) -> None:
+@dataclass(frozen=True, slots=True)
+class TileLoads:
+    """What differs between kinds of tiles, as lines of the producer; its loop says where they stand.
+
+    ``count``: the number of tiles that are visited. ``descriptors``, ``constants``: further arguments.
+    """
+
+    prologue: str
+    visits: str
+    count: str
+    load_query: str
+    start: str
+    write_start: str
+    load_key: str
+    load_value: str
+    descriptors: str = ""
+    constants: str = ""
+
+
+def emit_load_tiles(out: Emitter, loads: TileLoads) -> None:
     """The producer's function."""
-    out.definition(LOAD_TILES.format(load=names.load, sizes=", ".join(a.name for a in SIZES)))
+    pieces = {name: getattr(loads, name) for name in loads.__slots__}
+    arguments = (
+        f"counter, query, key, value, {pieces.pop('descriptors')}q_tiles, k_tiles, v_tiles, barriers, orders, starts, "
+        f"sizes, parameters{pieces.pop('constants')}"
+    )
+    lines = []
+    for line in LOAD_TILES.split("\n"):
+        depth = " " * (len(line) - len(line.lstrip()))
+        lines.append(line.format(arguments=arguments, **{k: v.replace("\n", f"\n{depth}") for k, v in pieces.items()}))
+    out.definition("\n".join(lines))
+
+
+def run_loads(names: Names) -> TileLoads:
+    """The loads of tiles that are runs of positions."""
+
+    def load(tensor: str, head: str, start: str, barrier: str, tile: str) -> str:
+        return f"{names.load}({tensor}, [batch, {head}, {start}, 0], {barrier}, {tile})"
+
+    return TileLoads(
+        prologue=f"{', '.join(a.name for a in SIZES)} = sizes\nprograms = gl.cdiv(q_len, BLOCK_M) * all_heads",
+        visits="entry, batch, head, kv_head, tile_first = query_tile(program, sizes)\n"
+        "visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)",
+        count="visits[0] + visits[1]",
+        load_query=load("query", "head", "tile_first + ROWS * i", "q_ready", "q_tiles.index(i)"),
+        start="start = visited_start(t, visits)",
+        write_start="write(starts, stage, start)",
+        load_key=load("key", "kv_head", "start", "k_ready.index(stage)", "k_tiles.index(stage)"),
+        load_value=load("value", "kv_head", "start", "v_ready.index(stage)", "v_tiles.index(stage)"),
+    )

@@ -82,6 +82,8 @@ def finish(
     if "tl.sigmoid(" in body:
         helpers += "\n" + SIGMOID
     prelude = PRELUDE
+    if "math.gcd(" in body:
+        prelude = prelude.replace("import functools\n", "import functools\nimport math\n")
     if triton_kernels:
         prelude = prelude.replace("import triton\n", "import triton\nimport triton.language as tl\n")
         triton_kernels += "\n"

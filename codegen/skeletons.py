@@ -46,12 +46,28 @@ def choose(plan: TilePlan, problem: Problem, target: Target, direction: Directio
     if target.backend == "cpu":
         return Choice("torch", "the printed PyTorch program is what runs on a CPU")
     if _walks_boxes(plan, problem, target, direction):
-        return Choice("triton", "only this skeleton walks boxes, which decide more here than runs of positions")
+        return _choose_for_boxes(plan, problem, target, direction, fills_gpu)
     choice = _choose_for_runs(plan, problem, target, direction, fills_gpu)
     if not plan.boxes_decide_more:
         return choice
     reason = why_not_boxes(plan, target) or _why_not_these_gradients(plan, problem)
     return Choice(choice.skeleton, f"{choice.reason}; boxes would decide more, but kernels cannot walk them: {reason}")
+
+
+def _choose_for_boxes(
+    plan: TilePlan, problem: Problem, target: Target, direction: Direction, fills_gpu: bool
+) -> Choice:
+    decide = "boxes decide more here than runs of positions"
+    if direction == "backward":
+        return Choice("triton", f"{decide}, and only this skeleton has gradients over boxes")
+    from .gluon_box_forward import unsupported_reason
+
+    reason = unsupported_reason(plan, problem, target)
+    if reason is not None:
+        return Choice("triton", f"{decide}; the warp-specialised skeleton over boxes (gluon) cannot: {reason}")
+    if not fills_gpu:
+        return Choice("triton", f"{decide}; too few of them for the warp-specialised skeleton (gluon) to fill the GPU")
+    return Choice("gluon", f"{decide}; warp-specialised: boxes by TMA, wgmma, softmax beside both products")
 
 
 def _walks_boxes(plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> bool:
@@ -103,7 +119,9 @@ def _slower_backward(plan: TilePlan) -> str | None:
 def schedule_for(choice: Choice, plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> Schedule:
     """The default schedule of the chosen skeleton."""
     if choice.skeleton == "gluon":
-        if direction == "forward":
+        if direction == "forward" and walks_boxes(plan, target):
+            from .gluon_box_forward import default_schedule
+        elif direction == "forward":
             from .gluon_forward import default_schedule
         else:
             from .gluon_backward import default_schedule
@@ -151,6 +169,10 @@ def emit(
             from . import triton_backward
 
             return triton_backward.emit_backward(plan, problem, schedule, target)
+        case "gluon", "forward" if walks_boxes(plan, target):
+            from . import gluon_box_forward
+
+            return gluon_box_forward.emit_forward(plan, problem, schedule, target)
         case "gluon", "forward":
             from . import gluon_forward
 

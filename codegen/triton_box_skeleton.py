@@ -165,7 +165,7 @@ class OverBoxes(Skeleton):
 
     def _emit_walk(self, out: Emitter, walk: BoxVisits) -> None:
         out.comment("Along each axis: what this box may see, what all of it sees, and boxes of that.")
-        walk.emit_visits(out, self.space.exist)
+        walk.emit_visits(out, self.space)
         if walk.is_product:
             walk.emit_bounds(out)
 

@@ -93,6 +93,12 @@ class BoxSpace:
 
     def emit_own(self, out: Emitter) -> None:
         """The class and first coordinates of the box ``tile``; ``rows``, its positions, and which are ``inside``."""
+        self.emit_own_box(out)
+        self.emit_lanes(out, self.own)
+        self.emit_own_rows(out)
+
+    def emit_own_box(self, out: Emitter) -> None:
+        """The class of the box ``tile``, its first and last coordinates."""
         own, rest = self.own, "tile"
         for letter in ("q", "k"):
             if self.is_offset(letter):
@@ -108,7 +114,10 @@ class BoxSpace:
             low = self.low_of(i)
             out.line(f"{own}_at_{i} = {'' if low == '0' else f'{low} + '}box_{i} * {side}")
             out.line(f"last_{i} = tl.minimum({own}_at_{i} + {side}, {self.end_of(i, own)}) - 1")
-        self.emit_lanes(out, own)
+
+    def emit_own_rows(self, out: Emitter) -> None:
+        """``rows``, the positions of the owned box, and which of them are ``inside``; its lanes come before."""
+        own = self.own
         self.emit_first(out, own)
         out.line(f"rows = {own}_first + {own}_steps")
         inside = [f"({own}_at_{i} + {own}_lane_{i} < {self.end_of(i, own)})" for i in range(len(self.axes))]
@@ -168,10 +177,10 @@ class BoxSpace:
             return str((axis.block or int(size.value)) // axis.residue)
         return f"{letter}_end_{i}"
 
-    def emit_lanes(self, out: Emitter, letter: Letter) -> None:
-        """Coordinates and distances of the tokens of a box, relative to its first."""
+    def emit_lanes(self, out: Emitter, letter: Letter, numbers: str = "") -> None:
+        """Coordinates and distances of the tokens of a box, or those of ``numbers``, relative to its first."""
         sides, name = self.sides(letter), self.labels[letter]
-        block = f"tl.arange(0, {_BLOCKS[letter]})"
+        block = numbers or f"tl.arange(0, {_BLOCKS[letter]})"
         for i, side in enumerate(sides):
             later = " * ".join(sides[i + 1 :])
             lane = f"{block} // {_factor(later)}" if later else block

@@ -142,13 +142,15 @@ _LETTERS: dict[str, Letter] = {"BLOCK_M": "q", "BLOCK_N": "k"}
 _SIDES: dict[Letter, str] = {"q": "query", "k": "key"}
 _ROWS: dict[Letter, str] = {"q": "queries", "k": "keys"}
 
-BOXES = '''
+UNITS = '''
 def units(x, first=0):
     """Strides of batch and head, the distance to position ``first``, and of an axis that serves all: their divisor."""
     strides = [stride if size > 1 else 0 for size, stride in zip(x.shape[:2], x.stride())] + [first * x.stride(2)]
     unit = math.gcd(*strides) or 16 // x.element_size()
     return *(stride // unit for stride in strides), unit
+'''
 
+BOXES = f'''{UNITS}
 
 def boxes(x, axes, box, first=0):
     """Boxes of tokens of a (B, H, L, D) tensor, with ``axes`` (size, positions between neighbours) for its positions.

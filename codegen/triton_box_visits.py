@@ -40,6 +40,11 @@ class BoxVisits(BoxSpace):
 
     def emit_other(self, out: Emitter) -> None:
         """The class that is visited, and coordinates of its boxes."""
+        self.emit_other_class(out)
+        self.emit_lanes(out, self.other)
+
+    def emit_other_class(self, out: Emitter) -> None:
+        """The class that is visited."""
         other = self.other
         for i, axis in enumerate(self.axes):
             if axis.shift != ZERO:
@@ -48,35 +53,42 @@ class BoxVisits(BoxSpace):
                 moved = f"(residue_{i} + {values.result('shift')}).to(tl.int32)"
                 out.line(f"{other}_residue_{i} = {moved} % {axis.residue}")
             self.emit_class(out, i, other, self.residue_of(i, other))
-        self.emit_lanes(out, other)
 
-    @property
-    def exist(self) -> list[str]:
-        """When the box that is owned holds any coordinates."""
-        return [
+    def emit_visits(self, out: Emitter, box: BoxVisits) -> None:
+        """Along each axis the coordinates that may be, and all must be, allowed; ``count``: boxes to visit.
+
+        ``box`` is the space of the box that is owned.
+        """
+        self._visits = [self._emit_axis(out, i) for i in range(len(self.axes))]
+        counts = [v.ends[-1] for v in self._visits if v.ends]
+        count = " * ".join(counts) or "1"
+        out.line(f"count = {box.if_exists(count)}")
+
+    def if_exists(self, count: str) -> str:
+        """``count``, or 0 where the owned box lies behind the end of its class."""
+        exist = [
             f"({self.own}_at_{i} <= last_{i})"
             for i, a in enumerate(self.axes)
             if a.has_classes and not self.end_of(i, self.own).isdigit()
         ]
+        return f"tl.where({' & '.join(exist)}, {count}, 0)" if exist else count
 
-    def emit_visits(self, out: Emitter, exist: list[str]) -> None:
-        """Along each axis the coordinates that may be, and all must be, allowed; ``count``: boxes to visit."""
-        self._visits = [self._emit_axis(out, i) for i in range(len(self.axes))]
-        counts = [v.ends[-1] for v in self._visits if v.ends]
-        count = " * ".join(counts) or "1"
-        out.line(f"count = tl.where({' & '.join(exist)}, {count}, 0)" if exist else f"count = {count}")
-
-    def _emit_axis(self, out: Emitter, i: int) -> _Visit:
-        axis, ranges = self.axes[i], self.ranges(self.axes[i])
+    def emit_ranges(self, out: Emitter, i: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """What the owned box may, and must, see along one axis: intervals within the class, as text."""
+        ranges = self.ranges(self.axes[i])
         own = ("first_row", "last_row") if self.on_line else (f"{self.own}_at_{i}", f"last_{i}")
         names = {"tile_first": own[0], "tile_last": own[1], "block": f"block_{i}"}
-        names["residue"] = f"residue_{i}" if axis.residue > 1 else "0"
+        names["residue"] = f"residue_{i}" if self.axes[i].residue > 1 else "0"
         values = Values(ranges_results(ranges), INDICES | names, prefix=f"along_{i}_")
         values.emit(out, "program", tuple(ranges_results(ranges)), Guard())
         may = [self._clipped(out, values, i, "may", j, x.start, x.stop) for j, x in enumerate(ranges.may)]
         must = [self._clipped(out, values, i, "must", j, x.start, x.stop) for j, x in enumerate(ranges.must)]
+        return may, must
+
+    def _emit_axis(self, out: Emitter, i: int) -> _Visit:
+        may, must = self.emit_ranges(out, i)
         visit = _Visit(sorted_intervals(out, f"may_{i}", may), must)
-        if self.extent(axis, self.other) == "1":
+        if self.extent(self.axes[i], self.other) == "1":
             return visit
         side, total = self.sides(self.other)[i], ""
         for j, (start, stop) in enumerate(visit.may):
@@ -126,18 +138,23 @@ class BoxVisits(BoxSpace):
                 out.line(f"many_{i} = tl.maximum({until} - from_{i}, 0)")
             self._bounds.append(("" if start else f"from_{i}", until))
 
-    def emit_product(self, out: Emitter) -> None:
-        """``allowed``, where the product of the axes is the mask; :meth:`emit_bounds` comes before."""
-        exist = " & visible[None, :]" if self.ends_unevenly(self.other) else ""
-        out.line(f"allowed = inside[:, None]{exist}")
+    def emit_product(self, out: Emitter, rows: str = "inside[:, None]") -> None:
+        """``allowed``, where the product of the axes is the mask; :meth:`emit_bounds` comes before.
+
+        ``rows``: which of them count, if not all.
+        """
+        conditions = [rows] if rows else []
+        conditions += ["visible[None, :]"] if self.ends_unevenly(self.other) else []
         name = self.labels[self.other]
         for i, (start, stop) in enumerate(self._bounds):
             x = f"{name}_at_{i}"
             if start:  # one comparison of both ends: what is less than the first wraps around
                 column = f"{name}_lane_{i}[None, :] - ({start} - {x})"
-                out.line(f"allowed &= ({column}).to(tl.uint32) < many_{i}")
+                conditions.append(f"({column}).to(tl.uint32) < many_{i}")
             else:
-                out.line(f"allowed &= ({x} + {name}_lane_{i})[None, :] < {stop}")
+                conditions.append(f"({x} + {name}_lane_{i})[None, :] < {stop}")
+        for i, condition in enumerate(conditions):
+            out.line(f"allowed {'&' if i else ''}= {condition}")
 
     def _start(self, i: int, start: Expr) -> str:
         """The start of a class where an interval starts no later, else nothing."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..codegen.defaults import Direction
 from ..codegen.schedule import DType, Schedule, Target
 from ..codegen.skeletons import choose, fills, schedule_for, walks_boxes
+from ..codegen.triton_box_options import boxes_of_call
 from ..codegen.triton_values import is_checked
 from ..ir.dependence import load_class
 from ..ir.grids import check_lengths
@@ -235,7 +236,10 @@ def _count(plan: TilePlan, what: Setting, schedule: Schedule, exact: bool) -> Co
     values = what.numbers()
     blocks = schedule.block_m, schedule.block_n
     if walks_boxes(plan, what.target):
-        tiles = box_counts(plan, what.sizes, values, *blocks)
+        # The CPU's program gathers boxes of any sides; kernels are compiled for a few.
+        on_cpu = what.target.backend == "cpu"
+        chosen = () if on_cpu else boxes_of_call(plan, schedule, what.sizes, values)
+        tiles = box_counts(plan, what.sizes, values, *blocks, chosen)
     else:
         tiles = tile_counts(plan, what.sizes, values, *blocks, exact or plan.method == "exact")
     cost = work(plan, what.sizes, values, tiles, what.head_dim, what.value_dim, _ITEM_SIZES[what.dtype])

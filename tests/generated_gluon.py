@@ -11,7 +11,8 @@ from torch import Tensor
 
 from generated_triton import H100
 from oracle import Part
-from regard.codegen import gluon_backward, gluon_forward
+from regard.codegen import gluon_backward, gluon_box_forward, gluon_forward
+from regard.codegen.box_support import walks_boxes
 from regard.codegen.schedule import Problem
 from regard.dsl import assemble
 from regard.ir.passes import run_pipeline
@@ -42,11 +43,12 @@ def module(
     values: dict[str, Any] = dict(binding)
     buffers = tuple(str(values[p.name].dtype).removeprefix("torch.") for p in plan.variant.buffers)
     problem = Problem("bf16" if dtype is BF16 else "f16", *sizes, buffers=buffers)
-    skeleton = gluon_forward if direction == "forward" else gluon_backward
+    boxes = gluon_box_forward if walks_boxes(plan, H100) else gluon_forward
+    skeleton = boxes if direction == "forward" else gluon_backward
     assert skeleton.unsupported_reason(plan, problem, H100) is None
     schedule = skeleton.default_schedule(plan, problem)
     if direction == "forward":
-        text = gluon_forward.emit_forward(plan, problem, schedule, H100).text
+        text = boxes.emit_forward(plan, problem, schedule, H100).text
     else:
         text = gluon_backward.emit_backward(plan, problem, schedule, H100).text
     names = [p.name for p in plan.variant.buffers] + [p.name for p in plan.variant.scalars]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import math
 import threading
 import types
 from inspect import signature
@@ -142,39 +143,45 @@ class mbarrier:
 
 
 class TensorDescriptor:
+    """Blocks of up to five axes over a tensor's memory, as ``shape`` and ``strides`` say."""
+
     def __init__(self, base, shape, strides, block, layout):
         self.base, self.block = base, [int(n) for n in block]
-        assert list(base.shape) == shape and list(base.stride()) == strides and strides[-1] == 1
-        assert all(n == 1 for n in self.block[:-2]) and self.block[-1] * base.element_size() % 16 == 0
+        self.x = base.as_strided(shape, strides)
+        assert len(shape) == len(strides) == len(block) <= 5 and strides[-1] == 1 and min(shape) > 0
+        assert all(n & (n - 1) == 0 and n <= 256 for n in self.block)
+        assert all(n * base.element_size() % 16 == 0 for n in (*strides[:-1], self.block[-1]))
+        last = base.storage_offset() + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        assert (last + 1) * base.element_size() <= base.untyped_storage().nbytes(), "a descriptor past the tensor"
+        self.block_type = types.SimpleNamespace(shape=self.block)
 
     def place(self, where):
-        """The part of the tensor under a block, which may reach past the end of the last but one axis."""
-        *outer, row, column = (int(i) for i in where)
-        assert row >= 0 and 0 <= column <= self.base.shape[-1] - self.block[-1]
-        part = self.base[tuple(outer)]
-        return part[row : row + self.block[-2], column : column + self.block[-1]]
+        """The part of the tensor under a block, which may reach past the end of axes, and where in the block it is."""
+        starts = [int(i) for i in where]
+        assert min(starts) >= 0
+        part = self.x[tuple(slice(n, n + side) for n, side in zip(starts, self.block, strict=True))]
+        return part, tuple(slice(0, n) for n in part.shape)
 
 
 class tma:
     @staticmethod
     def load(descriptor, where, barrier, target):
-        part = descriptor.place(where)
+        part, inside = descriptor.place(where)
         assert list(target.x.shape) == descriptor.block
-        tile = target.x.flatten(0, -2)
-        tile.zero_()
-        tile[: part.shape[0]] = part
-        barrier.change(0, -tile.numel() * tile.element_size())
+        target.x.zero_()
+        target.x[inside] = part
+        barrier.change(0, -target.x.numel() * target.x.element_size())
 
     @staticmethod
     def store(descriptor, where, source):
-        part = descriptor.place(where)
-        part.copy_(source.x.flatten(0, -2)[: part.shape[0]])
+        part, inside = descriptor.place(where)
+        part.copy_(source.x[inside])
 
     @staticmethod
     def add(descriptor, where, source):
-        part = descriptor.place(where)
+        part, inside = descriptor.place(where)
         with _condition:
-            part += source.x.flatten(0, -2)[: part.shape[0]]
+            part += source.x[inside]
 
     async_copy_global_to_shared = async_load = load
     async_copy_shared_to_global = async_store = store
@@ -325,6 +332,10 @@ gl = types.SimpleNamespace(
 )  # fmt: skip
 
 
+def _unsigned(x):
+    return x.long() & 0xFFFFFFFF
+
+
 class _Literals(ast.NodeTransformer):
     """Wraps integers in kernels, so that they have the methods of tensors."""
 
@@ -332,6 +343,18 @@ class _Literals(ast.NodeTransformer):
         if type(node.value) is int:
             return ast.Call(ast.Name("Number", ast.Load()), [node], [])
         return node
+
+    def visit_AugAssign(self, node):
+        """In a kernel it makes a new tensor, which may have another shape."""
+        old = ast.Name(node.target.id, ast.Load())
+        return ast.Assign([node.target], ast.BinOp(old, node.op, self.visit(node.value)))
+
+    def visit_Call(self, node):
+        """Unsigned integers are kept as larger signed ones, which torch can compare."""
+        match node:
+            case ast.Call(ast.Attribute(x, "to"), [ast.Attribute(attr="uint32")]):
+                return ast.Call(ast.Name("_unsigned", ast.Load()), [self.visit(x)], [])
+        return self.generic_visit(node)
 
 
 def load(text: str) -> Any:
@@ -343,9 +366,10 @@ def load(text: str) -> Any:
             x.body = [_Literals().visit(y) for y in x.body]
     jit = lambda f=None, **options: f or (lambda g: g)  # noqa: E731
     names: dict[str, Any] = {
-        "torch": torch, "functools": functools, "gl": gl, "gluon": types.SimpleNamespace(jit=jit), "Number": Number,
+        "torch": torch, "functools": functools, "math": math, "gl": gl, "Number": Number,
+        "gluon": types.SimpleNamespace(jit=jit),
         "triton": types.SimpleNamespace(cdiv=lambda a, b: -(-a // b), jit=jit), "mbarrier": mbarrier, "tma": tma,
-        "tl": gl, "builtin": lambda f: f,
+        "_unsigned": _unsigned, "tl": gl, "builtin": lambda f: f,
         "warpgroup_mma": warpgroup_mma, "warpgroup_mma_wait": warpgroup_mma_wait,
         "fence_async_shared": lambda: None, "TensorDescriptor": TensorDescriptor,
     }  # fmt: skip
@@ -367,7 +391,9 @@ def _launch(kernel, grid, *arguments, **options):
             case _:
                 return x
 
-    constants = {name: Number(x) for name, x in options.items() if name in signature(kernel).parameters}
+    constants = {name: x for name, x in options.items() if name in signature(kernel).parameters}
+    for name, x in constants.items():
+        constants[name] = tuple(map(Number, x)) if isinstance(x, tuple) else Number(x)
     for number in range(grid[0]):
         _failures.clear()
         _program.number, _program.count = number, grid[0]

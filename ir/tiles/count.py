@@ -145,9 +145,14 @@ def tile_counts(
     return TileCounts(empty, partial, full, block_m, block_n, decided, (partial + full) * area, total * area)
 
 
-def box_counts(plan: TilePlan, sizes: Sizes, values: Values, block_m: int, block_n: int) -> TileCounts:
-    """The same for tiles that are boxes (``plan.boxes``), of the shapes that visit the fewest; in closed form."""
-    boxes = tuple(choose_boxes(term, sizes, values, block_m, block_n) for term in plan.boxes)
+def box_counts(
+    plan: TilePlan, sizes: Sizes, values: Values, block_m: int, block_n: int, chosen: tuple[Boxes, ...] = ()
+) -> TileCounts:
+    """The same for tiles that are boxes (``plan.boxes``), in closed form.
+
+    Of the shapes ``chosen`` for each term, or of those that visit the fewest.
+    """
+    boxes = chosen or tuple(choose_boxes(term, sizes, values, block_m, block_n) for term in plan.boxes)
     counts = [
         count_boxes(term, b.queries, b.keys, sizes, values) for term, b in zip(plan.boxes, boxes, strict=True)
     ]

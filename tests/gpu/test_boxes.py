@@ -66,20 +66,23 @@ VARIANTS: dict[str, tuple[int, Parts]] = {
 }
 
 
-def tensors(dtype: torch.dtype, length: int, dim: int, value_dim: int, *, strided: bool) -> tuple[Tensor, ...]:
+def tensors(
+    dtype: torch.dtype, length: int, dim: int, value_dim: int, *, strided: bool, heads: tuple[int, int] = (4, 2)
+) -> tuple[Tensor, ...]:
     """Query, key and value, four heads on two; ``strided``: as a projection leaves them."""
     torch.manual_seed(0)
     made = []
-    for heads, size in ((4, dim), (2, dim), (2, value_dim)):
-        shape = (2, length, heads, size) if strided else (2, heads, length, size)
+    for heads_here, size in ((heads[0], dim), (heads[1], dim), (heads[1], value_dim)):
+        shape = (2, length, heads_here, size) if strided else (2, heads_here, length, size)
         x = torch.randn(*shape, device="cuda", dtype=dtype)
         made.append((x.transpose(1, 2) if strided else x).requires_grad_())
     return tuple(made)
 
 
-def check(parts: tuple[Any, ...], inputs: tuple[Tensor, ...]) -> None:
+def check(parts: tuple[Any, ...], inputs: tuple[Tensor, ...], skeleton: str = "triton") -> None:
     """Three calls, because the later ones are replayed."""
     attn = rg.attention(*parts)
+    assert attn.explain(*inputs).kernels[0].skeleton == f"{skeleton}_forward"
     grad_out = torch.randn(*inputs[0].shape[:3], inputs[2].shape[3], device="cuda", dtype=inputs[0].dtype)
     (exact, exact_lse), (usual, usual_lse) = (f(parts, *inputs) for f in (oracle, eager))
     exact_grads, usual_grads = (gradients(f, parts, inputs, grad_out) for f in (oracle, eager))
@@ -97,6 +100,23 @@ def check(parts: tuple[Any, ...], inputs: tuple[Tensor, ...]) -> None:
 def test_variants(name: str, dim: int) -> None:
     length, make = VARIANTS[name]
     check(make(), tensors(torch.bfloat16, length, dim, dim, strided=False))
+
+
+WARP_SPECIALISED: dict[str, tuple[int, Parts]] = {
+    **{name: VARIANTS[name] for name in ("dilated", "dilated, cut short", "neighbourhood", "wide neighbourhood")},
+    **{name: VARIANTS[name] for name in ("strided neighbourhood", "causal neighbourhood", "three axes")},
+    "shifted windows": (2400, lambda: (rg.windows(rg.grid(40, 60), 12, shift=5),)),
+    "softcap": (768, lambda: (rg.neighborhood(WIDE, 13), rg.softcap(2.0))),
+    "bias": (768, lambda: (rg.neighborhood(WIDE, 13), rg.alibi(heads=32))),
+}
+
+
+@pytest.mark.parametrize("name", WARP_SPECIALISED)
+@pytest.mark.parametrize("sizes", [(128, 128), (64, 128)])
+def test_calls_that_fill_the_gpu(name: str, sizes: tuple[int, int]) -> None:
+    length, make = WARP_SPECIALISED[name]
+    inputs = tensors(torch.bfloat16, length, *sizes, strided=True, heads=(32, 8))
+    check(make(), inputs, "gluon")
 
 
 @pytest.mark.parametrize("name", ["dilated", "dilated, cut short", "neighbourhood", "three axes", "shifted windows"])

@@ -1,0 +1,100 @@
+"""The consumer over boxes of a token space: that of :mod:`.gluon_consumer` with other tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..ir.nodes import TRUE, ZERO, Index
+from ..ir.tiles.plan import Interval, TilePlan
+from ..ir.types import I32
+from .emitter import Emitter
+from .gluon_box_visits import BOX_SIZES, GluonBoxVisits
+from .gluon_consumer import Consumer
+from .gluon_names import Names
+from .gluon_seen import UnseenKeys
+from .gluon_tiles import emit_unpack
+from .schedule import Problem
+from .triton_module import Argument
+
+
+class BoxConsumer(Consumer):
+    """Prints ``attend`` where the product of the axes is the mask.
+
+    ``whole``: no box reaches past the end of its class into another one, so that outputs leave by descriptor.
+    """
+
+    constants = ", BOX: tl.constexpr"
+    positions = ("k_first + lane_steps", "k_first + k_steps[None, :]")
+    masks_positions = False
+
+    def __init__(
+        self, plan: TilePlan, problem: Problem, parameters: Sequence[Argument], names: Names, visits: GluonBoxVisits,
+        *, whole: bool,
+    ) -> None:  # fmt: skip
+        self.visits, self.whole = visits, whole
+        # Values that nobody sees are gone before the kernel starts.
+        every_key = UnseenKeys((Interval(ZERO, Index("kv_len", I32)),))
+        unmasked = replace(plan, variant=replace(plan.variant, mask=TRUE))
+        super().__init__(unmasked, problem, parameters, every_key, names)
+
+    def emit_sizes(self, out: Emitter) -> None:
+        """The sizes of the call, and the sides of boxes."""
+        emit_unpack(out, "sizes", BOX_SIZES)
+        self.visits.emit_sides(out)
+
+    def emit_lanes(self, out: Emitter) -> None:
+        """Coordinates of rows and columns inside of their boxes."""
+        out.line("numbers = GROUP * ROWS + rows")
+        self.visits.emit_lanes(out, "q", "numbers")
+        if self.loads_columns:
+            self.visits.emit_lanes(out, "k", "lanes")
+            out.line("lane_steps = k_steps")
+        self.visits.emit_lanes(out, "k", "columns")
+
+    def emit_place(self, out: Emitter) -> None:
+        """The box of queries number ``program``, and what each of its rows sees along each axis."""
+        out.line("own = query_box(program, sizes, parameters, BOX)")
+        self.visits.emit_names(out)
+        self.visits.emit_first(out, "q")
+        out.line("q_row = q_first + q_steps")
+        self.visits.emit_bounds(out)
+
+    def emit_start(self, out: Emitter, *, masked: bool) -> None:
+        """Where the box of keys in buffer ``stage`` starts."""
+        axes = len(self.visits.axes)
+        for i in range(axes):
+            place = "stage" if axes == 1 else f"stage * {axes}{f' + {i}' if i else ''}"
+            out.line(f"k_at_{i} = read(starts, {place})")
+        if self.reads_keys:
+            self.visits.emit_first(out, "k")
+
+    def emit_allowed(self, out: Emitter, done: frozenset[str]) -> frozenset[str]:
+        """``allowed``: pairs in the product of the axes."""
+        # Rows past the end go nowhere, so they may attend to anything; but they must not load.
+        self.visits.emit_product(out, "(q_index < q_len)" if self.loads_pairs else "")
+        return done
+
+    def emit_inside(self, out: Emitter) -> str:
+        """Which rows belong to the class."""
+        axes = range(len(self.visits.axes))
+        inside = [f"(q_at_{i} + q_lane_{i} < {self.visits.end_of(i, 'q')})" for i in axes]
+        out.line(f"inside = {' & '.join(inside)}")
+        return "inside"
+
+    def emit_store(self, out: Emitter) -> None:
+        """Writes the outputs of this consumer."""
+        self.visits.emit_places(out, "q")
+        where = ", ".join(["entry", *self.visits.half_coordinates("GROUP"), "0"])
+        out.line(f"{self.names.store}(out, [{where}], out_tile)")
+
+    def emit_outputs(self, out: Emitter) -> None:
+        """Writes ``acc``, by pointers where the box may end in another class."""
+        if self.whole:
+            super().emit_outputs(out)
+            return
+        out.line("out_row = tl.convert_layout(q_row, tl.SliceLayout(1, OUTPUTS)).to(tl.int64)[:, None]")
+        out.line("out_column = tl.arange(0, VALUE, tl.SliceLayout(0, OUTPUTS))[None, :]")
+        out.line("out_inside = tl.convert_layout(inside, tl.SliceLayout(1, OUTPUTS))[:, None]")
+        place = "(entry.to(tl.int64) * q_len + out_row) * VALUE + out_column"
+        out.line(f"tl.store(out + {place}, acc.to(ELEMENT), mask=out_inside)")
