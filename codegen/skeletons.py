@@ -65,6 +65,9 @@ def _choose_for_boxes(
     reason = unsupported_reason(plan, problem, target)
     if reason is not None:
         return Choice("triton", f"{decide}; the warp-specialised skeleton over boxes (gluon) cannot: {reason}")
+    reason = _slower_forward(plan, problem)
+    if reason is not None:
+        return Choice("triton", f"{decide}; the warp-specialised skeleton (gluon) was measured {reason}")
     if not fills_gpu:
         return Choice("triton", f"{decide}; too few of them for the warp-specialised skeleton (gluon) to fill the GPU")
     return Choice("gluon", f"{decide}; warp-specialised: boxes by TMA, wgmma, softmax beside both products")

@@ -75,7 +75,6 @@ WARP_SPECIALISED: dict[str, tuple[int, Parts]] = {
     **{name: VARIANTS[name] for name in ("dilated", "dilated, cut short", "neighbourhood", "wide neighbourhood")},
     **{name: VARIANTS[name] for name in ("strided neighbourhood", "causal neighbourhood", "three axes")},
     "shifted windows": (2400, lambda: (rg.windows(rg.grid(40, 60), 12, shift=5),)),
-    "softcap": (768, lambda: (rg.neighborhood(WIDE, 13), rg.softcap(2.0))),
     "bias": (768, lambda: (rg.neighborhood(WIDE, 13), rg.alibi(heads=32))),
 }
 
