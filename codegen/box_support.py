@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..ir.nodes import ZERO
+from ..ir.nodes import Binary, Select
 from ..ir.tiles.plan import TilePlan
+from ..ir.traverse import walk
 from .schedule import Target
 
 
@@ -16,8 +17,10 @@ def why_not_boxes(plan: TilePlan, target: Target) -> str | None:
     """Why kernels for ``target`` cannot walk the boxes of a plan that has some; None where they can."""
     if target.backend == "cpu":
         return None
-    if len(plan.boxes) != 1:
-        return "their boxes are of one token space, and this mask takes several"
-    if any(term.query_origin != ZERO or term.key_origin != ZERO for term in plan.boxes):
-        return "their boxes begin at position 0"
+    origins = [origin for term in plan.boxes for origin in (term.query_origin, term.key_origin)]
+    if any(isinstance(x, Select) or (isinstance(x, Binary) and x.op not in _SUMS) for e in origins for x in walk(e)):
+        return "a grid of theirs begins at a position that is more than a sum of lengths and parameters"
     return None
+
+
+_SUMS = ("add", "sub", "mul", "min", "max")

@@ -71,9 +71,9 @@ def default_schedule(plan: TilePlan, problem: Problem, target: Target, direction
     late_queries, late_keys = heaviest_last(plan.keys), heaviest_last(plan.queries)
     walks = walks_boxes(plan, target)
     if walks:
-        (term,) = plan.boxes
-        late_queries = any(heaviest_last(a.keys) for a in term.axes)
-        late_keys = any(heaviest_last(a.queries) for a in term.axes)
+        axes = [a for term in plan.boxes for a in term.axes]
+        late_queries = any(heaviest_last(a.keys) for a in axes)
+        late_keys = any(heaviest_last(a.queries) for a in axes)
     if direction == "forward":
         return replace(forward, split_keys=not walks, reverse=late_queries)
     return replace(by_key, reverse=late_keys, grad_query=replace(by_query, reverse=late_queries))

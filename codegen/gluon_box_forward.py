@@ -9,6 +9,7 @@ from __future__ import annotations
 from math import prod
 
 from ..ir.tiles.plan import TilePlan
+from .box_groups import Letter
 from .defaults import heaviest_last
 from .emitter import Emitter
 from .gluon_box_consumer import BoxConsumer
@@ -30,7 +31,7 @@ from .gluon_tiles import CELLS, emit_unpack
 from .schedule import Problem, Schedule, Source, Target
 from .triton_box_options import emit_choice, emit_chosen, emit_sides, is_known, note_of, programs, shapes_of
 from .triton_box_skeleton import plan_of_boxes
-from .triton_box_space import BoxSpace, Letter
+from .triton_box_space import BoxSpace
 from .triton_box_tiles import UNITS as UNITS_FUNCTION
 from .triton_box_tiles import can_describe
 from .triton_box_visits import BoxVisits
@@ -48,8 +49,12 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
     for size in (problem.head_dim, problem.value_dim):
         if size not in HEAD_SIZES:
             return f"head size {size} is not one of {', '.join(map(str, HEAD_SIZES))}"
+    if len(plan.boxes) > 1:
+        return "its boxes are of one token space, and this mask takes several"
     (term,) = plan.boxes
     spaces = [BoxVisits(term, "q"), BoxVisits(term, "k")]
+    if any(spaces[0].ends_unevenly(x) for x in ("q", "k")):
+        return "a grid that starts at a later position, or that no declared grid says the end of, may be cut short"
     if not all(space.is_product for space in spaces):
         return "the mask is no product of one range along each axis, so that which keys no query sees is not known"
     if not all(map(is_known, spaces)):
@@ -97,7 +102,7 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
         *BOX_SIZES,
     ]
     head, out = Emitter(), Emitter()
-    emit_header(head, "Forward kernel", plan, problem, schedule, target, tiles=note_of(term))
+    emit_header(head, "Forward kernel", plan, problem, schedule, target, tiles=note_of(plan))
     emit_constants(out, problem, schedule, axes=len(visits.view("q")[0]))
     emit_sides(out, "FORWARD", shapes)
     out.definition(CELLS)
@@ -224,7 +229,7 @@ def boxes(x, axes, box, layout):
 
     Moved by the tensor memory accelerator.
     """
-    batch, head, unit = units(x)
+    batch, head, _, unit = units(x)
     sizes, steps = zip(*axes)
     shape = [1 + (x.shape[0] - 1) * batch + (x.shape[1] - 1) * head, *sizes, x.shape[3]]
     strides = [unit, *(step * x.stride(2) for step in steps), 1]

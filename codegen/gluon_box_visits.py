@@ -11,9 +11,9 @@ import re
 from collections.abc import Sequence
 
 from ..ir.tiles.plan import BoxTerm
+from .box_groups import Letter
 from .emitter import Emitter
 from .gluon_tiles import emit_unpack, jit_function
-from .triton_box_space import Letter
 from .triton_box_visits import BoxVisits
 from .triton_module import Argument
 from .triton_program import SIZES, emit_entry

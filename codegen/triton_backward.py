@@ -8,7 +8,7 @@ arXiv:2307.08691, section 3.1.2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
@@ -104,19 +104,21 @@ def emit_helpers(out: Emitter, run: str, found: Sequence[Contribution]) -> None:
 
 def emit_run(
     out: Emitter, plan: TilePlan, problem: Problem, row_terms: RowTerms, grad_key: GradKey, grad_query: GradQuery,
-    grad_diagonal: GradDiagonal | None = None, prepare: Callable[[Emitter], None] = lambda out: None,
+    grad_diagonal: GradDiagonal | None = None,
 ) -> None:  # fmt: skip
-    """The function that launches the kernels; ``prepare`` writes what their arguments need."""
+    """The function that launches the kernels."""
     v = plan.variant
     names = user_names(v)
     wanted = [user_name(p.name) for p, w in zip(v.buffers, problem.buffer_gradients, strict=False) if w]
-    answer = ", ".join(["grad_query", "grad_key", "grad_value", *(f"grad_{x}.to({x}.dtype)" for x in wanted)])
+    ours = (("query", grad_query), ("key", grad_key), ("value", grad_key))
+    found = [f"grad_{x}" + ("" if by.sum_type == "query.dtype" else ".to(query.dtype)") for x, by in ours]
+    answer = ", ".join([*found, *(f"grad_{x}.to({x}.dtype)" for x in wanted)])
     inputs = ["query", "key", "value", "out", "lse", "grad_out", "grad_lse", *names, "scale=None", "tiles=None"]
     with out.block(f"def run({', '.join(inputs)}):"):
         out.line('"""Gradients of query, key, value and captured tensors; ``grad_lse`` may be None."""')
         emit_sizes(out, plan, problem)
-        for name in ("query", "key", "value"):
-            out.line(f"grad_{name} = torch.empty({name}.shape, dtype=query.dtype, device=query.device)")
+        for name, by in ours:
+            out.line(f"grad_{name} = torch.{by.fresh}({name}.shape, dtype={by.sum_type}, device=query.device)")
         for name in wanted:
             out.line(f"grad_{name} = torch.zeros({name}.shape, dtype=torch.float32, device={name}.device)")
         with out.block("if lse.numel() == 0 or kv_len == 0:"):
@@ -126,7 +128,6 @@ def emit_run(
         if uses_table(plan):
             emit_classify_call(out, names)
         out.line("grad_out = tidy(grad_out)")
-        prepare(out)
         if row_terms.exact_rows:
             row_terms.emit_launch(out)
         else:

@@ -1,47 +1,92 @@
-"""The forward kernel over boxes of a token space: that of :mod:`.triton_forward` with other tiles."""
+"""The forward kernels over boxes of a token space: that of :mod:`.triton_forward` with other tiles.
+
+A plan of several terms may need several kernels (:mod:`.box_groups`). Rows that are in more than one of them carry
+their sums from kernel to kernel, in float32.
+"""
 
 from __future__ import annotations
 
 from ..ir.tiles.plan import TilePlan
+from .box_groups import Groups, groups_of
 from .emitter import Emitter
 from .schedule import Problem, Schedule, Source, Target
 from .triton_box_options import emit_axes, emit_choice, emit_options, emit_shapes, note_of, programs
 from .triton_box_skeleton import OverBoxes, plan_of_boxes
-from .triton_box_tiles import BOXES
+from .triton_box_tiles import emit_helpers
 from .triton_forward import KERNEL, Forward
-from .triton_module import emit_header, emit_launch, finish
+from .triton_module import Argument, emit_header, emit_launch, finish
 
 
 class BoxForward(OverBoxes, Forward):
-    """Emits the kernel and ``run``."""
+    """Emits one kernel and its launch; the first of a module emits ``run``."""
 
-    def __init__(self, plan: TilePlan, problem: Problem, schedule: Schedule) -> None:
+    def __init__(self, plan: TilePlan, problem: Problem, schedule: Schedule, groups: Groups, number: int) -> None:
         super().__init__(plan, problem, schedule)
-        self.walk(plan.boxes[0], "q", schedule.descriptors)
+        self.walk(groups, number, "q", schedule.descriptors)
+        self.others: list[BoxForward] = []
+
+    def arguments(self) -> list[Argument]:
+        """In the order of the kernel's signature."""
+        return [*super().arguments(), *([Argument("carried", "", "carried")] if self.group.adds else [])]
+
+    def emit_sums(self, out: Emitter) -> None:
+        """``m``, ``l`` and ``acc``: of what kernels before this one have seen."""
+        if not self.group.adds:
+            super().emit_sums(out)
+            return
+        out.comment("What other kernels found: a sum of 1 at its logarithm, unless they saw nothing.")
+        out.line("places = entry.to(tl.int64) * q_len + rows")
+        out.line('before = tl.load(lse + places, mask=inside, other=float("-inf"))')
+        out.line('nothing = before == float("-inf")')
+        out.line(f"m = tl.where(nothing, -3.0e38, before{' * LOG2E' if self.fused else ''})")
+        out.line("l = tl.where(nothing, 0.0, 1.0)")
+        for p in self.value:
+            columns = f"{self.value_columns}{p.suffix}"
+            exist = f"inside[:, None] & ({columns} < {p.first + p.valid})" if p.padded else "inside[:, None]"
+            place = f"carried + places[:, None] * {self.problem.value_dim} + {columns}"
+            out.line(f"acc{p.suffix} = tl.load({place}, mask={exist}, other=0.0)")
+
+    def emit_outputs(self, out: Emitter) -> None:
+        """The part of ``run`` that makes ``out`` and ``lse``."""
+        super().emit_outputs(out)
+        if self.groups.add_up:
+            made = "empty_like" if self.groups.complete else "zeros_like"
+            out.line(f"carried = torch.{made}(out, dtype=torch.float32)")
+        elif not self.groups.complete:
+            out.line("out.zero_()")
+        if not self.groups.complete:
+            out.line('lse.fill_(float("-inf"))')
 
     def emit_launches(self, out: Emitter) -> None:
         """The part of ``run`` that fills ``out`` and ``lse``."""
-        if self.box_tiles.descriptors:
-            emit_axes(out, self.space)
-        emit_options(out, self.plan, self.space, self.schedule, "FORWARD")
-        out.line(f"programs = {programs(self.space, 'q')} * batches * heads")
-        out.line("target, target_lse = out, lse")
-        emit_launch(out, KERNEL, "(programs,)", self.arguments(), "**options")
+        for one in (self, *self.others):
+            if one.box_tiles.descriptors:
+                emit_axes(out, one.space)
+            emit_options(out, one.plan, one.space, one.schedule, "FORWARD", one.suffix)
+            out.line(f"programs = {programs(one.space, 'q')} * batches * heads")
+            target = "out" if not one.groups.add_up or one.group.last else "carried"
+            out.line(f"target, target_lse = {target}, lse")
+            emit_launch(out, KERNEL + one.suffix, "(programs,)", one.arguments(), "**options")
+        if self.groups.add_up and not any(g.last for g in self.groups.groups):
+            out.line("out.copy_(carried)")
 
 
 def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:
     """A module whose ``run`` computes outputs and log-sum-exps; see ``docs/internals.md``."""
     plan = plan_of_boxes(plan)
-    (term,) = plan.boxes
+    groups = groups_of(plan.boxes, "q")
     head, out = Emitter(), Emitter()
-    forward = BoxForward(plan, problem, schedule)
-    emit_header(head, "Forward kernel", plan, problem, schedule, target, tiles=note_of(term))
-    emit_shapes(out, "FORWARD", forward.space, schedule)
-    if forward.box_tiles.descriptors:
-        out.section(BOXES)
-    emit_choice(out, plan, forward.space, schedule)
+    kernels = [BoxForward(plan, problem, schedule, groups, i) for i in range(len(groups.groups))]
+    first, *first.others = kernels
+    emit_header(head, "Forward kernel", plan, problem, schedule, target, tiles=note_of(plan))
+    for one in kernels:
+        emit_shapes(out, f"FORWARD{one.suffix}", one.space, schedule)
+    emit_helpers(out, [one.box_tiles for one in kernels])
+    for one in kernels:
+        emit_choice(out, plan, one.space, schedule, one.suffix)
+    for one in kernels:
+        out.section()
+        one.emit_kernel(out)
     out.section()
-    forward.emit_kernel(out)
-    out.section()
-    forward.emit_run(out)
-    return finish(out, plan, [KERNEL], head)
+    first.emit_run(out)
+    return finish(out, plan, [KERNEL + one.suffix for one in kernels], head)

@@ -10,14 +10,15 @@ from ..ir.printer import print_boxes
 from ..ir.tiles.box_choice import Boxes
 from ..ir.tiles.box_count import count_boxes
 from ..ir.tiles.numeric import Sizes, Values
-from ..ir.tiles.plan import BoxTerm, TilePlan
+from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import index_names, loads
 from ..ir.types import I32
+from .box_groups import Letter
 from .box_sides import FULL, PARTIAL, Shape, box_shapes
 from .emitter import Emitter
 from .print_torch import Printed, Scope, print_torch
 from .schedule import Schedule
-from .triton_box_space import BoxSpace, Letter
+from .triton_box_space import BoxSpace
 from .triton_box_tiles import can_describe, conditions
 from .triton_values import user_name
 
@@ -47,9 +48,9 @@ def is_known(space: BoxSpace) -> bool:
     return not any(loads(e) or index_names(e) & {"batch", "head", "kv_head"} for e in ends)
 
 
-def note_of(term: BoxTerm) -> str:
+def note_of(plan: TilePlan) -> str:
     """What the header of a module says about its tiles."""
-    return "\n".join(["Tiles: boxes.", *(f"  {line}" for line in print_boxes([term]).splitlines())])
+    return "\n".join(["Tiles: boxes.", *(f"  {line}" for line in print_boxes(plan.boxes).splitlines())])
 
 
 def emit_shapes(out: Emitter, options: str, space: BoxSpace, schedule: Schedule) -> None:
@@ -75,14 +76,14 @@ def emit_sides(out: Emitter, options: str, shapes: Sequence[Shape]) -> None:
     out.line("]")
 
 
-def emit_choice(out: Emitter, plan: TilePlan, space: BoxSpace, schedule: Schedule) -> None:
+def emit_choice(out: Emitter, plan: TilePlan, space: BoxSpace, schedule: Schedule, suffix: str = "") -> None:
     """``choose_boxes_of_queries`` or ``_of_keys``: of several boxes those that have the cheapest others to visit."""
     if len(shapes_of(space, schedule)) == 1:
         return
     scope, own, other = host_scope(plan), space.own, space.other
     names = "".join(f", {x}" for x in host_inputs(plan))
     out.section()
-    with out.block(f"def cost_of_{_NAMES[own]}(sides{names}):"):
+    with out.block(f"def cost_of_{_NAMES[own]}{suffix}(sides{names}):"):
         price = f"{PARTIAL} for a pair of boxes, {FULL} where every token of one sees all of the other"
         out.line(f'"""What boxes of such sides cost in one of the classes: {price}."""')
         out.line(f"count, {'inner, ' if space.has_full_boxes else ''}residue = 1, {'1, ' * space.has_full_boxes}0")
@@ -112,32 +113,40 @@ def emit_choice(out: Emitter, plan: TilePlan, space: BoxSpace, schedule: Schedul
                 out.line(f"inner *= full * max(extent // {side} // 64, 1)")
         out.line(f"return {PARTIAL} * count - {PARTIAL - FULL} * inner" if space.has_full_boxes else "return count")
     out.section("@functools.cache")
-    with out.block(f"def choose_boxes_of_{_NAMES[own]}(choices{names}):"):
+    with out.block(f"def choose_boxes_of_{_NAMES[own]}{suffix}(choices{names}):"):
         out.line('"""The sides of ``choices``, a tuple of tuples, that cost the least."""')
-        out.line(f"return dict(min(choices, key=lambda sides: cost_of_{_NAMES[own]}(dict(sides){names})))")
+        out.line(f"return dict(min(choices, key=lambda sides: cost_of_{_NAMES[own]}{suffix}(dict(sides){names})))")
 
 
-def emit_options(out: Emitter, plan: TilePlan, space: BoxSpace, schedule: Schedule, options: str) -> None:
+def emit_options(
+    out: Emitter, plan: TilePlan, space: BoxSpace, schedule: Schedule, options: str, suffix: str
+) -> None:
     """``options`` of a launch in ``run``."""
-    chosen = emit_chosen(out, plan, space, schedule, options)
+    chosen = emit_chosen(out, plan, space, schedule, options, suffix)
+    options += suffix
     tiled = " | dict(TILED=tiled)" if schedule.descriptors and can_describe(space) and conditions(space) else ""
     out.line(f"options = {options} | {chosen}{tiled}")
 
 
-def emit_chosen(out: Emitter, plan: TilePlan, space: BoxSpace, schedule: Schedule, options: str) -> str:
+def emit_chosen(
+    out: Emitter, plan: TilePlan, space: BoxSpace, schedule: Schedule, options: str, suffix: str = ""
+) -> str:
     """The sides of boxes that a call takes, as text."""
     if len(shapes_of(space, schedule)) == 1:
-        return f"{options}_BOXES[0]"
+        return f"{options}{suffix}_BOXES[0]"
     names = "".join(f", {x}" for x in host_inputs(plan))
-    out.line(f"choices = tuple(tuple(x.items()) for x in {options}_BOXES)")
-    return f"choose_boxes_of_{_NAMES[space.own]}(choices{names})"
+    out.line(f"choices = tuple(tuple(x.items()) for x in {options}{suffix}_BOXES)")
+    return f"choose_boxes_of_{_NAMES[space.own]}{suffix}(choices{names})"
 
 
 def emit_axes(out: Emitter, space: BoxSpace) -> None:
     """``query_axes``, ``key_axes`` and ``tiled``, which descriptors need."""
+    for letter in _LETTERS:
+        if space.is_offset(letter):
+            out.line(f"{letter}_origin = {in_python(space.origin(letter))}")
     for letter, name in zip(_LETTERS, ("query", "key"), strict=True):
         sizes, steps, _ = space.view(letter)
-        pairs = [f"({size}, {step})" for size, step in zip(sizes, steps, strict=True)]
+        pairs = [f"({in_python(size)}, {step})" for size, step in zip(sizes, steps, strict=True)]
         out.line(f"{name}_axes = [{', '.join(pairs)}]")
     if conditions(space):
         out.line(f"tiled = {' and '.join(conditions(space))}")
@@ -153,7 +162,8 @@ def programs(space: BoxSpace, letter: Letter) -> str:
             found.append(f'triton.cdiv({in_python(space.extent(axis, letter))}, options["{side}"])')
         else:
             found.append(in_python(count))
-    return " * ".join(x if x.startswith("triton.") or x.isalnum() else f"({x})" for x in found)
+    count = " * ".join(x if x.startswith("triton.") or x.isalnum() else f"({x})" for x in found)
+    return f"max({count}, 0)" if space.is_offset(letter) else count
 
 
 _LETTERS: tuple[Letter, Letter] = ("q", "k")
@@ -162,7 +172,7 @@ _NAMES: dict[Letter, str] = {"q": "queries", "k": "keys"}
 
 def in_python(text: str) -> str:
     """Scalar arithmetic of a kernel, as the host writes it."""
-    return text.replace("tl.cdiv", "triton.cdiv")
+    return text.replace("tl.cdiv", "triton.cdiv").replace("tl.minimum", "min").replace("tl.maximum", "max")
 
 
 def host_scope(plan: TilePlan) -> Scope:

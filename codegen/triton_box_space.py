@@ -7,36 +7,37 @@ first token is that the owned box sees, not on a grid.
 
 from __future__ import annotations
 
-from typing import Literal
-
-from ..ir.nodes import ZERO, Const, Index, Load, Param, Score, Value
+from ..ir.nodes import ZERO, Const, Expr, Index, Load, Param, Score, Value
 from ..ir.tiles.plan import BoxAxis, BoxTerm, Ranges, Side
+from .box_groups import Letter
 from .emitter import Emitter
 from .print_triton import print_triton
 from .triton_program import INDICES
-
-Letter = Literal["q", "k"]
+from .triton_values import user_name
 
 
 class BoxSpace:
     """Writes the scalar arithmetic over the boxes of one term; the program owns a box of ``own``."""
 
-    def __init__(self, term: BoxTerm, own: Letter) -> None:
-        self.axes, self.own = term.axes, own
+    def __init__(self, term: BoxTerm, own: Letter, on_line: bool = False) -> None:
+        self.axes, self.own, self.on_line = term.axes, own, on_line
         self.other: Letter = "k" if own == "q" else "q"
+        # What names begin with; visited runs of positions stand beside boxes in one kernel.
+        self.labels: dict[Letter, str] = {own: own, self.other: "line" if on_line else self.other}
+        self.origins: dict[Letter, Expr] = {"q": term.query_origin, "k": term.key_origin}
         # Whether the ranges of single tokens along each axis are the mask.
-        self.is_product = not (
-            term.remaining
-            or any(len(self.ranges(a).may) != 1 for a in self.axes)
-            or any(self.is_uneven(x) for x in ("q", "k"))
-        )
+        self.is_product = not (term.remaining or any(len(self.ranges(a).may) != 1 for a in self.axes))
         self.has_full_boxes = all(self.ranges(a).must for a in self.axes)
 
     # --- sizes, as text that is both Triton and Python ---
 
     def size(self, axis: BoxAxis, letter: Letter) -> str:
         """How many coordinates an axis has."""
-        return print_triton(_side(axis, letter).size, _length, lambda e: True)
+        return print_triton(_side(axis, letter).size, _name, lambda e: True)
+
+    def origin(self, letter: Letter) -> str:
+        """The position of the first point of the space."""
+        return print_triton(self.origins[letter], _name, lambda e: True)
 
     def extent(self, axis: BoxAxis, letter: Letter) -> str:
         """How many coordinates a class has at most, as a text that calls ``cdiv``."""
@@ -59,12 +60,22 @@ class BoxSpace:
 
     def sides(self, letter: Letter) -> list[str]:
         """Names of the sides of a box."""
+        if self.on_line:
+            return [_BLOCKS[letter]]
         return [f"{letter.upper()}_{i}" for i in range(len(self.axes))]
 
     def is_uneven(self, letter: Letter) -> bool:
         """Whether the last row of the outermost axis may end before its inner axes do."""
         side = _side(self.axes[0], letter)
         return side.stride > 1 and not isinstance(side.size, Const)
+
+    def is_offset(self, letter: Letter) -> bool:
+        """Whether the space starts at a later position."""
+        return self.origins[letter] != ZERO
+
+    def ends_unevenly(self, letter: Letter) -> bool:
+        """Whether there are points of the space before the first position, or after the last."""
+        return self.is_uneven(letter) or self.is_offset(letter)
 
     def ranges(self, axis: BoxAxis) -> Ranges:
         """What a run of owned coordinates sees."""
@@ -89,6 +100,9 @@ class BoxSpace:
     def emit_own_box(self, out: Emitter) -> None:
         """The class of the box ``tile``, its first and last coordinates."""
         own, rest = self.own, "tile"
+        for letter in ("q", "k"):
+            if self.is_offset(letter):
+                out.line(f"{letter}_origin = {self.origin(letter)}")
         *digits, (last, _) = self.counts(own)
         for name, count in digits:
             out.line(f"{name} = {rest} % {_factor(count)}")
@@ -107,9 +121,24 @@ class BoxSpace:
         self.emit_first(out, own)
         out.line(f"rows = {own}_first + {own}_steps")
         inside = [f"({own}_at_{i} + {own}_lane_{i} < {self.end_of(i, own)})" for i in range(len(self.axes))]
-        if self.is_uneven(own):
-            inside.append(f"(rows < {LENGTHS[own]})")
-        out.line(f"inside = {' & '.join(inside)}")
+        out.line(f"inside = {' & '.join([*inside, *self.within_length(own, 'rows')])}")
+
+    def within_length(self, letter: Letter, positions: str) -> list[str]:
+        """Conditions for ``positions`` of the space to exist."""
+        found = [f"({positions} < {LENGTHS[letter]})"] if self.ends_unevenly(letter) else []
+        return [f"({positions} >= 0)", *found] if self.is_offset(letter) else found
+
+    def emit_run(self, out: Emitter) -> None:
+        """``first_row`` and ``last_row``, between which all positions of the owned box lie."""
+        own = self.own
+        first, last = f"{own}_first", [f"{own}_first"]
+        for i, axis in enumerate(self.axes):
+            last.append(times(self.step(axis, own), f"(last_{i} - {own}_at_{i})"))
+        end = " + ".join(last)
+        if self.ends_unevenly(own):
+            first, end = f"tl.maximum({first}, 0)", f"tl.minimum({end}, {LENGTHS[own]} - 1)"
+        out.line(f"first_row = {first}")
+        out.line(f"last_row = {end}")
 
     def emit_class(self, out: Emitter, i: int, letter: Letter, residue: str) -> None:
         """Which coordinates a class has: its first one, with x = 0, and the end of its x."""
@@ -150,23 +179,24 @@ class BoxSpace:
 
     def emit_lanes(self, out: Emitter, letter: Letter, numbers: str = "") -> None:
         """Coordinates and distances of the tokens of a box, or those of ``numbers``, relative to its first."""
-        sides = self.sides(letter)
+        sides, name = self.sides(letter), self.labels[letter]
         block = numbers or f"tl.arange(0, {_BLOCKS[letter]})"
         for i, side in enumerate(sides):
             later = " * ".join(sides[i + 1 :])
             lane = f"{block} // {_factor(later)}" if later else block
-            out.line(f"{letter}_lane_{i} = {lane}{f' % {side}' if i else ''}")
-        steps = [times(self.step(a, letter), f"{letter}_lane_{i}") for i, a in enumerate(self.axes)]
-        out.line(f"{letter}_steps = {' + '.join(steps)}")
+            out.line(f"{name}_lane_{i} = {lane}{f' % {side}' if i else ''}")
+        steps = [times(self.step(a, letter), f"{name}_lane_{i}") for i, a in enumerate(self.axes)]
+        out.line(f"{name}_steps = {' + '.join(steps)}")
 
     def emit_first(self, out: Emitter, letter: Letter) -> None:
         """The position of the first token of a box."""
-        terms = []
+        terms = [f"{letter}_origin"] if self.is_offset(letter) else []
+        name = self.labels[letter]
         for i, axis in enumerate(self.axes):
-            terms.append(times(self.step(axis, letter), f"{letter}_at_{i}"))
+            terms.append(times(self.step(axis, letter), f"{name}_at_{i}"))
             if axis.has_classes:
                 terms.append(times(_side(axis, letter).stride, self.class_of(i, letter)))
-        out.line(f"{letter}_first = {' + '.join(terms)}")
+        out.line(f"{name}_first = {' + '.join(terms)}")
 
     def step(self, axis: BoxAxis, letter: Letter) -> int:
         return _side(axis, letter).stride * axis.residue
@@ -190,8 +220,12 @@ class BoxSpace:
     def conditions(self, letter: Letter) -> list[str]:
         """When the axes of :meth:`view` have no more tokens than there are, in Python."""
         found = []
+        tokens = LENGTHS[letter]
+        if self.is_offset(letter):
+            found.append(f"0 <= {letter}_origin <= {tokens}")
+            tokens = f"({tokens} - {letter}_origin)"
         if self.is_uneven(letter):
-            found.append(f"{LENGTHS[letter]} % {_side(self.axes[0], letter).stride} == 0")
+            found.append(f"{tokens} % {_side(self.axes[0], letter).stride} == 0")
         for axis in self.axes:
             size = _side(axis, letter).size
             if axis.residue == 1:
@@ -238,9 +272,9 @@ def _side(axis: BoxAxis, letter: Letter) -> Side:
     return axis.query if letter == "q" else axis.key
 
 
-def _length(x: Index | Score | Param | Load | Value) -> str:
-    assert isinstance(x, Index)
-    return INDICES[x.name]
+def _name(x: Index | Score | Param | Load | Value) -> str:
+    assert isinstance(x, Index | Param)
+    return INDICES[x.name] if isinstance(x, Index) else user_name(x.name)
 
 
 def _cdiv(text: str, divisor: int, module: str = "tl.") -> str:

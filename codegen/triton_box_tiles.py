@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 
+from .box_groups import Letter
 from .emitter import Emitter
 from .schedule import Problem
-from .triton_box_space import BoxSpace, Letter
+from .triton_box_space import BoxSpace
 from .triton_module import Argument, Part
-from .triton_program import Tiles, emit_call
+from .triton_program import DESCRIPTOR, Tiles, emit_call
 
 # Axes of a descriptor, at most; the first serves batch and head, the last is the head's.
 _AXES = 5
@@ -26,6 +27,14 @@ def conditions(space: BoxSpace) -> list[str]:
     return list(dict.fromkeys(c for x in _LETTERS.values() for c in space.conditions(x)))
 
 
+def emit_helpers(out: Emitter, tiles: Sequence[BoxTiles]) -> None:
+    """The functions that make descriptors for these kernels."""
+    if any(t.descriptors for t in tiles):
+        out.section(BOXES)
+    if any(t.descriptors and t.with_lines for t in tiles):
+        out.section(DESCRIPTOR)
+
+
 class BoxTiles(Tiles):
     """As :class:`Tiles`, where a tile is the box of queries (``BLOCK_M``) or keys (``BLOCK_N``) at hand.
 
@@ -35,9 +44,12 @@ class BoxTiles(Tiles):
     both ways are written, and ``TILED`` chooses.
     """
 
-    def __init__(self, problem: Problem, descriptors: bool, space: BoxSpace, visited: str) -> None:
+    def __init__(
+        self, problem: Problem, descriptors: bool, space: BoxSpace, visited: str, with_lines: bool = False
+    ) -> None:
         super().__init__(problem, descriptors and can_describe(space))
-        self.space, self._visited = space, visited
+        self.space, self._visited, self.with_lines = space, visited, with_lines
+        self.on_line = False
         self.chooses = self._descriptors and bool(conditions(space))
 
     @property
@@ -50,13 +62,18 @@ class BoxTiles(Tiles):
         if not self._descriptors or _ROWS[letter] != self._visited:
             return self.pointers(name)
         box = ", ".join(self.space.view(letter)[2])
-        made = f"boxes({name}, {_SIDES[letter]}_axes, ({box}, {{}}))"
+        first = f", {letter}_origin" if self.space.is_offset(letter) else ""
+        made = f"boxes({name}, {_SIDES[letter]}_axes, ({box}, {{}}){first})"
         made += f" if tiled else {name}" if self.chooses else ""
+        lines = [
+            Argument(f"{name}_line{p.suffix}", "", f'descriptor({name}, options["{block}"], {p.width})') for p in parts
+        ]
+        units = ["batch", "head", *(["first"] if first else [])]
         return [
             *(self.pointers(name) if self.chooses else []),
             *(Argument(f"{name}_boxes{p.suffix}", "", made.format(p.width)) for p in parts),
-            Argument(f"{name}_batch_unit", "i32", f"units({name})[0]"),
-            Argument(f"{name}_head_unit", "i32", f"units({name})[1]"),
+            *(lines if self.with_lines else []),
+            *(Argument(f"{name}_{x}_unit", "i32", f"units({name}{first})[{i}]") for i, x in enumerate(units)),
         ]
 
     def open_input(self, out: Emitter, name: str, head: str, rows: str, columns: str, parts: Sequence[Part]) -> None:
@@ -65,7 +82,8 @@ class BoxTiles(Tiles):
         if not described or self.chooses:
             self.open(out, name, head, rows, columns, parts)
         if described:
-            out.line(f"{name}_place = batch * {name}_batch_unit + {head} * {name}_head_unit")
+            first = f" + {name}_first_unit" if self.space.is_offset(self.space.other) else ""
+            out.line(f"{name}_place = batch * {name}_batch_unit + {head} * {name}_head_unit{first}")
 
     def open(self, out: Emitter, name: str, head: str, rows: str, columns: str, parts: Sequence[Part]) -> None:
         """``name_base``: the tensor at this batch and head; ``name_stride``: from position to position."""
@@ -81,6 +99,11 @@ class BoxTiles(Tiles):
         rows = self._rows(start)
         if not self._descriptors or rows == "rows":
             self._load_rows(out, name, tensor, rows, columns, parts, inside)
+            return
+        if self.on_line:
+            for p in parts:
+                where = f"[batch, {head}, line_at_0, {p.first}]"
+                out.line(f"{name}{p.suffix} = {tensor}_line{p.suffix}.load({where}).reshape({block}, {p.width})")
             return
         with out.block("if TILED:") if self.chooses else nullcontext():
             for p in parts:
@@ -120,23 +143,23 @@ _SIDES: dict[Letter, str] = {"q": "query", "k": "key"}
 _ROWS: dict[Letter, str] = {"q": "queries", "k": "keys"}
 
 UNITS = '''
-def units(x):
-    """Strides of batch and head, and of an axis that serves both: what they are multiples of."""
-    strides = [stride if size > 1 else 0 for size, stride in zip(x.shape[:2], x.stride())]
+def units(x, first=0):
+    """Strides of batch and head, the distance to position ``first``, and of an axis that serves all: their divisor."""
+    strides = [stride if size > 1 else 0 for size, stride in zip(x.shape[:2], x.stride())] + [first * x.stride(2)]
     unit = math.gcd(*strides) or 16 // x.element_size()
     return *(stride // unit for stride in strides), unit
 '''
 
 BOXES = f'''{UNITS}
 
-def boxes(x, axes, box):
+def boxes(x, axes, box, first=0):
     """Boxes of tokens of a (B, H, L, D) tensor, with ``axes`` (size, positions between neighbours) for its positions.
 
-    Loaded by the tensor memory accelerator.
+    They begin at position ``first``. Loaded by the tensor memory accelerator.
     """
-    batch, head, unit = units(x)
+    batch, head, offset, unit = units(x, first)
     sizes, steps = zip(*axes)
-    shape = [1 + (x.shape[0] - 1) * batch + (x.shape[1] - 1) * head, *sizes, x.shape[3]]
+    shape = [1 + (x.shape[0] - 1) * batch + (x.shape[1] - 1) * head + offset, *sizes, x.shape[3]]
     strides = [unit, *(step * x.stride(2) for step in steps), 1]
     return TensorDescriptor(x, shape, strides, [1, *box])
 '''

@@ -10,8 +10,9 @@ from ..ir.build import binary, const
 from ..ir.nodes import ZERO, Const, Expr
 from ..ir.tiles.plan import BoxAxis, BoxTerm, Ranges
 from ..ir.types import I64
+from .box_groups import Letter
 from .emitter import Emitter
-from .triton_box_space import LENGTHS, BoxSpace, Letter, times
+from .triton_box_space import LENGTHS, BoxSpace, times
 from .triton_program import INDICES
 from .triton_tiles import Masked, ranges_results, sorted_intervals
 from .triton_values import Guard, Values
@@ -27,10 +28,13 @@ class _Visit:
 
 
 class BoxVisits(BoxSpace):
-    """Writes the scalar arithmetic over the boxes that a box of ``own`` visits."""
+    """Writes the scalar arithmetic over the boxes that a box of ``own`` visits.
 
-    def __init__(self, term: BoxTerm, own: Letter) -> None:
-        super().__init__(term, own)
+    With ``on_line`` they are runs of positions, and the owned box counts as the run that it lies in.
+    """
+
+    def __init__(self, term: BoxTerm, own: Letter, on_line: bool = False) -> None:
+        super().__init__(term, own, on_line)
         self._visits: list[_Visit] = []
         self._bounds: list[tuple[str, str]] = []
 
@@ -50,12 +54,15 @@ class BoxVisits(BoxSpace):
                 out.line(f"{other}_residue_{i} = {moved} % {axis.residue}")
             self.emit_class(out, i, other, self.residue_of(i, other))
 
-    def emit_visits(self, out: Emitter) -> None:
-        """Along each axis the coordinates that may be, and all must be, allowed; ``count``: boxes to visit."""
+    def emit_visits(self, out: Emitter, box: BoxVisits) -> None:
+        """Along each axis the coordinates that may be, and all must be, allowed; ``count``: boxes to visit.
+
+        ``box`` is the space of the box that is owned.
+        """
         self._visits = [self._emit_axis(out, i) for i in range(len(self.axes))]
         counts = [v.ends[-1] for v in self._visits if v.ends]
         count = " * ".join(counts) or "1"
-        out.line(f"count = {self.if_exists(count)}")
+        out.line(f"count = {box.if_exists(count)}")
 
     def if_exists(self, count: str) -> str:
         """``count``, or 0 where the owned box lies behind the end of its class."""
@@ -69,7 +76,8 @@ class BoxVisits(BoxSpace):
     def emit_ranges(self, out: Emitter, i: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """What the owned box may, and must, see along one axis: intervals within the class, as text."""
         ranges = self.ranges(self.axes[i])
-        names = {"tile_first": f"{self.own}_at_{i}", "tile_last": f"last_{i}", "block": f"block_{i}"}
+        own = ("first_row", "last_row") if self.on_line else (f"{self.own}_at_{i}", f"last_{i}")
+        names = {"tile_first": own[0], "tile_last": own[1], "block": f"block_{i}"}
         names["residue"] = f"residue_{i}" if self.axes[i].residue > 1 else "0"
         values = Values(ranges_results(ranges), INDICES | names, prefix=f"along_{i}_")
         values.emit(out, "program", tuple(ranges_results(ranges)), Guard())
@@ -116,7 +124,8 @@ class BoxVisits(BoxSpace):
             values = Values(results, INDICES | names, prefix=f"row_{i}_")
             start, stop = self._start(i, interval.start), self._stop(i, interval.stop)
             if not (start and stop):
-                out.line(f"{x} = ({self.own}_at_{i} + {self.own}_lane_{i})[:, None]")
+                coordinates = "rows" if self.on_line else f"({self.own}_at_{i} + {self.own}_lane_{i})"
+                out.line(f"{x} = {coordinates}[:, None]")
                 values.emit(out, "program", tuple(results), Guard())
             if not start:
                 text = _limited("tl.maximum", values.result("may_0_start"), self.low_of(i), interval.start)
@@ -135,13 +144,15 @@ class BoxVisits(BoxSpace):
         ``rows``: which of them count, if not all.
         """
         conditions = [rows] if rows else []
+        conditions += ["visible[None, :]"] if self.ends_unevenly(self.other) else []
+        name = self.labels[self.other]
         for i, (start, stop) in enumerate(self._bounds):
-            x = f"{self.other}_at_{i}"
+            x = f"{name}_at_{i}"
             if start:  # one comparison of both ends: what is less than the first wraps around
-                column = f"{self.other}_lane_{i}[None, :] - ({start} - {x})"
+                column = f"{name}_lane_{i}[None, :] - ({start} - {x})"
                 conditions.append(f"({column}).to(tl.uint32) < many_{i}")
             else:
-                conditions.append(f"({x} + {self.other}_lane_{i})[None, :] < {stop}")
+                conditions.append(f"({x} + {name}_lane_{i})[None, :] < {stop}")
         for i, condition in enumerate(conditions):
             out.line(f"allowed {'&' if i else ''}= {condition}")
 
@@ -179,7 +190,7 @@ class BoxVisits(BoxSpace):
 
     def _emit_start(self, out: Emitter, i: int, visit: _Visit, number: str) -> None:
         """The first coordinate of a box, and the end of the interval that it is in."""
-        other, side = self.other, self.sides(self.other)[i]
+        other, side = self.labels[self.other], self.sides(self.other)[i]
         start, stop = visit.may[-1]
         if not visit.ends:
             out.line(f"{other}_at_{i} = {start}")
@@ -203,23 +214,23 @@ class BoxVisits(BoxSpace):
 
     def emit_positions(self, out: Emitter, name: str) -> None:
         """``name``, the positions of the box that is visited, and which of them are ``visible``."""
-        other = self.other
+        other = self.labels[self.other]
         out.line(f"{name} = {other}_first + {other}_steps")
         terms = [f"({other}_at_{i} + {other}_lane_{i} < {self.stop(i)})" for i in range(len(self.axes))]
-        if self.is_uneven(other):
-            terms.append(f"({name} < {LENGTHS[other]})")
-        out.line(f"visible = {' & '.join(terms)}")
+        out.line(f"visible = {' & '.join([*terms, *self.within_length(self.other, name)])}")
 
     def _emit_full(self, out: Emitter) -> None:
         """``full``: whether all rows see the whole box."""
         terms = []
         for i, (visit, side) in enumerate(zip(self._visits, self.sides(self.other), strict=True)):
-            x = f"{self.other}_at_{i}"
+            x = f"{self.labels[self.other]}_at_{i}"
             choices = [
                 " & ".join([*([f"({x} >= {a})"] if a != "0" else []), f"({x} + {side} <= {b})"]) for a, b in visit.must
             ]
             terms.append(choices[0] if len(choices) == 1 else f"({' | '.join(f'({c})' for c in choices)})")
-        if self.is_uneven(self.other):
+        if self.is_offset(self.other):
+            terms.append(f"({self.other}_first >= 0)")
+        if self.ends_unevenly(self.other):
             steps = [
                 times(self.step(a, self.other), f"({s} - 1)")
                 for a, s in zip(self.axes, self.sides(self.other), strict=True)

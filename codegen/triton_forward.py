@@ -109,7 +109,7 @@ class Forward(Skeleton):
         """The kernel."""
         values = self.values()
         wanted = tuple(self.results)
-        with kernel(out, KERNEL, self.arguments(), self.constants, self.problem.debug):
+        with kernel(out, KERNEL + self.suffix, self.arguments(), self.constants, self.problem.debug):
             owns = "a share of the keys of one tile" if self.schedule.split_keys else "one tile"
             out.line(f'"""Outputs and log-sum-exps of {owns} of queries."""')
             self._emit_prologue(out)
@@ -129,7 +129,7 @@ class Forward(Skeleton):
             self.emit_visits(out, loops, "BLOCK_N", hot, share=share, merged=merged)
             if self.optimistic and loops.partial_count:
                 with self.emit_again(out, "acc", self.value):
-                    self._emit_sums(out)
+                    self.emit_sums(out)
                     self.emit_exact_visits(out, loops, "BLOCK_N", partial(step, exact=True), share)
             out.line()
             self._emit_epilogue(out)
@@ -147,10 +147,11 @@ class Forward(Skeleton):
         out.line()
 
     def _emit_state(self, out: Emitter) -> None:
-        self._emit_sums(out)
+        self.emit_sums(out)
         self.emit_unit(out)
 
-    def _emit_sums(self, out: Emitter) -> None:
+    def emit_sums(self, out: Emitter) -> None:
+        """``m``, ``l`` and ``acc``, before any key is seen."""
         times = ", times log2(e)" if self.fused else ""
         out.comment(f"Running maximum{times}: finite, so that it is never subtracted from itself as infinity.")
         out.line("m = tl.full([BLOCK_M], -3.0e38, tl.float32)")
@@ -162,7 +163,7 @@ class Forward(Skeleton):
         self, out: Emitter, values: Values, loops: TileLoops, done: frozenset[str], *, masked: Masked, exact: bool
     ) -> None:
         """One tile of keys; with ``exact`` values that nobody sees are zeroed."""
-        wanted = [x for x in self.results if masked == "all" or x != "mask"]
+        wanted = [*(self.mask_result if masked == "all" else ()), *(["score"] if self.has_scores else [])]
         rows = self.key_rows if masked != "none" else ""
         self.tiles.load(out, "k", "key", "kv_head", "start", "BLOCK_N", "columns", self.head, rows)
         emit_product(out, "s", "q", "k", self.head, self.precision)
@@ -230,15 +231,19 @@ class Forward(Skeleton):
                 with out.block("if scale < 0:"):
                     out.line("query, scale = -query, -scale")
                 out.line("scale = max(scale, 1e-30)")
-            shape = f"(batches, heads, q_len, {self.problem.value_dim})"
-            out.line(f"out = torch.empty({shape}, dtype=query.dtype, device=query.device)")
-            out.line("lse = torch.empty((batches, heads, q_len), dtype=torch.float32, device=query.device)")
+            self.emit_outputs(out)
             with out.block("if lse.numel() == 0 or kv_len == 0:"):
                 out.line('return out.zero_(), lse.fill_(float("-inf"))')
             if uses_table(self.plan):
                 emit_classify_call(out, names)
             self.emit_launches(out)
             out.line("return out, lse")
+
+    def emit_outputs(self, out: Emitter) -> None:
+        """The part of ``run`` that makes ``out`` and ``lse``."""
+        shape = f"(batches, heads, q_len, {self.problem.value_dim})"
+        out.line(f"out = torch.empty({shape}, dtype=query.dtype, device=query.device)")
+        out.line("lse = torch.empty((batches, heads, q_len), dtype=torch.float32, device=query.device)")
 
     def emit_launches(self, out: Emitter) -> None:
         """The part of ``run`` that fills ``out`` and ``lse``."""

@@ -28,7 +28,7 @@ class GradKey(Gradients):
     def emit(self, out: Emitter, schedule: Schedule) -> None:
         """The kernel."""
         values = self.values()
-        with kernel(out, KERNEL, self.arguments(), self.constants, self.problem.debug):
+        with kernel(out, KERNEL + self.suffix, self.arguments(), self.constants, self.problem.debug):
             out.line('"""dK and dV of one tile of keys, summed over ``group`` heads of queries."""')
             out.line("program = tl.program_id(0)")
             self.emit_key_place(out, reverse=schedule.reverse)
@@ -48,9 +48,7 @@ class GradKey(Gradients):
                 ("dk", "grad_key", self.head, "({} * scale)"),
                 ("dv", "grad_value", self.value, "{}"),
             ):
-                columns = self.columns(parts)
-                self.tiles.open(out, tensor, "chunk", "rows", columns, parts)
-                self.tiles.store(out, name, tensor, "tile_first", columns, parts, inside, text)
+                self.store_gradient(out, name, tensor, "chunk", "BLOCK_N", parts, inside, text)
 
     def emit_key_place(self, out: Emitter, *, reverse: bool) -> None:
         """The identities and positions of a program that owns a tile of keys, from ``program``."""
@@ -107,13 +105,15 @@ class GradKey(Gradients):
         needed = self.wanted(here, masked=True)
         done = values.emit(out, "program", needed, Guard())
         done = values.emit(out, "key", needed, Guard(key=self.kv_exists), done)
-        merged = (loops.table or loops.merged) and not any(values.reads(x, "pair") for x in needed if x != "mask")
+        merged = (loops.table or loops.merged) and not any(
+            values.reads(x, "pair") for x in needed if x not in self.mask_result
+        )
         self.emit_visits(
             out, loops, "BLOCK_M", lambda masked: self._emit_step(out, values, done, masked=masked), merged=merged
         )
         for c in here:
             place = f"{c.name}_sums + entry.to(tl.int64) * kv_len{self.first_row} + rows"
-            out.line(f"tl.store({place}, {c.name}_total, mask={self.inside})")
+            out.line(f"tl.store({place}, {self.stored(place, f'{c.name}_total')}, mask={self.inside})")
 
     def _emit_step(self, out: Emitter, values: Values, done: frozenset[str], *, masked: Masked) -> None:
         """One tile of queries."""
@@ -164,11 +164,16 @@ class GradKey(Gradients):
     def emit_launch(self, out: Emitter) -> None:
         """The part of ``run`` that fills ``grad_key`` and ``grad_value``."""
         for c in self.of_kinds("key"):
-            out.line(f"{c.name}_sums = lse.new_empty((batches, heads, kv_len))")
+            out.line(f"{c.name}_sums = lse.new_{self.fresh}((batches, heads, kv_len))")
         self.emit_tiles_of_keys(out)
-        out.lines(_BEFORE)
-        emit_launch(out, KERNEL, "(tiles_of_keys * batches * (heads // group),)", self.arguments(), "**options")
+        out.lines(_BEFORE.format(fresh=self.fresh))
+        self.emit_launches(out)
         out.lines(_AFTER)
+
+    def emit_launches(self, out: Emitter) -> None:
+        """The launch itself."""
+        grid = "(tiles_of_keys * batches * (heads // group),)"
+        emit_launch(out, KERNEL + self.suffix, grid, self.arguments(), "**options")
 
 
 _BEFORE = """
@@ -178,8 +183,8 @@ spread = group > 1 and tiles_of_keys * batches * kv_heads < 2 * multiprocessors
 if spread:
     # Too few programs: one for each head of queries, added up afterwards.
     group = 1
-    to_key = torch.empty((batches, heads, *key.shape[2:]), dtype=torch.float32, device=query.device)
-    to_value = torch.empty((batches, heads, *value.shape[2:]), dtype=torch.float32, device=query.device)
+    to_key = torch.{fresh}((batches, heads, *key.shape[2:]), dtype=torch.float32, device=query.device)
+    to_value = torch.{fresh}((batches, heads, *value.shape[2:]), dtype=torch.float32, device=query.device)
 row_bytes = (query.shape[3] + value.shape[3]) * query.element_size()
 section = even_sections(max(cache // 3 // (q_len * row_bytes * group), 1), batches * heads // group)
 """

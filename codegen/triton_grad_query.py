@@ -32,7 +32,7 @@ class GradQuery(OverKeys):
     def emit(self, out: Emitter, schedule: Schedule) -> None:
         """The kernel."""
         values = self.values()
-        with kernel(out, KERNEL, self.arguments(), self.constants, self.problem.debug):
+        with kernel(out, KERNEL + self.suffix, self.arguments(), self.constants, self.problem.debug):
             out.line('"""dQ of one tile of queries."""')
             self.emit_start(out, schedule)
             for name in self.row_terms:
@@ -48,7 +48,9 @@ class GradQuery(OverKeys):
                 self._emit_step(out, values, loops, done, self.here, masked=masked, exact=not self.optimistic)
 
             wanted = self.wanted(self.here, masked=True)
-            merged = (loops.table or loops.merged) and not any(values.reads(x, "pair") for x in wanted if x != "mask")
+            merged = (loops.table or loops.merged) and not any(
+                values.reads(x, "pair") for x in wanted if x not in self.mask_result
+            )
             done = self.emit_loops(out, values, loops, wanted, step, merged=merged)
             if self.optimistic and loops.partial_count:
                 with self.emit_again(out, "dq", self.head):
@@ -59,12 +61,12 @@ class GradQuery(OverKeys):
                         lambda masked: self._emit_step(out, values, loops, done, [], masked=masked, exact=True),
                     )
             out.line()
-            self.tiles.open(out, "grad_query", "head", "rows", "columns", self.head)
-            self.tiles.store(
-                out, "dq", "grad_query", "tile_first", "columns", self.head, self.q_exists, "({} * scale)"
+            self.store_gradient(
+                out, "dq", "grad_query", "head", "BLOCK_M", self.head, self.q_exists, "({} * scale)"
             )
             for c in self.sums:
-                out.line(f"tl.store({c.name}_sums + row + rows, {c.name}_total, mask=inside)")
+                place = f"{c.name}_sums + row + rows"
+                out.line(f"tl.store({place}, {self.stored(place, f'{c.name}_total')}, mask=inside)")
 
     def arguments(self) -> list[Argument]:
         """In the order of the kernel's signature."""
@@ -112,6 +114,10 @@ class GradQuery(OverKeys):
     def emit_launch(self, out: Emitter) -> None:
         """The part of ``run`` that fills ``grad_query``."""
         for c in self.sums:
-            out.line(f"{c.name}_sums = torch.empty_like(lse)")
+            out.line(f"{c.name}_sums = torch.{self.fresh}_like(lse)")
+        self.emit_launches(out)
+
+    def emit_launches(self, out: Emitter) -> None:
+        """The launch itself."""
         self.emit_programs(out)
-        emit_launch(out, KERNEL, "(programs,)", self.arguments(), "**options")
+        emit_launch(out, KERNEL + self.suffix, "(programs,)", self.arguments(), "**options")

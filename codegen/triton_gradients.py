@@ -146,7 +146,7 @@ class Gradients(Skeleton):
 
     def wanted_for_probabilities(self, *, masked: bool) -> list[str]:
         """The results that a kernel needs which has no use for derivatives."""
-        return (["mask"] if masked and self.has_mask else []) + (["score"] if self.has_scores else [])
+        return [*(self.mask_result if masked else ()), *(["score"] if self.has_scores else [])]
 
     @property
     def exact_rows(self) -> bool:

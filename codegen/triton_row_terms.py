@@ -23,7 +23,7 @@ class RowTerms(OverKeys):
         """The kernel."""
         values = self.values()
         constants = (*self.constants, "WITH_GRAD_LSE")
-        with kernel(out, KERNEL, self.arguments(), constants, self.problem.debug):
+        with kernel(out, KERNEL + self.suffix, self.arguments(), constants, self.problem.debug):
             out.line('"""delta = sum(P * dP) / sum(P) - grad_lse, and norm = 1 / sum(P), of one tile of queries."""')
             self.emit_start(out, schedule)
             loops = self.emit_key_tiles(out)
@@ -42,13 +42,17 @@ class RowTerms(OverKeys):
 
             self.emit_loops(out, values, loops, self.wanted_for_probabilities(masked=True), step)
             out.line()
-            out.comment("One, but for the rounding of the log-sum-exp; nothing in a row that sees nothing.")
-            out.line("norm_rows = 1.0 / tl.where(total == 0.0, 1.0, total)")
-            out.line("delta_rows *= norm_rows")
-            with out.block("if WITH_GRAD_LSE:"):
-                out.line("delta_rows -= tl.load(grad_lse + row + rows, mask=inside, other=0.0)")
-            for name in self.row_terms:
-                out.line(f"tl.store({name} + row + rows, {name}_rows, mask=inside)")
+            self.emit_terms(out)
+
+    def emit_terms(self, out: Emitter) -> None:
+        """Stores what the loop has summed."""
+        out.comment("One, but for the rounding of the log-sum-exp; nothing in a row that sees nothing.")
+        out.line("norm_rows = 1.0 / tl.where(total == 0.0, 1.0, total)")
+        out.line("delta_rows *= norm_rows")
+        with out.block("if WITH_GRAD_LSE:"):
+            out.line("delta_rows -= tl.load(grad_lse + row + rows, mask=inside, other=0.0)")
+        for name in self.row_terms:
+            out.line(f"tl.store({name} + row + rows, {name}_rows, mask=inside)")
 
     def arguments(self) -> list[Argument]:
         """In the order of the kernel's signature."""
@@ -62,10 +66,14 @@ class RowTerms(OverKeys):
     def emit_launch(self, out: Emitter) -> None:
         """The part of ``run`` that fills the terms."""
         for name in self.row_terms:
-            out.line(f"{name} = torch.empty_like(lse)")
+            out.line(f"{name} = torch.{self.fresh}_like(lse)")
+        self.emit_launches(out)
+
+    def emit_launches(self, out: Emitter) -> None:
+        """The launch itself."""
         self.emit_programs(out)
         options = "WITH_GRAD_LSE=grad_lse is not None, **options"
-        emit_launch(out, KERNEL, "(programs,)", self.arguments(), options)
+        emit_launch(out, KERNEL + self.suffix, "(programs,)", self.arguments(), options)
 
 
 def emit_from_outputs(out: Emitter, problem: Problem) -> None:

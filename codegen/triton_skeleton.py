@@ -33,6 +33,10 @@ class Skeleton:
     first_row = " + tile_first"
     inside = "tile_first + rows < q_len"
     constants: tuple[str, ...] = ("BLOCK_M", "BLOCK_N")
+    # What tells the kernels of a module apart that do the same for different rows or keys.
+    suffix = ""
+    # How sums between kernels begin, and their type.
+    fresh, sum_type = "empty", "query.dtype"
 
     def __init__(self, plan: TilePlan, problem: Problem, descriptors: bool, results: dict[str, Expr]) -> None:
         self.plan, self.problem, self.descriptors, self.results = plan, problem, descriptors, results
@@ -61,7 +65,7 @@ class Skeleton:
 
     @property
     def mask_result(self) -> tuple[str, ...]:
-        """The name of the mask among the results, if it is one."""
+        """The name of the mask among the results, if it is one: of what is visited, or of all before that is known."""
         return ("mask",) if self.has_mask else ()
 
     def values(self) -> Values:
@@ -161,10 +165,23 @@ class Skeleton:
     def emit_allowed(self, out: Emitter, values: Values, done: frozenset[str]) -> frozenset[str]:
         """``allowed``: pairs that exist and that the mask keeps."""
         out.line(f"allowed = {self.q_exists} & {self.kv_exists}")
-        if self.has_mask:
-            done = values.emit(out, "pair", ("mask",), Guard(pair="allowed"), done)
-            out.line(f"allowed &= {values.result('mask')}")
+        for mask in self.mask_result:
+            done = values.emit(out, "pair", (mask,), Guard(pair="allowed"), done)
+            out.line(f"allowed &= {values.result(mask)}")
         return done
+
+    def stored(self, place: str, name: str) -> str:
+        """What is stored at ``place`` for the sum ``name`` of each row, as text."""
+        return name
+
+    def store_gradient(
+        self, out: Emitter, name: str, tensor: str, head: str, block: str, parts: tuple[Part, ...], inside: str,
+        text: str,
+    ) -> None:  # fmt: skip
+        """Writes the gradient ``name`` of the owned tile; ``text`` wraps it."""
+        columns = self.columns(parts)
+        self.tiles.open(out, tensor, head, "rows", columns, parts)
+        self.tiles.store(out, name, tensor, "tile_first", columns, parts, inside, text)
 
     def rows_in_hull(self, loops: TileLoops) -> str:
         """Which rows of a partial tile of keys to read: those that some query sees, where that is an interval."""

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, assert_never
 
 from .. import printer
-from ..bounds import Range, interval
-from ..build import binary, const, unary
-from ..nodes import COMPARISONS, ZERO, Binary, BinaryOp, Coordinate, Expr, Index
+from ..bounds import Range
+from ..build import binary, const
+from ..nodes import COMPARISONS, ZERO, Binary, BinaryOp, Const, Coordinate, Expr, Index
 from ..passes.expand_coordinates import expanded
-from ..symbolic import Linear, Monomial, linear, simplify, to_expr
+from ..symbolic import Linear, linear, simplify, to_expr
 from ..traverse import index_names, substitute, walk
 from ..types import I32
 from .classes import Classes, Relation, joined, relation
@@ -23,6 +23,7 @@ from .formula import All, Any, Atom, Formula, atoms, conjoin, negated, to_condit
 from .overflow import is_exact, with_bounded_loads
 from .plan import BoxAxis, BoxTerm, Interval, Proof, Ranges, Side
 from .ranges import is_solved, tile_ranges
+from .several_axes import at_most_zero, axes_in, implied_along, sufficient_along
 from .token_space import LINE, POSITIONS, Position, Space, declared_space, inferred_space
 
 # Disjoint parts that a disjunction is written as, at most: each costs a skeleton another walk.
@@ -36,11 +37,12 @@ def find_boxes(mask: Expr) -> tuple[BoxTerm, ...]:
     if not any(e.type.is_integer and _divides(e) for e in walk(mask)):
         return ()
     formula = to_formula(mask)
-    best: tuple[BoxTerm, ...] = (_term(formula),)
+    best: tuple[BoxTerm, ...] = (_term(formula, formula),)
     for reverse in (False, True):
         if _vagueness(best):
-            parts = tuple(_term(part) for part in _disjoint(formula, reverse))
+            parts = tuple(_term(part, formula) for part in _disjoint(formula, reverse))
             best = min(best, parts, key=_vagueness)
+    best = tuple(term for term in best if all(a.keys.may for a in term.axes))  # the others hold no pair
     return best if any(map(_says_more, best)) else ()
 
 
@@ -79,9 +81,13 @@ def _disjoint(f: Formula, reverse: bool) -> tuple[Formula, ...]:
     )
 
 
-def _term(f: Formula) -> BoxTerm:
-    """``f`` over the declared axes, or, where remainders are left over, over those that they make."""
+def _term(f: Formula, whole: Formula) -> BoxTerm:
+    """``f``, a part of ``whole``, over the declared axes, or, where remainders are left over, over those they make."""
     declared = declared_space(atoms(f))
+    if declared is not None and len(declared.query) > 1:
+        # One part may read the grid of keys alone: the others know how many queries there are.
+        wider = declared_space(atoms(whole))
+        declared = wider if wider is not None and wider.is_like(declared) else declared
     if declared is None or not all(_starts_at(f, position, declared.origin(position)) for position in POSITIONS):
         declared = LINE
     term = _over(f, declared)
@@ -99,7 +105,7 @@ def _starts_at(f: Formula, position: Position, origin: Expr) -> bool:
     wanted = linear(binary("sub", origin, Index(position, I32)))  # origin - position + something <= 0
     for part in f.parts if isinstance(f, All) else (f,):
         if isinstance(part, Atom) and _is_integer_comparison(part.condition):
-            for form in _at_most_zero(part.condition):
+            for form in at_most_zero(part.condition):
                 if form.terms == wanted.terms and form.constant >= wanted.constant:
                     return True
     return False
@@ -176,7 +182,7 @@ def _proved_along_axes(
                 continue
             found = []
             for i in sorted(_axes_of(over_digits)) if isinstance(over_digits, Atom) else ():
-                bounds = _implied(over_digits.condition, i, limits) if isinstance(over_digits, Atom) else []
+                bounds = implied_along(over_digits.condition, i, limits) if isinstance(over_digits, Atom) else []
                 may = _shown(bounds, space, classes, i)[0]
                 if may != _shown([], space, classes, i)[0]:
                     found.append(f"{may} along axis {i}")
@@ -220,8 +226,8 @@ def _ranges(
             enough: list[Formula] = []
             if isinstance(over_digits, Atom):
                 for axis in axes or ():
-                    implied[axis] += _implied(over_digits.condition, axis, limits)
-                enough = _sufficient(over_digits.condition, first, limits)
+                    implied[axis] += implied_along(over_digits.condition, axis, limits)
+                enough = sufficient_along(over_digits.condition, first, limits)
             sufficient[first] += enough
             may_be_full = may_be_full and bool(enough)
             pending.append((len(places) - 1, first, enough))
@@ -305,61 +311,7 @@ def _renamed_lengths(e: Expr) -> Expr:
 
 
 def _axes_of(f: Formula) -> set[int]:
-    return set[int]().union(*(_axes_in(a) for a in atoms(f)))
-
-
-def _axes_in(e: Expr) -> set[int]:
-    """The axes whose coordinates or classes ``e`` depends on: they are named "q 0", "block 0" and so on."""
-    numbers = (name.partition(" ")[2] for name in index_names(e))
-    return {int(number) for number in numbers if number.isdigit()}
-
-
-def _implied(condition: Expr, axis: int, limits: Mapping[str, Range]) -> list[Formula]:
-    """What a comparison of coordinates of several axes says about one: the others are at their best."""
-    found: list[Formula] = []
-    for own, others in _separated(condition, axis):
-        bound = binary("add", own, const(int(interval(others, limits)[0])))
-        if interval(bound, limits)[1] > 0:
-            found.append(Atom(simplify(binary("le", bound, ZERO))))
-    return found
-
-
-def _sufficient(condition: Expr, axis: int, limits: Mapping[str, Range]) -> list[Formula]:
-    """What about one axis makes a comparison of several true, with the others at their worst."""
-    match _separated(condition, axis):
-        case [(own, others)]:
-            bound = binary("add", own, const(int(interval(others, limits)[1])))
-            return [Atom(simplify(binary("le", bound, ZERO)))]
-        case _:
-            return []
-
-
-def _separated(condition: Expr, axis: int) -> list[tuple[Expr, Expr]]:
-    """Sums ``a`` and ``b``, of one axis and of the others, with ``a + b <= 0`` for what ``condition`` says."""
-    return [
-        (
-            to_expr(Linear(form.constant, tuple(t for t in form.terms if not _foreign(t[0], axis)))),
-            to_expr(Linear(0, tuple(t for t in form.terms if _foreign(t[0], axis)))),
-        )
-        for form in _at_most_zero(condition)
-    ]
-
-
-def _at_most_zero(condition: Expr) -> list[Linear]:
-    """Sums that are all at most 0 exactly where ``condition`` holds; none where it says no such thing."""
-    if not isinstance(condition, Binary) or condition.op == "ne":
-        return []
-    form = linear(binary("sub", condition.a, condition.b))
-    strict = 1 if condition.op in ("lt", "gt") else 0
-    signs = {"le": (1,), "lt": (1,), "ge": (-1,), "gt": (-1,), "eq": (1, -1)}[condition.op]
-    negated_form = linear(unary("neg", to_expr(form)))
-    return [
-        Linear(side.constant + strict, side.terms) for sign in signs for side in [form if sign > 0 else negated_form]
-    ]
-
-
-def _foreign(monomial: Monomial, axis: int) -> bool:
-    return any(_axes_in(x) - {axis} for x in monomial)
+    return set[int]().union(*(axes_in(a) for a in atoms(f)))
 
 
 def _along(parts: Iterable[Formula], axis: int, direction: Direction) -> Ranges:
@@ -387,4 +339,10 @@ def _extent(side: Side, c: Classes) -> Expr:
 
 
 def _moved(union: tuple[Interval, ...], table: Mapping[Expr, Expr]) -> tuple[Interval, ...]:
-    return tuple(Interval(*(simplify(substitute(e, table)) for e in (i.start, i.stop))) for i in union)
+    moved = [Interval(*(simplify(substitute(e, table)) for e in (i.start, i.stop))) for i in union]
+    return tuple(i for i in moved if not _is_never(i))
+
+
+def _is_never(i: Interval) -> bool:
+    """Whether no coordinate is in an interval, whatever parameters are."""
+    return isinstance(i.stop, Const) and i.stop.value <= (i.start.value if isinstance(i.start, Const) else 0)

@@ -40,6 +40,12 @@ class Space:
     def origin(self, position: Position) -> Expr:
         return self.query_origin if position == "q" else self.key_origin
 
+    def is_like(self, other: Space) -> bool:
+        """Whether both cut positions at the same places."""
+        return (self.query_origin, self.key_origin) == (other.query_origin, other.key_origin) and all(
+            [side.stride for side in self.sides(p)] == [side.stride for side in other.sides(p)] for p in POSITIONS
+        )
+
     def table(self) -> dict[Index, Expr]:
         """Positions as sums of the coordinates ``q0``, ``q1`` … and ``kv0``, ``kv1`` …"""
         return {

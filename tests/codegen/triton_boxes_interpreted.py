@@ -56,6 +56,31 @@ def circle(q: Any, kv: Any) -> Any:
     return (abs(a - c) <= 3) & (abs(b - d) <= 3) & ((a - c) ** 2 + (b - d) ** 2 <= 9)
 
 
+@rg.mask
+def circle_beside_text(q: Any, kv: Any, text: Any) -> Any:
+    """Text before an image sees everything and is seen by all."""
+    (a, b), (c, d) = IMAGE(q - text), IMAGE(kv - text)
+    return (q < text) | (kv < text) | ((a - c) ** 2 + (b - d) ** 2 <= 9)
+
+
+@rg.mask
+def same_column_or_first_row(q: Any, kv: Any) -> Any:
+    (_, b), (c, d) = IMAGE(q), IMAGE(kv)
+    return (abs(b - d) <= 1) | (c == 0)
+
+
+@rg.mask
+def local_or_dilated(q: Any, kv: Any) -> Any:
+    return (abs(q - kv) <= 3) | (((q - kv) % 4 == 0) & (q >= kv))
+
+
+@rg.mask
+def image_after_text_alone(q: Any, kv: Any, text: Any) -> Any:
+    """Text sees nothing: its rows are in no box."""
+    (a, b), (c, d) = IMAGE(q - text), IMAGE(kv - text)
+    return (q >= text) & (kv >= text) & (abs(a - c) <= 1) & (abs(b - d) <= 2)
+
+
 @rg.score
 def per_key(s: Any, batch: Any, kv: Any, bias: Any) -> Any:
     return s + bias[batch, kv]
@@ -95,6 +120,18 @@ CASES: dict[str, Callable[[], list[Part]]] = {
 }
 
 
+# Masks of several terms, or of boxes that begin later; the length, and whether kernels add to what others found.
+SEVERAL: dict[str, tuple[int, bool, Callable[[], list[Part]]]] = {
+    "text beside an image": (104, False, lambda: [circle_beside_text(text=5)]),
+    "text beside an image that is cut short": (97, False, lambda: [circle_beside_text(text=5)]),
+    "no text": (99, False, lambda: [circle_beside_text(text=0)]),
+    "image after text": (104, False, lambda: [image_after_text_alone(text=5)]),
+    "first row": (99, False, lambda: [same_column_or_first_row(), rg.softcap(2.0)]),
+    "local or dilated": (75, True, lambda: [local_or_dilated(), per_key(bias=captured(2, 75))]),
+    "rows or columns": (99, True, lambda: [rg.axial(IMAGE, 0) | rg.axial(IMAGE, 1), rg.alibi(slopes=captured(2))]),
+}
+
+
 def inputs(dtype: torch.dtype, q_len: int = 99, kv_len: int = 99, size: int = 16, value_size: int = 16) -> list[Tensor]:
     """Query, key, value with other strides than contiguous ones, two heads of queries on one of keys."""
     make = torch.Generator().manual_seed(0)
@@ -129,6 +166,21 @@ def check(parts: list[Part], tensors: list[Tensor], dtype: torch.dtype, **option
 @pytest.mark.parametrize("name", CASES)
 def test_forward_and_gradients(name: str) -> None:
     check(CASES[name](), inputs(F32), F32, blocks=(64, 32), descriptors=False)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_terms(name: str) -> None:
+    length, adds, make = SEVERAL[name]
+    parts = make()
+    options: dict[str, Any] = {"blocks": (32, 64)}
+    assert ("carried" in generated(parts, sizes=(16, 16), dtype=F16, **options).sources[0]) == adds
+    check(parts, inputs(F16, length, length), F16, **options)
+
+
+@pytest.mark.parametrize("name", ["text beside an image", "local or dilated"])
+def test_several_terms_in_single_precision_by_pointers(name: str) -> None:
+    length, _, make = SEVERAL[name]
+    check(make(), inputs(F32, length, length), F32, blocks=(64, 64), descriptors=False)
 
 
 @pytest.mark.parametrize("name", ["dilated", "residues of keys are others", "strided neighbourhood", "shifted windows"])

@@ -15,7 +15,32 @@ from oracle import assert_close_to_oracle, eager, gradients, oracle
 pytestmark = pytest.mark.gpu
 
 IMAGE, WIDE, VIDEO = rg.grid(20, 27), rg.grid(32, 24), rg.grid(5, 8, 12)
+AFTER_TEXT = rg.grid(20, 25)
 Parts = Callable[[], tuple[Any, ...]]
+
+
+@rg.mask
+def circle_beside_text(q: Any, kv: Any, text: Any) -> Any:
+    """Text before an image sees everything and is seen by all."""
+    (a, b), (c, d) = AFTER_TEXT(q - text), AFTER_TEXT(kv - text)
+    return (q < text) | (kv < text) | ((a - c) ** 2 + (b - d) ** 2 <= 36)
+
+
+@rg.mask
+def same_place_or_first_frame(q: Any, kv: Any) -> Any:
+    (_, a, b), (t, c, d) = VIDEO(q), VIDEO(kv)
+    return ((abs(a - c) <= 1) & (abs(b - d) <= 2)) | (t == 0)
+
+
+@rg.mask
+def local_and_dilated(q: Any, kv: Any) -> Any:
+    return (abs(q - kv) <= 20) | (((q - kv) % 8 == 0) & (abs(q - kv) <= 200))
+
+
+@rg.mask
+def summaries(q: Any, kv: Any) -> Any:
+    return (q >= kv) & ((q // 64 == kv // 64) | (kv % 64 >= 56))
+
 
 VARIANTS: dict[str, tuple[int, Parts]] = {
     "dilated": (520, lambda: (rg.causal(), rg.dilated(4))),
@@ -31,6 +56,12 @@ VARIANTS: dict[str, tuple[int, Parts]] = {
     "columns": (540, lambda: (rg.axial(IMAGE, axis=0, causal=True),)),
     "padding": (520, lambda: (rg.dilated(4), rg.padding(torch.tensor([100, 520], device="cuda", dtype=torch.int32)))),
     "softcap": (540, lambda: (rg.neighborhood(IMAGE, 5), rg.softcap(2.0))),
+    "text beside an image": (540, lambda: (circle_beside_text(text=40),)),
+    "uneven image": (531, lambda: (circle_beside_text(text=40), rg.softcap(3.0))),
+    "first frame": (480, lambda: (same_place_or_first_frame(),)),
+    "local and dilated": (517, lambda: (local_and_dilated(),)),
+    "summaries": (517, lambda: (summaries(), rg.alibi(heads=4))),
+    "rows and columns": (540, lambda: (rg.axial(IMAGE, 0) | rg.axial(IMAGE, 1),)),
     "bias": (768, lambda: (rg.windows(WIDE, 8), rg.alibi(heads=4))),
 }
 
@@ -93,13 +124,13 @@ def test_strides_and_head_sizes(name: str) -> None:
     check(make(), tensors(torch.float16, length, 80, 40, strided=True))
 
 
-@pytest.mark.parametrize("name", ["dilated", "neighbourhood", "windows"])
+@pytest.mark.parametrize("name", ["dilated", "neighbourhood", "text beside an image", "local and dilated"])
 def test_single_precision(name: str) -> None:
     length, make = VARIANTS[name]
     check(make(), tensors(torch.float32, length, 64, 32, strided=True))
 
 
-@pytest.mark.parametrize("name", ["neighbourhood", "shifted windows", "dilated"])
+@pytest.mark.parametrize("name", ["neighbourhood", "shifted windows", "dilated", "local and dilated"])
 def test_keys_that_nobody_sees_may_be_anything(name: str) -> None:
     length, make = VARIANTS[name]
     seen = torch.tensor([200, 333], device="cuda", dtype=torch.int32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -163,7 +165,14 @@ def test_boxes_are_explained_axis_by_axis() -> None:
     assert "tile_first" not in report
 
 
-def test_targets_that_walk_one_term_only_say_what_boxes_would_decide() -> None:
-    report = str(rg.attention(rg.strided(4)).explain(target="gfx942"))
+def test_targets_that_cannot_walk_boxes_say_what_these_would_decide() -> None:
+    image = rg.grid(6, 8)
+
+    @rg.mask
+    def columns(q: Any, kv: Any, text: Any) -> Any:
+        here, there = image(q - text // 2), image(kv - text // 2)
+        return (q >= text // 2) & (kv >= text // 2) & (here[1] == there[1])
+
+    report = str(rg.attention(columns(text=5)).explain(target="gfx942"))
     assert "boxes of a grid would decide more, but kernels for gfx942 walk runs of positions:" in report
-    assert "the same residue modulo 4" in report
+    assert "begins at a position that is more than a sum" in report
