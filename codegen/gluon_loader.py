@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from textwrap import indent
+
 from .emitter import Emitter
 from .gluon_names import Names
+from .gluon_parts import tiles_of
 from .gluon_tiles import emit_unpack, jit_function
+from .schedule import Problem
+from .triton_module import Part, head_parts
 from .triton_program import SIZES, emit_place
 
 
@@ -21,7 +26,7 @@ LOAD_TILES = """
 @gluon.jit
 def load_tiles(counter, query, key, value, q_tiles, k_tiles, v_tiles, barriers, orders, starts, sizes, parameters):
     \"\"\"The producer: one warp keeps the buffers full and tells the consumers what is in them.\"\"\"
-    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, order_ready, order_empty = barriers
+    q_ready, q_empty, k_ready, v_ready, order_ready, order_empty = barriers
     {sizes} = sizes
     programs = gl.cdiv(q_len, BLOCK_M) * all_heads
     program = gl.program_id(0)
@@ -41,18 +46,20 @@ def load_tiles(counter, query, key, value, q_tiles, k_tiles, v_tiles, barriers, 
         mbarrier.arrive(order_ready.index(slot))
         mbarrier.wait(q_empty, (turn & 1) ^ 1)
         mbarrier.expect(q_ready, BLOCK_M * HEAD * 2)
-        for i in gl.static_range(2):
-            {load}(query, [batch, head, tile_first + ROWS * i, 0], q_ready, q_tiles.index(i))
+        for i in gl.static_range(CONSUMERS):
+{query}
         for t in range(0, count):
             stage, phase = ring(loaded)
             start = visited_start(t, visits)
-            mbarrier.wait(k_empty.index(stage), phase ^ 1)
+            if loaded >= STAGES:
+                acquire(stage)
             write(starts, stage, start)
             mbarrier.expect(k_ready.index(stage), BLOCK_N * HEAD * 2)
-            {load}(key, [batch, kv_head, start, 0], k_ready.index(stage), k_tiles.index(stage))
-            mbarrier.wait(v_empty.index(stage), phase ^ 1)
+{key}
+            if loaded >= STAGES:
+                acquire(STAGES + stage)
             mbarrier.expect(v_ready.index(stage), BLOCK_N * VALUE * 2)
-            {load}(value, [batch, kv_head, start, 0], v_ready.index(stage), v_tiles.index(stage))
+{value}
             loaded += 1
         turn += 1
         program = next_program
@@ -64,6 +71,22 @@ def load_tiles(counter, query, key, value, q_tiles, k_tiles, v_tiles, barriers, 
 """
 
 
-def emit_load_tiles(out: Emitter, names: Names) -> None:
+def emit_load_tiles(out: Emitter, names: Names, problem: Problem) -> None:
     """The producer's function."""
-    out.definition(LOAD_TILES.format(load=names.load, sizes=", ".join(a.name for a in SIZES)))
+    head, value = head_parts(problem.head_dim), head_parts(problem.value_dim)
+
+    def loads(source: str, where: str, ready: str, tiles: str, i: str, parts: tuple[Part, ...]) -> str:
+        return indent("\n".join(
+            f"{names.load}({tiles_of(source, parts, n)}, [{where}, {p.first}], {ready}, "
+            f"{tiles_of(tiles, parts, n)}.index({i}))"
+            for n, p in enumerate(parts)
+        ), " " * 12)  # fmt: skip
+
+    out.definition(
+        LOAD_TILES.format(
+            sizes=", ".join(a.name for a in SIZES),
+            query=loads("query", "batch, head, tile_first + ROWS * i", "q_ready", "q_tiles", "i", head),
+            key=loads("key", "batch, kv_head, start", "k_ready.index(stage)", "k_tiles", "stage", head),
+            value=loads("value", "batch, kv_head, start", "v_ready.index(stage)", "v_tiles", "stage", value),
+        )
+    )

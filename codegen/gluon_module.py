@@ -37,9 +37,10 @@ LN2 = gl.constexpr(0.6931471805599453)
 '''
 
 DESCRIPTOR = '''
-def descriptor(x, rows, layout):
-    """Tiles of ``rows`` rows of a (B, H, L, D) tensor, for the tensor memory accelerator."""
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows.value, x.shape[3]], layout.value)
+def descriptor(x, rows, layout, columns=None):
+    """Tiles of rows of a (B, H, L, D) tensor, or of some of their columns, for the tensor memory accelerator."""
+    block = [1, 1, rows.value, columns or x.shape[3]]
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), block, layout.value)
 '''
 
 # Triton has it, Gluon does not.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import threading
 import types
 from inspect import signature
@@ -75,6 +76,10 @@ class Shared:
 
     def __init__(self, x: torch.Tensor):
         self.x = x
+
+    @property
+    def shape(self):
+        return list(self.x.shape)
 
     def index(self, i):
         assert 0 <= int(i) < self.x.shape[0]
@@ -139,6 +144,40 @@ class mbarrier:
             done = _condition.wait_for(lambda: _failures or barrier.phase != int(parity), SECONDS)
         if _failures or not done:
             raise TimeoutError("another partition failed" if _failures else "a barrier was never completed")
+
+
+class NamedBarriers:
+    """Those of one program: complete when the threads that an instruction names have come, all waiting or not."""
+
+    def __init__(self):
+        self.arrived: dict[int, int] = {}
+        self.turns: dict[int, int] = {}
+
+    def arrive(self, number, threads):
+        with _condition:
+            turn = self.turns.get(number, 0)
+            self.arrived[number] = self.arrived.get(number, 0) + 32 * _program.warps
+            assert number < 16 and self.arrived[number] <= threads, "more threads than the barrier counts"
+            if self.arrived[number] == threads:
+                self.arrived[number], self.turns[number] = 0, turn + 1
+            _condition.notify_all()
+        return turn
+
+    def sync(self, number, threads):
+        turn = self.arrive(number, threads)
+        with _condition:
+            done = _condition.wait_for(lambda: _failures or self.turns.get(number, 0) > turn, SECONDS)
+        if _failures or not done:
+            raise TimeoutError("another partition failed" if _failures else "a barrier was never completed")
+
+
+def _inline_asm(asm, constraints, arguments, dtype, is_pure, pack):
+    """Barriers, and moves of the first argument to the result."""
+    outputs = constraints.count("=")
+    for operation, operand, threads in re.findall(r"bar\.(arrive|sync) \$(\d+), (\d+);", asm):
+        number = arguments[(int(operand) - outputs) // int(pack)]
+        getattr(_program.named, operation)(int(number), int(threads))
+    return arguments[0]
 
 
 class TensorDescriptor:
@@ -211,14 +250,13 @@ def warpgroup_mma(a, b, acc, use_acc=True, is_async=False):
 
 def warpgroup_mma_wait(pending, deps):
     """All but the last ``pending`` products are computed now, not earlier, as late as the hardware may be."""
-    (product,) = deps
     done = _program.products[: len(_program.products) - pending]
-    assert any(x is product for x in done), "read before it was waited for"
-    result = product.result
+    assert all(any(x is product for x in done) for product in deps), "read before it was waited for"
+    results = tuple(x.result for x in deps)
     for x in done:
         x.result  # noqa: B018
     _program.products = _program.products[len(done) :]
-    return result
+    return results[0] if len(results) == 1 else results
 
 
 def _tensor(x):
@@ -261,8 +299,9 @@ def _allocate(dtype, shape, layout):
 
 
 def _warp_specialize(partitions, warps, registers):
-    def run(function, arguments):
+    def run(function, arguments, own_warps):
         _program.number, _program.count = place
+        _program.named, _program.warps = named, own_warps
         try:
             function(*arguments)
         except BaseException as e:
@@ -270,9 +309,12 @@ def _warp_specialize(partitions, warps, registers):
                 _failures.append(e)
                 _condition.notify_all()
 
-    assert sum(128 * r for r in (registers[0], *registers)) <= 168 * 384
-    place = _program.number, _program.count
-    threads = [threading.Thread(target=run, args=x, daemon=True) for x in partitions]
+    assert sum(128 * r for r in (registers[0], *registers)) <= 1 << 16
+    place, named = (_program.number, _program.count), NamedBarriers()
+    threads = [
+        threading.Thread(target=run, args=(*x, int(n)), daemon=True)
+        for x, n in zip(partitions, (4, *warps), strict=True)
+    ]
     for t in threads:
         t.start()
     for t in threads:
@@ -322,6 +364,7 @@ gl = types.SimpleNamespace(
     sum=lambda x, axis: x.sum(axis),
     barrier=lambda: None,
     thread_barrier=lambda: None,
+    inline_asm_elementwise=_inline_asm,
 )  # fmt: skip
 
 
