@@ -59,7 +59,7 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     """Tile sizes and pipeline for a plan and problem that :func:`unsupported_reason` has nothing against."""
     wide = max(problem.head_dim, problem.value_dim) > 64
-    fewer = wide and _takes_registers(plan) or problem.value_dim > 192
+    fewer = (wide and _takes_registers(plan)) or problem.value_dim > 192
     for keys in (64,) if fewer else (128, 64):
         for stages in (4, 3, 2):
             reverse = heaviest_last(plan.keys)
@@ -127,11 +127,10 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
         out.line(f"sizes = ({', '.join(a.name for a in SIZES)})")
         out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
         _emit_buffers(out, problem, shares_query)
-        attend = "(attend, ({}, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts, sizes, parameters)),"
         consumers = schedule.block_m // 64
         out.lines(
             _KERNEL_BODY.format(
-                attend="\n        ".join(attend.format(i) for i in range(consumers)),
+                attend="\n        ".join(_ATTEND.format(i) for i in range(consumers)),
                 warps=[4] * (consumers - 1) + [1],
                 registers=[_REGISTERS[consumers]] * (consumers - 1) + [24],
             )
@@ -211,6 +210,9 @@ def _emit_buffers(out: Emitter, problem: Problem, shares_query: bool) -> None:
             out.line(f"{name} = {together([name + p.suffix for p in parts])}")
 
 
+_ATTEND = (
+    "(attend, ({}, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts, sizes, parameters)),"
+)
 _KERNEL_BODY = """
 # Two tiles of queries in turn: number, how many partial tiles of keys, how many tiles; and the tiles' first keys.
 orders = gl.allocate_shared_memory(gl.int32, [6, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
