@@ -157,7 +157,6 @@ class Consumer:
         out.line(f"m = tl.maximum(row_max(s) * {self.unit}, -3.0e38)  # running maximum times log2(e)")
         out.line(f"p = tl.exp2(s * {self.unit} - m[:, None])")
         out.line("l = partial_sums(p)  # of exponentials")
-        self._emit_weights(out)
         self._emit_clear(out)
 
     def _emit_start_scores(self, out: Emitter, name: str) -> None:
@@ -168,15 +167,13 @@ class Consumer:
             out.line(f"{name} = {start}")
 
     def _emit_start_outputs(self, out: Emitter, prefix: str) -> None:
-        """The last weights times their tile of values."""
+        """From the last ``p``, which is rounded here and not before: loops would carry halves of registers."""
+        for p in self.value:
+            out.line(f"weights{p.suffix} = tl.convert_layout(p.to(ELEMENT), WEIGHTS{p.suffix})")
         out.line("mbarrier.wait(v_ready.index(last), last_phase)")
         for i, p in enumerate(self.value):
             tile = f"{tiles_of('v_tiles', self.value, i)}.index(last)"
             out.line(f"{prefix}acc{p.suffix} = start_outputs(weights{p.suffix}, {tile}, acc{p.suffix})")
-
-    def _emit_weights(self, out: Emitter) -> None:
-        for p in self.value:
-            out.line(f"weights{p.suffix} = tl.convert_layout(p.to(ELEMENT), WEIGHTS{p.suffix})")
 
     def _emit_wait_outputs(self, out: Emitter, prefix: str) -> None:
         names = ", ".join(f"acc{p.suffix}" for p in self.value)
@@ -204,7 +201,6 @@ class Consumer:
         for p in self.value:
             factor = f"tl.convert_layout(alpha, tl.SliceLayout(1, OUTPUTS{p.suffix}))[:, None]"
             out.line(f"acc{p.suffix} = acc{p.suffix} * {factor}")
-        self._emit_weights(out)
         if masked:
             self._emit_clear(out)
 

@@ -59,7 +59,7 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     """Tile sizes and pipeline for a plan and problem that :func:`unsupported_reason` has nothing against."""
     wide = max(problem.head_dim, problem.value_dim) > 64
-    fewer = (wide and _takes_registers(plan)) or max(problem.head_dim, problem.value_dim) > 128
+    fewer = (wide and _takes_registers(plan)) or problem.value_dim > 192
     for keys in (64,) if fewer else (128, 64):
         for stages in (4, 3, 2):
             reverse = heaviest_last(plan.keys)
