@@ -61,7 +61,7 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     wide = max(problem.head_dim, problem.value_dim) > 64
     fewer = (wide and _takes_registers(plan)) or problem.value_dim > 192
     for keys in (64,) if fewer else (128, 64):
-        for stages in (4, 3, 2):
+        for stages in (2,) if wide and keys == 128 else (4, 3, 2):
             reverse = heaviest_last(plan.keys)
             schedule = Schedule(128, keys, num_warps=4, num_stages=stages, reverse=reverse, descriptors=True)
             least = _buffer_bytes(problem, schedule, apart=not _may_share_query(problem))
@@ -86,12 +86,15 @@ def _may_share_query(problem: Problem) -> bool:
 
 def _takes_registers(plan: TilePlan) -> bool:
     """Whether scores are modified by what needs many registers: loads for each pair or key, and functions."""
-    return any(
-        (isinstance(x, Unary) and x.op not in ("neg", "not", "abs"))
-        or (isinstance(x, Load) and "kv" in dependence(x))
-        for score in plan.variant.scores
-        for x in walk(score)
+    return calls_functions(plan) or any(
+        isinstance(x, Load) and "kv" in dependence(x) for score in plan.variant.scores for x in walk(score)
     )
+
+
+def calls_functions(plan: TilePlan) -> bool:
+    """Whether scores call functions that take more than an instruction."""
+    cheap = ("neg", "not", "abs", "tanh")
+    return any(isinstance(x, Unary) and x.op not in cheap for score in plan.variant.scores for x in walk(score))
 
 
 def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:
@@ -136,7 +139,7 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
             )
         )
     _emit_run(out, plan, problem, schedule, arguments)
-    return finish(out, plan, [KERNEL], head)
+    return finish(out, plan, [KERNEL], head, short_tanh=True)
 
 
 def _descriptors(name: str, rows: str, layout: str, size: int) -> list[Argument]:
