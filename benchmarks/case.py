@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 # Tokens a side, slowest axis first, by sequence length.
 GRIDS_2D = {1024: (32, 32), 4096: (64, 64), 16384: (128, 128), 65536: (256, 256)}
 GRIDS_3D = {4096: (16, 16, 16), 16384: (16, 32, 32), 65536: (16, 64, 64)}
+DIRECTIONS = ("forward", "backward", "both")
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,13 @@ class Task:
     """What a worker is asked.
 
     ``excluded``: contenders that ended an earlier process on this case, and how. ``budget_ms``: of one turn.
+    ``directions``: what is timed; where that is the forward pass alone, gradients are not computed at all.
     """
 
     case: Case
     names: tuple[str, ...]
     excluded: dict[str, str] = field(default_factory=dict)
+    directions: tuple[str, ...] = DIRECTIONS
     rounds: int = 7
     budget_ms: float = 6.0
     flush: bool = True

@@ -45,7 +45,8 @@ class Contestants:
 
     ``flex_mask`` and ``flex_score`` take index tensors of any shapes that broadcast; None is no mask, no change.
     ``flags`` is None where no flags say it. ``position`` maps places in another order of the tokens, which suits
-    FlexAttention's blocks better, to tokens.
+    FlexAttention's blocks better, to tokens. ``per_head``: the mask differs from head to head. ``causal``: no key after
+    the query is allowed, so that dense attention would be causal.
     """
 
     regard: Any
@@ -53,11 +54,18 @@ class Contestants:
     flex_score: Callable[..., torch.Tensor] | None
     flags: Flags | None = None
     position: Callable[[torch.Tensor], torch.Tensor] | None = None
+    per_head: bool = False
+    causal: bool = False
 
     @property
     def sdpa_causal(self) -> bool | None:
         """SDPA's ``is_causal``; None where it has no kernel for the mask but with a dense tensor."""
         return self.flags.causal if self.flags is not None and self.flags.plain else None
+
+
+def masked(*parts: Any, flex: Callable[..., torch.Tensor], **options: Any) -> Contestants:
+    """The contestants of a mask that no other kernel has flags for."""
+    return Contestants(rg.attention(*parts), flex, None, **options)
 
 
 def document_ids(length: int, count: int = DOCUMENTS, device: str = "cuda") -> torch.Tensor:
@@ -126,7 +134,12 @@ def build(case: Case, device: str = "cuda") -> Contestants:
             return _neighbourhood(GRIDS_2D[case.length], WINDOW_2D, BOX_2D)
         case "neighbourhood3d":
             return _neighbourhood(GRIDS_3D[case.length], WINDOW_3D, BOX_3D)
-    raise ValueError(f"unknown variant {case.variant}")
+    # Its modules import this one.
+    from .pattern_table import PATTERNS
+
+    if case.variant not in PATTERNS:
+        raise ValueError(f"unknown variant {case.variant}")
+    return PATTERNS[case.variant](case, device)
 
 
 def _causal(b: Any, h: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -154,16 +167,22 @@ def _neighbourhood(sides: tuple[int, ...], window: tuple[int, ...], box: tuple[i
             allowed = allowed & (offset >= 0) & (offset < width)
         return allowed
 
+    return Contestants(rg.attention(neighbourhood), flex_mask, None, position=box_order(sides, box))
+
+
+def box_order(sides: tuple[int, ...], box: tuple[int, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """From places to tokens of a grid: box after box, in each of them row by row. The boxes must divide the grid."""
+
     def position(p: torch.Tensor) -> torch.Tensor:
         inside, outside = p % prod(box), p // prod(box)
-        token = torch.zeros_like(p)
-        for (stride, side, _), edge in reversed(tuple(zip(axes, box, strict=True))):
+        token, stride = torch.zeros_like(p), 1
+        for side, edge in reversed(tuple(zip(sides, box, strict=True))):
             boxes = side // edge
             token = token + stride * (outside % boxes * edge + inside % edge)
-            inside, outside = inside // edge, outside // boxes
+            inside, outside, stride = inside // edge, outside // boxes, stride * side
         return token
 
-    return Contestants(rg.attention(neighbourhood), flex_mask, None, position=position)
+    return position
 
 
 VARIANTS = ("causal", "window", "document", "alibi", "full", "softcap", "prefix")

@@ -7,7 +7,7 @@ built before anything is timed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib import import_module
 from typing import Any, Literal
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
+
+import regard as rg
 
 from .case import Case
 from .cases import Contestants, Flags
@@ -31,11 +33,12 @@ class AbsentError(Exception):
 
 @dataclass(frozen=True)
 class Contender:
-    """An attention(query, key, value) and the layout it wants."""
+    """An attention(query, key, value) and the layout it wants; unless ``same``, it is another one, to compare times."""
 
     call: Callable[[Tensor, Tensor, Tensor], Tensor]
     layout: Layout = "heads"
     differentiable: bool = True
+    same: bool = True
 
 
 def contender(name: str, case: Case, made: Contestants, device: str = "cuda") -> Contender:
@@ -46,6 +49,8 @@ def contender(name: str, case: Case, made: Contestants, device: str = "cuda") ->
             return Contender(made.regard)
         case "regard-deterministic":
             return Contender(partial(made.regard, deterministic=True))
+        case "regard-dense":
+            return Contender(rg.attention(rg.causal if made.causal else rg.full), same=False)
         case "sdpa-cudnn":
             return Contender(_sdpa(SDPBackend.CUDNN_ATTENTION, made, gqa))
         case "sdpa-flash":
@@ -94,7 +99,8 @@ def _flex(case: Case, made: Contestants, device: str, mode: str | None = None, *
     if made.flex_mask is not None:
         # Uncompiled, it evaluates all pairs at once, in wide integers: quick to start, too much memory when long.
         make = torch.compile(create_block_mask, dynamic=False) if case.length > 8192 else create_block_mask
-        blocks = make(made.flex_mask, None, None, case.length, case.length, device=device)
+        heads = case.heads if made.per_head else None
+        blocks = make(made.flex_mask, None, heads, case.length, case.length, device=device)
     gqa = case.heads != case.kv_heads
     return partial(_compiled(mode), score_mod=made.flex_score, block_mask=blocks, enable_gqa=gqa, **options)
 
@@ -104,7 +110,7 @@ def _in_order(made: Contestants) -> Contestants:
     position, mask = made.position, made.flex_mask
     if position is None or mask is None or made.flex_score is not None:
         raise AbsentError("its blocks fit the order of the tokens")
-    return Contestants(None, lambda b, h, q, k: mask(b, h, position(q), position(k)), None)
+    return replace(made, flex_mask=lambda b, h, q, k: mask(b, h, position(q), position(k)))
 
 
 def _flags(made: Contestants) -> Flags:

@@ -6,7 +6,7 @@ import gc
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,6 @@ from .environment import describe, matmul_peak
 from .timing import ContestantFailed, interleaved, l2_flush
 from .worker import ProcessLost
 
-DIRECTIONS = ("forward", "backward", "both")
 # Multiply-adds of the five products of a backward pass over the two of a forward pass.
 WORK = {"forward": 1.0, "backward": 2.5, "both": 3.5}
 # Relative root-mean-square deviations from float32 that bfloat16 does not explain.
@@ -87,7 +86,7 @@ def measure(task: Task, entering: Callable[[str], object]) -> dict[str, Any]:
     pairs = reference.count_pairs(task.case, made, task.device)
     _check(task, made, inputs, row, ready, entering)
     flush = l2_flush(task.device) if task.flush else None
-    for direction in DIRECTIONS:
+    for direction in task.directions:
         flops = 4 * pairs * task.case.head_dim * WORK[direction]
         _time(task, direction, _calls(direction, inputs, row, ready), flops, row, flush, entering)
     return {
@@ -96,6 +95,20 @@ def measure(task: Task, entering: Callable[[str], object]) -> dict[str, Any]:
         "contenders": row,
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def measure_sparse(task: Task, entering: Callable[[str], object]) -> dict[str, Any]:
+    """A row of :func:`measure`, and the pairs in the tiles that our kernels visit, with the mask and without."""
+    row, case = measure(task, entering), task.case
+    entering("tiles")
+    made = build(case, task.device)
+    shapes = [(case.batch, heads, case.length, case.head_dim) for heads in (case.heads, case.kv_heads, case.kv_heads)]
+    dense: Any = contender("regard-dense", case, made, task.device).call
+    for name, attn in (("tile_pairs", made.regard), ("dense_tile_pairs", dense)):
+        explained = attn.explain(*shapes, dtype="bf16", target="cpu" if task.device == "cpu" else None)
+        row[name] = explained.counts.tiles.tile_pairs
+        row[f"{name}_of"] = [str(kernel).splitlines()[0] for kernel in explained.kernels]
+    return row
 
 
 def warm(task: Task, entering: Callable[[str], object]) -> None:
@@ -130,6 +143,8 @@ def _ready(
         row[name] = {}
         try:
             one = contender(name, task.case, made, task.device)
+            if task.directions == ("forward",):
+                one = replace(one, differentiable=False)
             one.call(*inputs.plain(one.layout))
             ready[name] = one
         except Exception as error:  # a failing contender is a result, and the others still run
@@ -160,6 +175,8 @@ def _check(
         made, inputs.query[0, :group], inputs.key[0, 0], inputs.value[0, 0], inputs.grad[0, :group]
     )
     for name, one in list(ready.items()):
+        if not one.same:
+            continue
         entering(name)
         try:
             deviation = _deviation(one, inputs, expected, group)

@@ -29,7 +29,7 @@ def attention(made: Contestants, query: Tensor, key: Tensor, value: Tensor, grad
         if made.flex_score is not None:
             scores = made.flex_score(scores, 0, head, row, places)
         if made.flex_mask is not None:
-            scores = scores.masked_fill(~made.flex_mask(0, 0, row, places), float("-inf"))
+            scores = scores.masked_fill(~made.flex_mask(0, head, row, places), float("-inf"))
         chunk = torch.softmax(scores, -1) @ v
         torch.autograd.backward(chunk, grad[:, start : start + rows].float())
         out[:, start : start + rows] = chunk.detach()
@@ -43,13 +43,15 @@ def count_pairs(case: Case, made: Contestants, device: str) -> int:
     Raises AssertionError if Regard's own count, where it claims to be exact, is another.
     """
     length = case.length
-    total = length * length
+    alike = 1 if made.per_head else case.heads
+    total = length * length * (case.heads // alike)
     if made.flex_mask is not None:
         places = torch.arange(length, device=device)
         rows = max(1, _PAIRS // length)
         chunks = (places[start : start + rows, None] for start in range(0, length, rows))
-        total = sum(int(made.flex_mask(0, 0, row, places).sum()) for row in chunks)
-    total *= case.batch * case.heads
+        heads = torch.arange(case.heads // alike, device=device)
+        total = sum(int(made.flex_mask(0, head, row, places).sum()) for row in chunks for head in heads)
+    total *= case.batch * alike
     query, key = ((case.batch, heads, length, case.head_dim) for heads in (case.heads, case.kv_heads))
     counted = made.regard.explain(query, key, key, exact=False).counts.pairs
     assert not counted.exact or counted.pairs == total, f"Regard counts {counted.pairs} pairs, there are {total}"

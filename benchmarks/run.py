@@ -76,21 +76,24 @@ def run_suite(
     measuring: Callable[..., Any],
     warming: Callable[..., Any],
     jobs: int,
-    flush: bool = True,
+    task_of: Callable[[Entry], Task] = lambda entry: Task(entry.case, GROUPS[entry.group]),
+    line: Callable[[dict[str, Any]], str] = report.line,
 ) -> None:
     """Measures the entries in order until the time is over, saving after each; what was not reached is listed.
 
-    ``measuring`` and ``warming`` take a :class:`Task`, in a worker; ``jobs`` workers run the latter ahead.
+    ``measuring`` and ``warming`` take what ``task_of`` makes of an entry, in a worker; ``jobs`` workers run the latter
+    ahead. ``line`` shows a row.
     """
     rows = session.results["rows"]
     done = {row["title"] for row in rows}
     todo = [entry for entry in entries if entry.title not in done]
     session.results["not_run"] = [entry.title for entry in todo]
+    jobs = max(0, jobs)
     compilers = [Worker({"TORCHINDUCTOR_COMPILE_THREADS": "1"}) for _ in range(jobs)]
     try:
         for start in range(0, len(todo), max(1, WAVE * jobs)):
             wave = todo[start : start + max(1, WAVE * jobs)]
-            tasks = [Task(entry.case, GROUPS[entry.group], flush=flush) for entry in wave]
+            tasks = [task_of(entry) for entry in wave]
             # A search that times kernels must not run beside others.
             ahead = [task for entry, task in zip(wave, tasks, strict=True) if entry.group != "autotune"]
             if jobs and session.fits():
@@ -105,7 +108,7 @@ def run_suite(
                 session.save(session.results)
                 at = time.monotonic() - session.started
                 print(f"[{len(rows)} of {len(rows) + len(session.results['not_run'])}, {at:.0f} s] "
-                      f"{report.line(rows[-1])}", flush=True)  # fmt: skip
+                      f"{line(rows[-1])}", flush=True)  # fmt: skip
     finally:
         for worker in (*compilers, session.worker):
             worker.stop()
@@ -175,22 +178,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\n".join(entry.title for entry in entries))
         return
     # Only now, because worker processes import this module before they have their own environment.
-    from .measure import machine, measure, warm
+    from .measure import measure, warm
 
     # FlashAttention-4 keeps what it compiles only on request.
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
     out = options.out or (options.resume or Path("benchmarks/results/run.json")).with_suffix("")
-    session = Session({}, options.minutes, lambda results: report.save(results, out))
+    session = opened_session(options.minutes, out, options.resume, "as left" if options.warm_l2 else "overwritten")
+
+    def task_of(entry: Entry) -> Task:
+        return Task(entry.case, GROUPS[entry.group], flush=not options.warm_l2)
+
+    run_suite(entries, session, measure, warm, options.jobs, task_of)
+    report.write(session.results, out)
+
+
+def opened_session(minutes: float, out: Path, resume: Path | None = None, l2: str = "overwritten") -> Session:
+    """A session that saves to ``out``.json and knows its machine. Raises SystemExit where there is no device."""
+    from .measure import machine
+
+    session = Session({}, minutes, lambda results: report.save(results, out))
     match session.worker.run(machine, timeout=CASE_SECONDS):
         case Done(facts):
-            session.results = opened(options.resume, facts | {"l2": "as left" if options.warm_l2 else "overwritten"})
+            session.results = opened(resume, facts | {"l2": l2})
         case Raised(text) | Lost(_, text):
             session.worker.stop()
             raise SystemExit(f"the device cannot be used: {text}")
-    print(f"{facts['environment']['device']}, bf16 matmul {facts['matmul_tflops']:.0f} TFLOP/s, "
-          f"{len(entries)} cases", flush=True)  # fmt: skip
-    run_suite(entries, session, measure, warm, max(0, options.jobs), flush=not options.warm_l2)
-    report.write(session.results, out)
+    environment = facts["environment"]
+    print(f"{environment['device']}, bf16 matmul {facts['matmul_tflops']:.0f} TFLOP/s", flush=True)
+    return session
 
 
 if __name__ == "__main__":

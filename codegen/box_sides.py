@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from ..ir.nodes import Const, Expr, Load
+from ..ir.nodes import Const, Expr, Load, Param
 from ..ir.tiles.numeric import Array, Sizes, leaves, runs
 from ..ir.tiles.plan import BoxAxis, Interval, Ranges
-from ..ir.traverse import index_names, loads, parameter_names, rewrite
+from ..ir.traverse import loads, parameter_names, substitute, walk
 
 # Shapes that one module may be compiled for, and the smallest box that products take.
 SHAPES = 4
@@ -116,30 +116,26 @@ def _extent(axis: BoxAxis) -> int:
 
 
 def _seen(axis: BoxAxis, own: Literal["q", "k"], side: int, extent: int, value: int) -> _Seen:
-    """``value``: what every parameter, and every element of a tensor, is taken to be."""
-    ranges = _with_elements(axis.keys if own == "q" else axis.queries, value)
+    """``value``: what every parameter, and what is read from a tensor, is taken to be."""
+    may, must = (
+        tuple(Interval(_guessed(i.start, value), _guessed(i.stop, value)) for i in union)
+        for union in ((axis.keys.may, axis.keys.must) if own == "q" else (axis.queries.may, axis.queries.must))
+    )
     first = np.arange(0, extent, side * max(extent // side // _SAMPLES, 1))
     last = np.minimum(first + side, extent) - 1
-    names = frozenset[str]().union(*(parameter_names(e) | index_names(e) for e in _ends(ranges)))
     length = extent * axis.residue
-    env = leaves(Sizes(1, 1, 1, length, length), dict.fromkeys(names, value))
-    env |= {"block": 0, "residue": 0}
-    may, must = (runs(union, first, last, extent, env) for union in (ranges.may, ranges.must))
-    start, stop = (x[:, 0, 0] for x in (may.starts, may.stops))
-    inner = [x[:1, 0, 0] for x in (must.starts, must.stops)]
+    env = {**leaves(Sizes(1, 1, 1, length, length), {}), "block": 0, "residue": 0}
+    some, every = runs(may, first, last, extent, env), runs(must, first, last, extent, env)
+    start, stop = (x[:, 0, 0] for x in (some.starts, some.stops))
+    inner = [x[:1, 0, 0] for x in (every.starts, every.stops)]
     weight = -(-extent // side) / len(first)
     return _Seen(start, stop, np.maximum(inner[0], start), np.minimum(inner[1], stop), weight)
 
 
-def _with_elements(ranges: Ranges, value: int) -> Ranges:
-    def known(x: Expr) -> Expr:
-        return Const(value, x.type) if isinstance(x, Load) else x
-
-    may, must = (
-        tuple(Interval(rewrite(i.start, known), rewrite(i.stop, known)) for i in union)
-        for union in (ranges.may, ranges.must)
-    )
-    return Ranges(may, must)
+def _guessed(e: Expr, value: int) -> Expr:
+    """``e`` without loads and parameters."""
+    table: dict[Expr, Expr] = {x: Const(value, x.type) for x in walk(e) if isinstance(x, Load | Param)}
+    return substitute(e, table)
 
 
 def _ends(ranges: Ranges) -> list[Expr]:

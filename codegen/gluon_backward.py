@@ -16,15 +16,14 @@ from .emitter import Emitter
 from .gluon_grad_consumer import Consumer
 from .gluon_grad_loader import SIZES, emit_load_tiles, emit_place_function
 from .gluon_grad_rows import emit_after, emit_before, row_kernels
-from .gluon_module import DESCRIPTOR, finish, reason_against_target
+from .gluon_module import DESCRIPTOR, emit_tables, finish, reason_against_target
 from .gluon_names import installed_names
 from .gluon_tiles import CELLS, QUERIES, emit_visits
 from .schedule import Problem, Schedule, Source, Target
-from .torch_classify import emit_classify
 from .triton_backward import TIDY
 from .triton_gradients import contributions
 from .triton_module import Argument, buffer_arguments, emit_header, emit_launch, kernel, scalar_arguments, user_names
-from .triton_program import BROADCAST_STRIDE, emit_classify_call, emit_sizes, table_arguments, uses_table
+from .triton_program import emit_classify_call, emit_sizes, table_arguments, uses_table
 
 KERNEL = "attention_backward"
 # (head size, value size) -> queries of a tile, for which buffers and sums fit.
@@ -47,6 +46,11 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     """Tile sizes and pipeline for a plan and problem that :func:`unsupported_reason` has nothing against."""
     block_m = _BLOCK_M[problem.head_dim, problem.value_dim]
     return Schedule(block_m, 128, num_warps=4, num_stages=2, reverse=heaviest_last(plan.queries), descriptors=True)
+
+
+def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
+    """Schedules worth timing: buffers and registers leave no choice but the default."""
+    return (default_schedule(plan, problem),)
 
 
 def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:
@@ -86,14 +90,13 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         out.line(f"sizes = ({', '.join(a.name for a in SIZES)})")
         out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
         out.lines(_KERNEL_BODY)
-    if uses_table(plan):
-        out.section(BROADCAST_STRIDE)
-        blocks = schedule.block_m, schedule.block_n
-        emit_classify(out, plan, blocks, blocks)
+    blocks = schedule.block_m, schedule.block_n
+    tables, table_kernels = emit_tables(plan, blocks, blocks)
     out.definition(TIDY)
     out.definition(DESCRIPTOR)
     _emit_run(out, plan, problem, schedule, arguments, consumer.folded)
-    return finish(out, plan, ["row_terms", KERNEL, "convert_sums"], head, row_kernels(problem, consumer.folded))
+    kernels = [*table_kernels, "row_terms", KERNEL, "convert_sums"]
+    return finish(out, plan, kernels, head, tables + row_kernels(problem, consumer.folded))
 
 
 def _emit_constants(out: Emitter, problem: Problem, schedule: Schedule, split_columns: bool) -> None:
@@ -192,7 +195,9 @@ def _emit_run(
         if uses_table(plan):
             emit_classify_call(out, user_names(plan.variant))
         if folded:
-            out.line("scale = scale or 1e-30  # sums of products start at multiples of its inverse")
+            out.comment("Sums of products start at multiples of the inverse of the scale.")
+            out.line("flat = abs(scale) < 1e-30")
+            out.line("scale = 1e-30 if flat else scale")
         out.line("grad_out = tidy(grad_out)")
         emit_before(out, problem, schedule.block_m)
         # Keys that one head of a group does not see may be non-finite: such heads cannot share a tile of them.
@@ -202,6 +207,9 @@ def _emit_run(
         emit_launch(out, KERNEL, "(tiles_of_keys * batches * (heads // group),)", arguments, "**BACKWARD")
         emit_after(out)
         out.lines(_SUM_GROUPS)
+        if folded:
+            with out.block("if flat:"):
+                out.line("return grad_query.zero_(), grad_key.zero_(), grad_value")
         out.line("return grad_query, grad_key, grad_value")
 
 

@@ -22,6 +22,7 @@ from .gluon_forward import (
     emit_start,
     run_function,
     takes_registers,
+    variations,
 )
 from .gluon_loader import TileLoads, emit_load_tiles
 from .gluon_module import finish, reason_against_target
@@ -77,6 +78,11 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     (term,) = plan.boxes
     late = any(heaviest_last(axis.keys) for axis in term.axes)
     return Schedule(_ROWS, keys, num_warps=4, num_stages=stages, reverse=late, descriptors=True)
+
+
+def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
+    """Schedules worth timing, the default first."""
+    return variations(default_schedule(plan, problem))
 
 
 def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:

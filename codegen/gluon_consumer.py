@@ -13,7 +13,7 @@ from .gluon_columns import RUN, emit_columns, lanes
 from .gluon_names import Names
 from .gluon_parts import tiles_of
 from .gluon_releases import emit_releases
-from .gluon_seen import UnseenKeys
+from .gluon_seen import Unseen, UnseenByWeights
 from .gluon_tiles import emit_unpack, jit_function
 from .schedule import Problem, Schedule
 from .triton_forward import composed_scores
@@ -73,7 +73,7 @@ class Consumer:
 
     def __init__(
         self, plan: TilePlan, problem: Problem, schedule: Schedule, parameters: Sequence[Argument],
-        unseen: UnseenKeys, names: Names, shares_query: bool,
+        unseen: Unseen, names: Names, shares_query: bool,
     ) -> None:  # fmt: skip
         self.parameters, self.unseen, self.names = parameters, unseen, names
         self.consumers, self.shares_query = schedule.block_m // 64, shares_query
@@ -119,7 +119,9 @@ class Consumer:
             out.line("tma.store_wait(0)")
 
     def _emit_prologue(self, out: Emitter) -> None:
-        out.line("q_ready, q_empty, k_ready, v_ready, order_ready, order_empty = barriers")
+        asks = isinstance(self.unseen, UnseenByWeights)
+        more = ", weighty, weighty_ready" if asks else ""
+        out.line(f"q_ready, q_empty, k_ready, v_ready, order_ready, order_empty{more} = barriers")
         self.emit_sizes(out)
         emit_unpack(out, "parameters", self.parameters)
         for i, p in enumerate(self.head):
@@ -136,6 +138,8 @@ class Consumer:
         out.line("program = read(orders, 0)")
         out.line("used = 0  # tiles of keys")
         out.line("turn = 0  # tiles of queries")
+        if asks:
+            out.line("cleared = 0  # tiles of which it was asked what no query sees")
 
     def _emit_query_prologue(self, out: Emitter) -> frozenset[str]:
         out.line("slot = turn & 1")
@@ -145,7 +149,7 @@ class Consumer:
         self.emit_place(out)
         out.line("q_index = q_row[:, None]")
         if not self.unseen.all_seen:
-            out.line("seen = seen_keys(batch, head, kv_head, sizes, parameters)")
+            self.unseen.emit_bounds(out)
         done = self.values.emit(out, "program", self.results, Guard())
         done = self.values.emit(out, "query", self.results, Guard(query="(q_index < q_len)"), done)
         for p in self.value:
@@ -235,11 +239,11 @@ class Consumer:
         """After the scores of a partial tile: clears what must not be seen of its values."""
         if self.unseen.all_seen:
             return
-        with out.block("if some_unseen(start, tl.minimum(start + BLOCK_N, kv_len), seen):"):
+        with out.block(f"if {self.unseen.some_unseen}:"):
             out.line("mbarrier.wait(v_ready.index(stage), phase)")
-            for i, p in enumerate(self.value):
-                tile = f"{tiles_of('v_tiles', self.value, i)}.index(stage).reshape([BLOCK_N, {p.width}])"
-                out.line(f"clear_unseen({tile}, start, seen)")
+            tiles = [f"{tiles_of('v_tiles', self.value, i)}.index(stage)" for i in range(len(self.value))]
+            shapes = [f"[BLOCK_N, {p.width}]" for p in self.value]
+            self.unseen.emit_clear(out, [f"{t}.reshape({s})" for t, s in zip(tiles, shapes, strict=True)])
 
     def _emit_epilogue(self, out: Emitter) -> None:
         if not self.shares_query:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from ..ir.dependence import dependence
 from ..ir.nodes import Load, Unary
@@ -23,10 +24,10 @@ from .defaults import heaviest_last
 from .emitter import Emitter
 from .gluon_consumer import Consumer
 from .gluon_loader import emit_load_tiles, emit_place_function, run_loads
-from .gluon_module import DESCRIPTOR, finish, reason_against_target
+from .gluon_module import DESCRIPTOR, emit_tables, finish, reason_against_target
 from .gluon_names import installed_names
 from .gluon_parts import tiles_of, together
-from .gluon_seen import UnseenKeys
+from .gluon_seen import UnseenByWeights, UnseenKeys
 from .gluon_tiles import CELLS, KEYS, emit_visits
 from .schedule import Problem, Schedule, Source, Target
 from .triton_module import (
@@ -39,7 +40,7 @@ from .triton_module import (
     scalar_arguments,
     user_names,
 )
-from .triton_program import SIZES, emit_shape_check
+from .triton_program import SIZES, emit_classify_call, emit_shape_check, table_arguments, uses_table
 
 KERNEL = "attention_forward"
 _HEAD_SIZES = (64, 96, 128, 192, 256)
@@ -52,17 +53,14 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
     for size in (problem.head_dim, problem.value_dim):
         if size not in _HEAD_SIZES:
             return f"head size {size} is not one of {', '.join(map(str, _HEAD_SIZES))}"
-    if plan.method != "closed":
-        return "its tiles come from a table, not from closed forms"
-    if UnseenKeys.of(plan) is None:
-        return "which keys no query sees is not a closed form, so non-finite values could not be kept out"
     return reason_against_target(problem, target)
 
 
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     """Tile sizes and pipeline for a plan and problem that :func:`unsupported_reason` has nothing against."""
     wide = max(problem.head_dim, problem.value_dim) > 64
-    fewer = (wide and takes_registers(plan)) or problem.value_dim > 192
+    # Tables are mostly of short rows, which smaller tiles cut closer.
+    fewer = (wide and (takes_registers(plan) or uses_table(plan))) or problem.value_dim > 192
     for keys in (64,) if fewer else (128, 64):
         for stages in (2,) if wide and keys == 128 else (4, 3, 2):
             reverse = heaviest_last(plan.keys)
@@ -87,6 +85,17 @@ def _may_share_query(problem: Problem) -> bool:
     return head[: len(value)] == value
 
 
+def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
+    """Schedules worth timing, the default first."""
+    return variations(default_schedule(plan, problem))
+
+
+def variations(default: Schedule) -> tuple[Schedule, ...]:
+    """``default``, and other numbers of keys and stages; some may not fit into shared memory."""
+    shapes = ((128, 2), (128, 3), (64, 2), (64, 3), (64, 4))
+    return tuple(dict.fromkeys((default, *(replace(default, block_n=n, num_stages=s) for n, s in shapes))))
+
+
 def takes_registers(plan: TilePlan) -> bool:
     """Whether scores are modified by what needs many registers: loads for each pair or key, and functions."""
     return calls_functions(plan) or any(
@@ -105,10 +114,10 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
 
     For plans, problems and targets that :func:`unsupported_reason` has nothing against.
     """
-    unseen = UnseenKeys.of(plan)
-    assert unseen is not None
+    unseen = UnseenKeys.of(plan) or UnseenByWeights.of(plan)
     names = installed_names()
-    parameters = [Argument("scale", "fp32", "scale"), *buffer_arguments(plan), *scalar_arguments(plan)]
+    table = table_arguments("tiles") if uses_table(plan) else []
+    parameters = [Argument("scale", "fp32", "scale"), *table, *buffer_arguments(plan), *scalar_arguments(plan)]
     arguments = [
         Argument("lse", "", "lse"),
         Argument("counter", "", "counter"),
@@ -127,14 +136,18 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     loops = emit_visits(out, plan, KEYS, SIZES, parameters)
     shares_query = _buffer_bytes(problem, schedule, apart=True) > _BUFFERS
     Consumer(plan, problem, schedule, parameters, unseen, names, shares_query).emit(out, loops)
-    emit_load_tiles(out, run_loads(names, problem))
+    emit_load_tiles(out, run_loads(names, problem, ahead=uses_table(plan)))
     out.line("\n")
     with kernel(out, KERNEL, arguments, ()):
         if shares_query:
             out.comment("Outputs leave from where queries were.")
-        emit_body(out, problem, schedule, SIZES, parameters, own_out_tiles=not shares_query)
+        emit_body(
+            out, problem, schedule, SIZES, parameters, own_out_tiles=not shares_query,
+            asks=isinstance(unseen, UnseenByWeights),
+        )  # fmt: skip
+    tables, kernels = emit_tables(plan, (schedule.block_m, schedule.block_n))
     _emit_run(out, plan, problem, schedule, arguments)
-    return finish(out, plan, [KERNEL], head, short_tanh=True)
+    return finish(out, plan, [*kernels, KERNEL], head, tables, short_tanh=True)
 
 
 def _descriptors(name: str, rows: str, layout: str, size: int) -> list[Argument]:
@@ -186,14 +199,24 @@ def emit_constants(out: Emitter, problem: Problem, schedule: Schedule, axes: int
     out.line(f"FORWARD = dict(num_warps=4, maxnreg={_REGISTERS_AT_START[consumers]})")
 
 
+_WEIGHTS = """\
+# Which keys of a tile have weights, for each consumer, twice; both make it ready.
+weighty = gl.allocate_shared_memory(gl.int32, [4, BLOCK_N], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+weighty_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+mbarrier.init(weighty_ready, count=2)
+"""
+
+
 def emit_body(
     out: Emitter, problem: Problem, schedule: Schedule, sizes: Sequence[Argument], parameters: Sequence[Argument],
     descriptors: str = "", constants: str = "", starts: int = 1, *, own_out_tiles: bool,
+    asks: bool = False,
 ) -> None:  # fmt: skip
     """The body of the kernel: shared memory, barriers and partitions.
 
     ``descriptors`` and ``constants`` are further arguments of the partitions. ``starts``: how many numbers say where
     a tile of keys starts. ``own_out_tiles``: outputs leave through buffers that are not those of queries.
+    ``asks``: consumers tell each other which keys have weights.
     """
     out.line(f"sizes = ({', '.join(a.name for a in sizes)})")
     out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
@@ -207,6 +230,8 @@ def emit_body(
             starts=f"STAGES * {starts}" if starts > 1 else "STAGES",
             descriptors=descriptors,
             constants=constants,
+            weights=_WEIGHTS if asks else "",
+            more=", weighty, weighty_ready" if asks else "",
         )
     )
 
@@ -255,7 +280,7 @@ for i in gl.static_range(2):
 for i in gl.static_range(STAGES):
     mbarrier.init(k_ready.index(i), count=1)
     mbarrier.init(v_ready.index(i), count=1)
-barriers = (q_ready, q_empty, k_ready, v_ready, order_ready, order_empty)
+{weights}barriers = (q_ready, q_empty, k_ready, v_ready, order_ready, order_empty{more})
 gl.warp_specialize(
     [
         {attend}
@@ -313,4 +338,6 @@ def _emit_run(
 ) -> None:
     out.definition(DESCRIPTOR)
     with run_function(out, plan, problem):
+        if uses_table(plan):
+            emit_classify_call(out, user_names(plan.variant))
         emit_start(out, f"triton.cdiv(q_len, {schedule.block_m}) * batches * heads", arguments)

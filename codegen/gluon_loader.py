@@ -26,7 +26,7 @@ LOAD_TILES = """
 @gluon.jit
 def load_tiles({arguments}):
     \"\"\"The producer: one warp keeps the buffers full and tells the consumers what is in them.\"\"\"
-    q_ready, q_empty, k_ready, v_ready, order_ready, order_empty = barriers
+    q_ready, q_empty, k_ready, v_ready, order_ready, order_empty = barriers[:6]
     {prologue}
     program = gl.program_id(0)
     loaded = 0  # tiles of keys
@@ -46,6 +46,7 @@ def load_tiles({arguments}):
         mbarrier.expect(q_ready, BLOCK_M * HEAD * 2)
         for i in gl.static_range(CONSUMERS):
             {load_query}
+        {before}
         for t in range(0, count):
             stage, phase = ring(loaded)
             {start}
@@ -73,7 +74,8 @@ def load_tiles({arguments}):
 class TileLoads:
     """What differs between kinds of tiles, as lines of the producer; its loop says where they stand.
 
-    ``count``: the number of tiles that are visited. ``descriptors``, ``constants``: further arguments.
+    ``count``: the number of tiles that are visited. ``before``: what comes before the first of them.
+    ``descriptors``, ``constants``: further arguments.
     """
 
     prologue: str
@@ -84,6 +86,7 @@ class TileLoads:
     write_start: str
     load_key: str
     load_value: str
+    before: str = ""
     descriptors: str = ""
     constants: str = ""
 
@@ -97,14 +100,22 @@ def emit_load_tiles(out: Emitter, loads: TileLoads) -> None:
     )
     lines = []
     for line in LOAD_TILES.split("\n"):
+        if line.strip() == "{before}" and not loads.before:
+            continue
         depth = " " * (len(line) - len(line.lstrip()))
         lines.append(line.format(arguments=arguments, **{k: v.replace("\n", f"\n{depth}") for k, v in pieces.items()}))
     out.definition("\n".join(lines))
 
 
-def run_loads(names: Names, problem: Problem) -> TileLoads:
-    """The loads of tiles that are runs of positions, part by part of their columns."""
+def run_loads(names: Names, problem: Problem, ahead: bool) -> TileLoads:
+    """The loads of tiles that are runs of positions, part by part of their columns.
+
+    ``ahead``: where one is takes a load, begun a tile earlier.
+    """
     head, value = head_parts(problem.head_dim), head_parts(problem.value_dim)
+    start = "start = visited_start(t, visits)"
+    if ahead:
+        start = "start = next_start\nnext_start = visited_start(t + 1, visits)"
 
     def loads(source: str, where: str, ready: str, tiles: str, i: str, parts: tuple[Part, ...]) -> str:
         return "\n".join(
@@ -119,7 +130,8 @@ def run_loads(names: Names, problem: Problem) -> TileLoads:
         "visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)",
         count="visits[0] + visits[1]",
         load_query=loads("query", "batch, head, tile_first + ROWS * i", "q_ready", "q_tiles", "i", head),
-        start="start = visited_start(t, visits)",
+        before="next_start = visited_start(0, visits)" if ahead else "",
+        start=start,
         write_start="write(starts, stage, start)",
         load_key=loads("key", "batch, kv_head, start", "k_ready.index(stage)", "k_tiles", "stage", head),
         load_value=loads("value", "batch, kv_head, start", "v_ready.index(stage)", "v_tiles", "stage", value),

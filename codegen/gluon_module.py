@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
 from .gluon_names import ADD_TILE, ADD_TILE_IMPORTS
-from .print_triton import used_helpers
+from .print_triton import HELPERS, used_helpers
 from .schedule import Problem, Source, Target
+from .triton_classify import emit_classify
 from .triton_module import LAUNCH, final_names
+from .triton_program import BROADCAST_STRIDE, uses_table
 
 PRELUDE = '''
 import functools
@@ -80,6 +82,18 @@ def reason_against_target(problem: Problem, target: Target) -> str | None:
     return None
 
 
+def emit_tables(
+    plan: TilePlan, by_query: tuple[int, int], by_key: tuple[int, int] | None = None
+) -> tuple[str, tuple[str, ...]]:
+    """The kernels, in plain Triton, and functions that make tables of tiles, as text; and the kernels' names."""
+    if not uses_table(plan):
+        return "", ()
+    out = Emitter()
+    out.section(BROADCAST_STRIDE)
+    kernels = emit_classify(out, plan, by_query, by_key)
+    return out.text(), kernels
+
+
 def finish(
     out: Emitter, plan: TilePlan, kernels: Sequence[str], head: Emitter, triton_kernels: str = "",
     short_tanh: bool = False,
@@ -100,7 +114,9 @@ def finish(
         prelude = prelude.replace("import functools\n", "import functools\nimport math\n")
     if triton_kernels:
         prelude = prelude.replace("import triton\n", "import triton\nimport triton.language as tl\n")
-        triton_kernels += "\n"
+        own = "".join("\n" + source for source in used_helpers(triton_kernels)) + triton_kernels
+        # Functions of a kernel in Triton cannot be those of one in Gluon.
+        triton_kernels = re.sub(rf"\b({'|'.join(HELPERS)})\(", r"triton_\1(", own) + "\n"
     if "add_tile(" in body:
         prelude = prelude.replace("\nLOG2E", f"{ADD_TILE_IMPORTS}\nLOG2E", 1) + "\n" + ADD_TILE
     code = in_gluon(helpers + "\n" + LAUNCH + "\n\n" + body)

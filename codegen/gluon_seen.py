@@ -4,15 +4,22 @@ A tile of V that a query tile loads may hold such rows only if the tile is parti
 of bands, the keys that some query sees are a union of intervals, known before the first tile; nearly always
 every tile lies inside one of them. In a tile that does not, the consumers write zeros over the other rows in
 shared memory. Both write the same, so that neither has to wait for the other.
+
+For other masks the weights say which keys of a tile are seen. They are asked unless each key of the tile is known to be
+seen: in self-attention by the query at its own position.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from ..ir.nodes import Binary, Const, Expr, Index
+from ..ir.build import binary, index
+from ..ir.nodes import FALSE, TRUE, Binary, Const, Expr, Index
+from ..ir.symbolic import simplify
 from ..ir.tiles.plan import Interval, TilePlan
+from ..ir.traverse import index_names, substitute
 from ..ir.types import I64
 from .emitter import Emitter
 from .gluon_tiles import emit_unpack, jit_function
@@ -20,6 +27,29 @@ from .triton_module import Argument
 from .triton_program import INDICES
 from .triton_seen import hull_is_exact
 from .triton_values import Guard, Values
+
+
+class Unseen(Protocol):
+    """How a forward kernel keeps out values of keys that no query sees."""
+
+    @property
+    def all_seen(self) -> bool:
+        """Whether every key is seen, whatever the lengths: then there is nothing to do."""
+
+    @property
+    def some_unseen(self) -> str:
+        """Whether the tile that begins at ``start`` may hold an unseen key, as text."""
+
+    def emit_functions(
+        self, out: Emitter, barrier: str, rows: str, sizes: Sequence[Argument], parameters: Sequence[Argument]
+    ) -> None:
+        """What the rest calls, for tiles of ``rows`` keys."""
+
+    def emit_bounds(self, out: Emitter) -> None:
+        """``seen``, for each tile of queries."""
+
+    def emit_clear(self, out: Emitter, tiles: Sequence[str]) -> None:
+        """Clears ``tiles``, the parts of the values of a tile whose weights are ``p``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +72,17 @@ class UnseenKeys:
             isinstance(x.start, Const) and x.start.value <= 0 and isinstance(x.stop, Index) and x.stop.name == "kv_len"
             for x in self.intervals
         )
+
+    some_unseen = "some_unseen(start, tl.minimum(start + BLOCK_N, kv_len), seen)"
+
+    def emit_bounds(self, out: Emitter) -> None:
+        """``seen``: the intervals."""
+        out.line("seen = seen_keys(batch, head, kv_head, sizes, parameters)")
+
+    def emit_clear(self, out: Emitter, tiles: Sequence[str]) -> None:
+        """Both groups of warps write the same, so that neither has to wait for the other."""
+        for tile in tiles:
+            out.line(f"clear_unseen({tile}, start, seen)")
 
     @property
     def _bounds(self) -> list[tuple[str, str]]:
@@ -87,6 +128,75 @@ def clear_unseen(rows_tile, start, seen):
         part = rows_tile.slice(first, 32)
         keys = start + first + gl.arange(0, 32, gl.SliceLayout(1, LAYOUT))
         some_query_sees = {inside}
+        part.store(gl.where(some_query_sees[:, None], part.load(LAYOUT), 0.0))
+    fence_async_shared()
+    {barrier}()
+''')
+
+
+@dataclass(frozen=True, slots=True)
+class UnseenByWeights:
+    """``own``: under which condition a key is seen by the query at its own position, which positions meet at the
+    start or, ``from_end``, at the end.
+    """
+
+    own: Expr
+    from_end: bool
+
+    @staticmethod
+    def of(plan: TilePlan) -> UnseenByWeights:
+        """For any plan."""
+        kv, shift = index("kv"), binary("sub", index("kv_len"), index("q_len"))
+        for from_end, position in ((False, kv), (True, binary("sub", kv, shift))):
+            own = simplify(substitute(plan.variant.mask, {index("q"): position}))
+            if not index_names(own) & {"q", "kv"}:
+                return UnseenByWeights(own, from_end)
+        return UnseenByWeights(FALSE, False)
+
+    all_seen = False
+
+    @property
+    def some_unseen(self) -> str:
+        """Whether the tile reaches past the keys that are known to be seen."""
+        if self.own == FALSE:
+            return "start < kv_len"
+        return "start < seen" if self.from_end else "tl.minimum(start + BLOCK_N, kv_len) > seen"
+
+    def emit_bounds(self, out: Emitter) -> None:
+        """``seen``: from which key on, or up to which key, all are known to be seen."""
+        if self.own == FALSE:
+            return
+        bound, nothing = ("tl.maximum(kv_len - q_len, 0)", "kv_len") if self.from_end else ("q_len", "0")
+        if self.own != TRUE:
+            values = Values({"own": self.own}, INDICES, prefix="own_")
+            values.emit(out, "program", ("own",), Guard())
+            bound = f"tl.where({values.result('own')}, {bound}, {nothing})"
+        out.line(f"seen = {bound}  # keys {'from' if self.from_end else 'up to'} here are seen")
+
+    def emit_clear(self, out: Emitter, tiles: Sequence[str]) -> None:
+        """Both groups of warps say which keys have weights, and wait for each other."""
+        out.line("own_weights = weighty.index(cleared % 2 * 2 + GROUP)")
+        out.line("own_weights.store(tl.max((p != 0.0).to(tl.int32), 0))")
+        out.line("mbarrier.arrive(weighty_ready)")
+        out.line("mbarrier.wait(weighty_ready, cleared & 1)")
+        out.line("weights_0, weights_1 = weighty.index(cleared % 2 * 2), weighty.index(cleared % 2 * 2 + 1)")
+        for tile in tiles:
+            out.line(f"clear_unseen({tile}, weights_0, weights_1)")
+        out.line("cleared += 1")
+
+    def emit_functions(
+        self, out: Emitter, barrier: str, rows: str, sizes: Sequence[Argument], parameters: Sequence[Argument]
+    ) -> None:
+        """``clear_unseen``, for tiles of ``rows`` keys."""
+        out.definition(f'''
+@gluon.jit
+def clear_unseen(rows_tile, weights_0, weights_1):
+    """Zeros in the rows of keys that have no weight in either group of warps; both write the same."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    KEYS: gl.constexpr = gl.SliceLayout(1, LAYOUT)
+    for first in gl.static_range(0, {rows}, 32):
+        part = rows_tile.slice(first, 32)
+        some_query_sees = weights_0.slice(first, 32).load(KEYS) + weights_1.slice(first, 32).load(KEYS) > 0
         part.store(gl.where(some_query_sees[:, None], part.load(LAYOUT), 0.0))
     fence_async_shared()
     {barrier}()

@@ -11,7 +11,7 @@ from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
 from .triton_module import Argument
 from .triton_program import INDICES, uses_table
-from .triton_tiles import TileLoops, emit_ranges, emit_table
+from .triton_tiles import TABLE_TILE, TileLoops, emit_ranges, emit_table, table_tile
 
 # A name that is neither called nor a module or an attribute.
 _NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?!\w*[.(])")
@@ -68,6 +68,8 @@ def emit_visits(
     ``parameters`` have the table's arguments where the plan has one.
     """
     ranges = plan.keys if walk is KEYS else plan.queries
+    if uses_table(plan):
+        out.definition(TABLE_TILE)
     with jit_function(out, "visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)"):
         out.line(
             f'"""Numbers of partial and full tiles of {walk.other} for a tile of {walk.own}, and what says where '
@@ -78,7 +80,7 @@ def emit_visits(
         if uses_table(plan):
             out.line(f"tile = tile_first // {walk.own_block}")
             loops = emit_table(out)
-            names: tuple[str, ...] = ("partial_count", "full_count", "indices")
+            names: tuple[str, ...] = ("partial_count", "full_count", "indices", "first_tile", "first_full")
         else:
             out.line(f"tile_last = tl.minimum(tile_first + {walk.own_block}, {walk.own_length}) - 1")
             loops = emit_ranges(out, ranges, INDICES, walk.block, walk.length)
@@ -93,8 +95,10 @@ def emit_visits(
         out.line(f"{', '.join(names)} = visits")
         if uses_table(plan):
             out.comment("The table has full tiles first.")
+            out.line("count = partial_count + full_count")
             out.line("place = tl.where(t < partial_count, full_count + t, t - partial_count)")
-            out.line(f"return tl.load(indices + place) * {walk.block}")
+            out.line("place = tl.where(t < count, place, count)")
+            out.line(f"return {table_tile('place', 'count')} * {walk.block}")
             return loops
         match loops.partial_count, loops.full_count:
             case "", "":

@@ -11,6 +11,7 @@ from ..ir.traverse import index_names, walk
 from .box_support import walks_boxes as walks_boxes
 from .box_support import why_not_boxes
 from .defaults import Direction
+from .defaults import candidates as candidates_of_triton
 from .schedule import Problem, Schedule, Source, Target
 from .triton_program import uses_table
 
@@ -18,6 +19,14 @@ Skeleton = Literal["torch", "triton", "gluon"]
 
 # Of an H100 or H200, for which choices are explained where there is none.
 _MULTIPROCESSORS = 132
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """A skeleton and a schedule that were chosen from outside, instead of by :func:`choose`."""
+
+    skeleton: Skeleton
+    schedule: Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,30 @@ def _choose_for_boxes(
     if not fills_gpu:
         return Choice("triton", f"{decide}; too few of them for the warp-specialised skeleton (gluon) to fill the GPU")
     return Choice("gluon", f"{decide}; warp-specialised: boxes by TMA, wgmma, softmax beside both products")
+
+
+def alternatives(plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> tuple[Pinned, ...]:
+    """What is worth timing for ``plan``: every skeleton that can run it, each with its default schedule first.
+
+    Some schedules may not fit into a multiprocessor: a tuner leaves out those that do not compile.
+    """
+    of_triton = candidates_of_triton(plan, problem, target, direction)
+    of_gluon = _candidates_of_gluon(plan, problem, target, direction)
+    return (*(Pinned("triton", s) for s in of_triton), *(Pinned("gluon", s) for s in of_gluon))
+
+
+def _candidates_of_gluon(
+    plan: TilePlan, problem: Problem, target: Target, direction: Direction
+) -> tuple[Schedule, ...]:
+    if direction == "forward" and walks_boxes(plan, target):
+        from .gluon_box_forward import candidates, unsupported_reason
+    elif direction == "forward":
+        from .gluon_forward import candidates, unsupported_reason
+    elif _walks_boxes(plan, problem, target, direction):
+        return ()
+    else:
+        from .gluon_backward import candidates, unsupported_reason
+    return () if unsupported_reason(plan, problem, target) else candidates(plan, problem)
 
 
 def _walks_boxes(plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> bool:
@@ -128,7 +161,7 @@ def _slower_forward(plan: TilePlan, problem: Problem) -> str | None:
 
 
 def _slower_backward(plan: TilePlan) -> str | None:
-    return "no faster where tiles come from a table" if uses_table(plan) else None
+    return "slower where tiles come from a table and its rows are short" if uses_table(plan) else None
 
 
 def schedule_for(choice: Choice, plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> Schedule:

@@ -1,25 +1,25 @@
 """The device program that classifies pairs of tiles where ranges have no sharp closed form.
 
-Printed PyTorch for the modules of CPU and GPU alike. It never waits for the device or asks it for a value,
-so it can be captured in a CUDA graph. The layout of its lists is in docs/internals.md, "Generated modules".
+Printed PyTorch for the modules of the CPU; those of GPUs have kernels for it (:mod:`.triton_classify`). It never waits
+for the device or asks it for a value. The layout of its lists is in docs/internals.md, "Generated modules".
 """
 
 from __future__ import annotations
 
+from ..ir.build import index
 from ..ir.errors import InternalError
 from ..ir.nodes import Expr, Reduction, Value
 from ..ir.tiles.plan import Classification, TilePlan
+from ..ir.tiles.steps import steps
 from ..ir.traverse import index_names, substitute, walk
 from .emitter import Emitter
-from .print_torch import Printed, Scope, as_tensor, helper_functions
+from .print_torch import Printed, Scope, as_tensor
 from .torch_definitions import (
     RESERVED,
     Call,
     arguments,
     emit_float_parameters,
-    emit_mask,
     emit_steps,
-    module_scope,
     parameter_names,
 )
 
@@ -27,7 +27,7 @@ from .torch_definitions import (
 CLASSIFY_NAMES = RESERVED | {
     "classify_pairs", "list_tiles", "per_tile", "may", "must", "q_tiles", "kv_tiles", "rows", "columns",
     "block_m", "block_n", "i", "j", "whole", "code", "order", "counts", "reduce", "axis", "block", "length", "keep",
-    "by_query", "by_key", "sizes",
+    "sizes", "looks", "q_looked", "kv_looked",
 }  # fmt: skip
 
 # Pairs of positions at a time where the mask itself is evaluated: 16 MiB for each int64 temporary.
@@ -69,31 +69,17 @@ return may, must
 '''
 
 
-def emit_classify(
-    out: Emitter, plan: TilePlan, by_query: tuple[int, int], by_key: tuple[int, int] | None = None
-) -> None:
-    """Prints ``classify`` and all that it calls into a module that has none of it yet.
-
-    ``by_query`` and ``by_key`` are (block_m, block_n) of the kernels that walk keys and queries. With
-    ``by_key``, ``classify`` returns both tables. ``out`` has reserved ``CLASSIFY_NAMES``.
-    """
-    body = Emitter(CLASSIFY_NAMES)
-    scope = module_scope(plan.variant, body)
-    mask = emit_mask(body, plan.variant.mask, scope) if plan.method == "exact" else None
-    emit_classify_functions(body, plan, scope, mask, by_query, by_key)
-    out.lines(helper_functions(body.text()))
-    out.lines(body.text())
-
-
 def emit_classify_functions(
     out: Emitter,
     plan: TilePlan,
     scope: Scope,
     mask: Call | None,
-    by_query: tuple[int, int],
-    by_key: tuple[int, int] | None = None,
+    blocks: tuple[int, int],
 ) -> None:
-    """Prints ``classify`` into a module that has the helpers and the mask function already."""
+    """Prints ``classify`` into a module that has the helpers and the mask function already.
+
+    ``blocks`` are the (block_m, block_n) of its tiles. ``out`` has reserved ``CLASSIFY_NAMES``.
+    """
     out.definition(_LIST_TILES)
     classification = plan.classification
     if plan.method == "exact":
@@ -105,7 +91,7 @@ def emit_classify_functions(
         pairs = _emit_classified(out, plan, classification, scope)
     else:
         raise InternalError(f"a {plan.method} plan has nothing to classify")
-    _emit_classify(out, plan, scope, pairs, by_query, by_key)
+    _emit_classify(out, plan, scope, pairs, blocks)
 
 
 _SIZES = ("batch_size", "heads", "q_len", "kv_len", "block_m", "block_n", "device")
@@ -166,26 +152,38 @@ _NAMES = {"min": "low", "max": "high", "any": "any", "all": "all"}
 def _emit_reductions(out: Emitter, conditions: list[Expr], scope: Scope) -> dict[Expr, Value]:
     """One vector over the tiles of an axis for each reduction in the conditions."""
     found = list(dict.fromkeys(x for e in conditions for x in walk(e) if isinstance(x, Reduction)))
-    inner = emit_steps(out, {str(i): x.x for i, x in enumerate(found)}, scope)
+    inner = emit_steps(out, {str(i): x.x for i, x in enumerate(found) if x.axis != "both"}, scope)
     vectors: dict[Expr, Value] = {}
     for i, x in enumerate(found):
         vectors[x] = Value(f"{_NAMES[x.op]}_{x.axis}_{i}", x.type)
+        if x.axis == "both":
+            _emit_pair_reduction(out, vectors[x].name, x, scope)
+            continue
         axis, block = (-2, "block_m") if x.axis == "q" else (-1, "block_n")
         over = as_tensor(inner[str(i)], x.x)
         out.line(f"{vectors[x].name} = per_tile({_REDUCE[x.op]}, {over}, {axis}, {block})")
     return vectors
 
 
-def _emit_classify(
-    out: Emitter,
-    plan: TilePlan,
-    scope: Scope,
-    pairs: Call,
-    by_query: tuple[int, int],
-    by_key: tuple[int, int] | None,
-) -> None:
-    sizes = "batch_size, heads, kv_heads, q_len, kv_len, device"
-    with out.define(f"classify({', '.join([*parameter_names(plan.variant, scope), sizes])})"):
+def _emit_pair_reduction(out: Emitter, name: str, x: Reduction, scope: Scope) -> None:
+    """One matrix over pairs of tiles, of which it looks at one position of every block that a tile touches."""
+    found = steps(x.x)
+    assert found is not None
+    for axis, length, block in (("q", found[0], "block_m"), ("kv", found[1], "block_n")):
+        out.line(f"looks = torch.arange(0, {block} + {length} - 1, {length}, device=device).clamp(max={block} - 1)")
+        out.line(f"first = torch.arange({axis}_tiles, device=device)[:, None] * {block}")
+        shape = "[:, None]" if axis == "q" else ""
+        out.line(f"{axis}_looked = (first + looks).clamp(max={axis}_len - 1).flatten(){shape}")
+    known = dict(scope.known)
+    known.update((index(axis), Printed(f"{axis}_looked")) for axis in ("q", "kv"))
+    printed = emit_steps(out, {name: x.x}, Scope(known, scope.buffers))[name]
+    out.line(f"{name} = {as_tensor(printed, x.x)}")
+    out.line(f"{name} = {name}.unflatten(-1, (kv_tiles, -1)).unflatten(-3, (q_tiles, -1)).{x.op}(dim=(-3, -1))")
+
+
+def _emit_classify(out: Emitter, plan: TilePlan, scope: Scope, pairs: Call, blocks: tuple[int, int]) -> None:
+    extents = "batch_size, heads, kv_heads, q_len, kv_len, device"
+    with out.define(f"classify({', '.join([*parameter_names(plan.variant, scope), extents])})"):
         out.line('"""Lists of tiles for `run`, which depend on the captured tensors, scalars and sizes only."""')
         if "batch" in pairs.arguments:
             out.line("batch = torch.arange(batch_size, device=device)[:, None, None, None]")
@@ -194,17 +192,6 @@ def _emit_classify(
         if "kv_head" in pairs.arguments:
             out.line("kv_head = head // (heads // kv_heads)")
         emit_float_parameters(out, plan.variant, scope)
-        _emit_pairs(out, pairs, by_query)
-        rows = f"list_tiles(may, must, kv_len, {by_query[1]})"
-        if by_key is None:
-            out.line(f"return {rows}")
-            return
-        out.line(f"by_query = {rows}")
-        if by_key != by_query:
-            _emit_pairs(out, pairs, by_key)
-        out.line(f"return by_query, list_tiles(may.mT, must.mT, q_len, {by_key[0]})")
-
-
-def _emit_pairs(out: Emitter, pairs: Call, blocks: tuple[int, int]) -> None:
-    sizes = dict(zip(("block_m", "block_n"), map(str, blocks), strict=True))
-    out.line(f"may, must = {pairs.name}({', '.join(sizes.get(x, x) for x in pairs.arguments)})")
+        sizes = dict(zip(("block_m", "block_n"), map(str, blocks), strict=True))
+        out.line(f"may, must = {pairs.name}({', '.join(sizes.get(x, x) for x in pairs.arguments)})")
+        out.line(f"return list_tiles(may, must, kv_len, {blocks[1]})")

@@ -25,6 +25,7 @@ from .triton_module import emit_header, emit_options, finish, user_names
 from .triton_program import BROADCAST_STRIDE, DESCRIPTOR, emit_classify_call, emit_sizes, uses_table
 from .triton_row_terms import KERNEL as ROW_KERNEL
 from .triton_row_terms import RowTerms, emit_from_outputs, emit_launch_from_outputs
+from .triton_tiles import TABLE_TILE
 from .triton_values import user_name
 
 TIDY = '''
@@ -58,9 +59,10 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     if schedule.descriptors or by_query.descriptors:
         out.section(DESCRIPTOR)
     if uses_table(plan):
-        from .torch_classify import emit_classify
+        from .triton_classify import emit_classify
 
         out.section(BROADCAST_STRIDE)
+        out.section(TABLE_TILE)
         sizes = [(s.block_m, s.block_n) for s in (by_query, schedule)]
         emit_classify(out, plan, *sizes)
     out.section(TIDY)

@@ -26,7 +26,7 @@ from .triton_program import (
 )
 from .triton_skeleton import Skeleton
 from .triton_split import MERGE, emit_shares
-from .triton_tiles import Masked, TileLoops
+from .triton_tiles import TABLE_TILE, Masked, TileLoops
 from .triton_values import Guard, Values
 
 KERNEL = "attention_forward"
@@ -45,9 +45,10 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     if schedule.descriptors:
         out.section(DESCRIPTOR)
     if uses_table(plan):
-        from .torch_classify import emit_classify
+        from .triton_classify import emit_classify
 
         out.section(BROADCAST_STRIDE)
+        out.section(TABLE_TILE)
         emit_classify(out, plan, (schedule.block_m, schedule.block_n))
     out.section()
     forward.emit_kernel(out)

@@ -235,14 +235,29 @@ def emit_start(out: Emitter, tile: str, block: str) -> None:
 
 
 def emit_table(out: Emitter) -> TileLoops:
-    """Reads this tile's row in the table of tiles (see the module's ``classify``)."""
+    """Reads this tile's row in the table of tiles (see the module's ``classify``), for :func:`table_tile`."""
     for name in ("indices", "counts"):
         place = f"batch * tile_{name}_batch + head * tile_{name}_head + tile * tile_{name}_row"
         out.line(f"{name} = tile_{name} + {place}")
-    out.line("full_count = tl.load(counts)")
-    out.line("partial_count = tl.load(counts + 1)")
+    for i, name in enumerate(("full_count", "partial_count", "first_tile", "first_full")):
+        out.line(f"{name} = tl.load(counts{f' + {i}' if i else ''})")
     return TileLoops("full_count", "", "partial_count", "", table=True)
 
+
+def table_tile(t: str, stop: str) -> str:
+    """The tile with number ``t`` in a row of a table, as text; anything from number ``stop`` on."""
+    return f"table_tile(indices, {t}, full_count, first_tile, first_full, {t} < {stop})"
+
+
+TABLE_TILE = '''
+@triton.jit
+def table_tile(indices, t, full_count, first_tile, first_full, exists):
+    """The t-th tile of a row, full ones first; a row without gaps is no list, but says where its runs begin."""
+    partial = first_tile + t - full_count
+    partial += tl.where(partial < first_full, 0, full_count)
+    run = tl.where(t < full_count, first_full + t, partial)
+    return tl.where(first_tile < 0, tl.load(indices + t, mask=exists & (first_tile < 0), other=0), run)
+'''
 
 # Which tiles a loop's body has to mask: none, all, or those for which ``t >= full_count``.
 Masked = Literal["none", "all", "some"]
@@ -264,8 +279,8 @@ def emit_tile_loops(
         out.line(f"begin, end = 0, {loops.count}")
     begin, end = share or ("begin", "end")
     out.comment("Tiles are looked up two steps ahead, so that loads of their contents start without waiting.")
-    out.line(f"next_start = tl.load(indices + {begin}, mask={begin} < {end}, other=0) * {block}")
-    out.line(f"ahead = tl.load(indices + {begin} + 1, mask={begin} + 1 < {end}, other=0)")
+    out.line(f"next_start = {table_tile(begin, end)} * {block}")
+    out.line(f"ahead = {table_tile(f'{begin} + 1', end)}")
     full = loops.full_count
     if share:
         middle = f"tl.minimum(tl.maximum({begin}, {full}), {end})"
@@ -283,7 +298,7 @@ def emit_tile_loops(
         with out.block(f"for t in range({first}, {stop}):"):
             out.line("start = next_start")
             out.line(f"next_start = ahead * {block}")
-            out.line(f"ahead = tl.load(indices + t + 2, mask=t + 2 < {end}, other=0)")
+            out.line(f"ahead = {table_tile('t + 2', end)}")
             step(masked)
 
 
@@ -296,7 +311,7 @@ def emit_exact_loops(
         return
     begin, end = share or ("begin", "end")
     with out.block(f"for t in tl.range({begin}, {end}, num_stages=1):"):
-        out.line(f"start = tl.load(indices + t) * {block}")
+        out.line(f"start = {table_tile('t', end)} * {block}")
         step("all")
 
 

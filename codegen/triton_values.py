@@ -14,6 +14,7 @@ from .emitter import Emitter
 from .print_triton import TRITON_TYPES, print_triton
 
 Level = Literal["program", "query", "key", "pair"]
+LEVELS: tuple[Level, ...] = ("program", "query", "key", "pair")
 
 # The user's names stand between these until the module is complete and collisions can be seen.
 MARK = "§"
@@ -53,25 +54,27 @@ class Values:
 
     ``indices`` spells the positions and lengths; bare indices in ``checked`` are known to lie inside every
     axis that they alone read, because the call is checked. ``prefix`` tells the variables of several apart.
+    ``known``: variables that are there already, as :class:`Value`, and their levels.
     """
 
     def __init__(
-        self, results: Mapping[str, Expr], indices: Mapping[str, str], debug: bool = False, prefix: str = ""
-    ) -> None:
+        self, results: Mapping[str, Expr], indices: Mapping[str, str], debug: bool = False, prefix: str = "",
+        known: Mapping[str, Level] | None = None,
+    ) -> None:  # fmt: skip
         self._lowered: Lowered = lower(results)
         self._prefix = prefix
         self._indices = indices
         self._debug = debug
-        self._levels: dict[str, Level] = {}
+        self._levels: dict[str, Level] = dict(known or {})
         self._nonnegative: set[str] = set()
-        found: dict[str, frozenset[str]] = {}
+        found = {name: _AT[level] for name, level in self._levels.items()}
         for step in self._lowered.steps:
             found[step.name] = dependence(step.expr, found)
             self._levels[step.name] = level_of(found[step.name])
             if self.never_negative(step.expr):
                 self._nonnegative.add(step.name)
         self._results = dict(self._lowered.results)
-        self._names = self._choose_names()
+        self._names = {name: name for name in known or {}} | self._choose_names()
 
     def result(self, name: str, shape: str = "") -> str:
         """The text of a result, whose steps must have been emitted; spread to ``shape`` if it is smaller."""
@@ -107,7 +110,7 @@ class Values:
         stack = [x.name for name in wanted for x in walk(self._results[name]) if isinstance(x, Value)]
         while stack:
             name = stack.pop()
-            if name not in needed:
+            if name not in needed and name in by_name:
                 needed.add(name)
                 stack.extend(x.name for x in walk(by_name[name]) if isinstance(x, Value))
         return needed

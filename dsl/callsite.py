@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import linecache
 import sys
 from itertools import islice
@@ -13,12 +14,24 @@ from ..ir.location import Location
 Span = tuple[int, int, int, int]
 _PACKAGE = __name__.split(".")[0]
 _STOCK = f"{_PACKAGE}.dsl.stock."
+# Places that were asked for, by code object (its identity) and instruction: those of a function that runs again.
+_known: dict[tuple[int, int], tuple[CodeType, Location]] = {}
+_KNOWN_LIMIT = 4096
 
 
 def here() -> Location | None:
     """The expression of a mask or score that is being evaluated, in user code or the stock library."""
     frame = _user_frame()
-    return None if frame is None else _location(frame.f_code, _span(frame), frame.f_lineno)
+    if frame is None:
+        return None
+    code, instruction = frame.f_code, frame.f_lasti
+    found = _known.get((id(code), instruction))
+    if found is None:
+        if len(_known) >= _KNOWN_LIMIT:
+            _known.clear()
+        # The code object is kept, so that its identity is not used again.
+        found = _known[id(code), instruction] = code, _location(code, _span(frame), frame.f_lineno)
+    return found[1]
 
 
 def caller() -> Location | None:
@@ -98,11 +111,15 @@ def _user_frame(stock: bool = True) -> FrameType | None:
     """The innermost frame that is neither Regard's nor torch's; ``stock``: the stock library counts as a user."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        module: str = frame.f_globals.get("__name__", "")
-        if module.split(".")[0] not in (_PACKAGE, "torch") or (stock and module.startswith(_STOCK)):
+        if _is_user(frame.f_globals.get("__name__", ""), stock):
             return frame
         frame = frame.f_back
     return None
+
+
+@functools.lru_cache(1024)
+def _is_user(module: str, stock: bool) -> bool:
+    return module.split(".")[0] not in (_PACKAGE, "torch") or (stock and module.startswith(_STOCK))
 
 
 def _span(frame: FrameType) -> Span | None:

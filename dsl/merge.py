@@ -99,6 +99,9 @@ def _relabelled(a: Parameter, b: Parameter) -> Parameter:
 
 
 def _renamed(e: Expr, names: dict[str, str]) -> Expr:
+    if all(old == new for old, new in names.items()):
+        return e
+
     def rename(x: Expr) -> Expr:
         match x:
             case Param() if names[x.name] != x.name:

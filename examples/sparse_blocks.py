@@ -4,17 +4,11 @@ import torch
 
 import regard as rg
 
-
-@rg.mask
-def sparse_blocks(q, kv, head, table, block):
-    return table[head, q // block, kv // block]
-
-
 query, key, value = torch.randn(3, 1, 2, 320, 64).unbind()
 table = torch.rand(2, 10, 10) < 0.3
 table[:, :, 0] = True  # a global block
 table |= torch.eye(10, dtype=torch.bool)
-attn = rg.attention(sparse_blocks(table=table, block=rg.static(32)))
+attn = rg.attention(rg.tiles(table, 32))
 print(attn)
 out = attn(query, key, value)
 

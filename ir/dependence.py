@@ -41,7 +41,8 @@ def dependence(e: Expr, values: Mapping[str, frozenset[str]] | None = None) -> f
             case Score():
                 found.add("s")
             case Reduction():
-                found |= dependence(x.x, values) - {x.axis} | {f"{x.axis}_tile"}
+                axes = {"q", "kv"} if x.axis == "both" else {x.axis}
+                found |= dependence(x.x, values) - axes | {f"{axis}_tile" for axis in axes}
             case Value(name):
                 found |= values[name] if values else frozenset()
             case _:

@@ -93,7 +93,8 @@ def _node(e: Expr, operands: list[Array], env: Env, clamp: bool) -> Array:
                 place = place // n if step == "floordiv" else place % n
             return place
         case Reduction(op, _, axis):
-            return _reduced(op, operands[0], -1 if axis == "kv" else -2)
+            reduced = operands[0] if axis == "kv" else _reduced(op, operands[0], -2)
+            return reduced if axis == "q" else _reduced(op, reduced, -1)
         case _:
             assert_never(e)
 

@@ -161,12 +161,13 @@ ReductionOp = Literal["min", "max", "any", "all"]
 class Reduction:
     """``x`` reduced over the positions of one tile of ``axis``; only in tile classification.
 
-    ``x`` depends on ``q`` or ``kv`` (the one that ``axis`` names), never on both.
+    ``x`` depends on ``q`` or ``kv`` (the one that ``axis`` names); with "both" on the blocks of both alone, see
+    :func:`regard.ir.tiles.steps.steps`, and is reduced over all pairs of two tiles.
     """
 
     op: ReductionOp
     x: Expr
-    axis: Literal["q", "kv"]
+    axis: Literal["q", "kv", "both"]
     type: ScalarType
     loc: Location | None = field(default=None, compare=False, repr=False)
 

@@ -202,8 +202,8 @@ class Reader:
                 return build.select(condition, a, b, loc)
             return Select(self._expect(condition, BOOL, loc), a, self._expect(b, a.type, loc), a.type, loc)
         if self.typed and name in _REDUCTIONS:
-            x, axis = self._arguments(name, operands, 2, loc)
-            return Reduction(_REDUCTIONS[name], x, _axis(axis, loc), x.type, loc)
+            axis = _axis(operands[1:], loc)
+            return Reduction(_REDUCTIONS[name], operands[0], axis, operands[0].type, loc)
         if name == "coordinate":
             return self._coordinate(operands, loc)
         others = ("where", "coordinate", *(_REDUCTIONS if self.typed else ()))
@@ -236,10 +236,14 @@ class Reader:
         return Cast(x, type, loc) if self.typed else build.cast(x, type, loc)
 
 
-def _axis(e: Expr, loc: Location) -> Literal["q", "kv"]:
-    for axis in ("q", "kv"):
-        if e == build.index(axis):
-            return "q" if axis == "q" else "kv"
+def _axis(names: list[Expr], loc: Location) -> Literal["q", "kv", "both"]:
+    q, kv = build.index("q"), build.index("kv")
+    if names == [q]:
+        return "q"
+    if names == [kv]:
+        return "kv"
+    if names == [q, kv]:
+        return "both"
     raise TextError("a reduction is over q or kv", location=loc)
 
 

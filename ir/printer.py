@@ -161,7 +161,7 @@ def _show(
         case Coordinate(x, axis, sizes):
             return f"coordinate({show(x)[0]}, {axis}, {', '.join(map(str, sizes))})", ATOM
         case Reduction(op, x, axis):
-            return f"tile_{op}({show(x)[0]}, {axis})", ATOM
+            return f"tile_{op}({show(x)[0]}, {'q, kv' if axis == 'both' else axis})", ATOM
         case Unary("not"):
             return f"not {within(operands(e)[0], NOT)}", NOT
         case Unary("neg"):

@@ -81,17 +81,16 @@ def share(*expressions: Expr) -> tuple[Expr, ...]:
 
 def walk(e: Expr) -> Iterator[Expr]:
     """Every distinct node of ``e`` (by identity), operands before users."""
-    seen: set[int] = set()
+    done: dict[int, Expr] = {}
 
-    def go(x: Expr) -> Iterator[Expr]:
-        if id(x) in seen:
-            return
-        seen.add(id(x))
+    def go(x: Expr) -> None:
         for c in children(x):
-            yield from go(c)
-        yield x
+            if id(c) not in done:
+                go(c)
+        done[id(x)] = x
 
-    yield from go(e)
+    go(e)
+    return iter(done.values())
 
 
 def index_names(e: Expr) -> frozenset[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,10 @@ from ..ir.variant import Align, StaticParameter, Variant
 from . import autograd, ops
 from .arguments import check_is_tensor, check_scalar, check_tensors
 from .autograd import is_watched
-from .engine import edited_engine, engine_of, key_text
+from .engine import edited_engine, engine_for
+
+if TYPE_CHECKING:
+    from .tuning import Tuning
 
 # What to write for keywords of torch.nn.functional.scaled_dot_product_attention.
 _OF_SDPA = {
@@ -54,8 +57,8 @@ class Attention:
         if edited:
             self._text, self._engine = edited_engine(variant, *edited)
         else:
-            self._text = key_text(variant)
-            self._engine = engine_of(self._text, variant)
+            self._text, self._engine = engine_for(variant)
+        self._tuned: set[tuple[object, ...]] = set()  # shapes for which schedules were searched
         parameters = [p for p in variant.parameters if not isinstance(p, StaticParameter)]
         self._open = tuple(p for p in parameters if p.name not in binding)
         for p in variant.scalars:
@@ -72,6 +75,7 @@ class Attention:
         *,
         aux: tuple[str, ...] = (),
         deterministic: bool | None = None,
+        tune: bool = False,
         **parameters: int | float | Tensor,
     ) -> Any:
         """Attends.
@@ -85,16 +89,21 @@ class Attention:
 
         ``deterministic=True`` insists on gradients that repeat bit for bit, which takes longer on sm_90 (default:
         as ``torch.use_deterministic_algorithms`` says) and raises :class:`UnsupportedError` for the one that does not:
-        that of a tensor indexed by arbitrary functions of query and key. Raises :class:`ArgumentError` for
+        that of a tensor indexed by arbitrary functions of query and key. ``tune=True`` searches the fastest schedules
+        first, unless they were searched for before: see :meth:`tune`. Raises :class:`ArgumentError` for
         tensors that do not fit, :class:`ParameterError` for missing and unknown parameters,
         :class:`IndexRangeError` where an allowed pair would read outside a captured tensor.
         """
         if aux and tuple(aux) != ("lse",):
             raise ArgumentError(f"aux is {aux!r}", hint='write aux=("lse",), or leave it out')
-        if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
-            check_tensors(query, key, value)  # raises; all other checks wait until a shape is new
         buffers, scalars = self._bound if self._bound and not parameters else self._with_open(parameters)
         compiling = torch.compiler.is_compiling()
+        if not (compiling or tune):
+            repeated = self._engine.again(query, key, value, buffers, scalars)
+            if repeated is not None:
+                return (repeated[0], Aux(repeated[1])) if aux else repeated[0]
+        if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
+            check_tensors(query, key, value)  # raises; all other checks wait until a shape is new
         kind = "cuda" if query.is_cuda else "cpu"
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
@@ -106,6 +115,8 @@ class Attention:
             deterministic = torch.are_deterministic_algorithms_enabled()
         if differentiating and deterministic:
             self._check_deterministic(query, buffers)
+        if tune:
+            self._tune_once((query, key, value), buffers, scalars, differentiating, deterministic)
         if compiling or is_watched(query, key, value, *buffers):
             out, lse = ops.attention(
                 self.variant, self._text, query, key, value, buffers, scalars, deterministic, not compiling
@@ -113,7 +124,7 @@ class Attention:
         elif differentiating or forward_ad._current_level >= 0:  # whose tangents a function of autograd refuses
             out, lse = autograd.attention(self._engine, self._text, query, key, value, buffers, scalars, deterministic)
         else:
-            out, lse = self._engine.forward(query, key, value, buffers, scalars, True)
+            out, lse = self._engine.forward(query, key, value, buffers, scalars, True, plain=True)
         return (out, Aux(lse)) if aux else out
 
     def with_values(self, **values: int | float | Tensor) -> Attention:
@@ -127,6 +138,38 @@ class Attention:
             if name not in known:
                 raise self._unknown(name, known)
         return Attention(self.variant, Binding({**self.binding, **values}), self._edited)
+
+    def tune(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        backward: bool | None = None,
+        deterministic: bool | None = None,
+        seconds: float = 60.0,
+        **parameters: int | float | Tensor,
+    ) -> Tuning:
+        """Times every schedule and skeleton that could run on these tensors, and uses the fastest from now on.
+
+        The arguments are those of a call. What is found serves all calls that share a program with this one (lengths,
+        batch and heads may differ), is kept in the disk cache for this kind of GPU, and is what ``explain`` shows.
+        ``backward``: the gradients' kernels too; default: whether a tensor requires a gradient. ``seconds``: for each
+        direction, after which the candidates that are left are not tried. Returns a :class:`Tuning`, which
+        prints as a table. Raises :class:`UnsupportedError` for tensors on a CPU, and as a call does.
+        """
+        from .tuning import tune
+
+        check_tensors(query, key, value)
+        buffers, scalars = self._bound if self._bound and not parameters else self._with_open(parameters)
+        if backward is None:
+            backward = any(x.requires_grad for x in (query, key, value, *buffers))
+        if deterministic is None:
+            deterministic = torch.are_deterministic_algorithms_enabled()
+        return tune(
+            self._engine, query, key, value, buffers, scalars,
+            backward=backward, deterministic=deterministic, seconds=seconds,
+        )  # fmt: skip
 
     def explain(self, *inputs: Any, **options: Any) -> Any:
         """What was proved about the tiles, and exact counts: see :func:`regard.runtime.explain.explain`."""
@@ -219,6 +262,29 @@ class Attention:
         else:
             hint = f"it takes {', '.join(known) or 'no parameters'}"
         return ParameterError(f"{self.variant.name} has no open parameter `{name}`", hint=hint)
+
+    def _tune_once(
+        self,
+        tensors: tuple[Tensor, Tensor, Tensor],
+        buffers: tuple[Tensor, ...],
+        scalars: tuple[int | float, ...],
+        backward: bool,
+        deterministic: bool,
+    ) -> None:
+        if torch.compiler.is_compiling():
+            raise UnsupportedError(
+                "kernels are not tuned while a graph is traced",
+                hint="call attn.tune(query, key, value) once before; what it finds is used in graphs too",
+            )
+        seen = (*((x.shape, x.stride(), x.dtype, x.device) for x in tensors), backward, deterministic)
+        if seen not in self._tuned:
+            from .tuning import tune
+
+            tune(
+                self._engine, *tensors, buffers, scalars,
+                backward=backward, deterministic=deterministic, seconds=60.0, again=False,
+            )  # fmt: skip
+            self._tuned.add(seen)
 
     def _check_deterministic(self, query: Tensor, buffers: tuple[Tensor, ...]) -> None:
         if query.is_cuda and self._engine.uses_atomics(self._engine.buffer_gradients(buffers)):

@@ -89,6 +89,13 @@ def store(key: str, files: Mapping[str, bytes]) -> Entry | None:
     return Entry(root / key, files)
 
 
+def discard(key: str) -> None:
+    """Removes the entry ``key``, if there is one: what it was made from gives something else now."""
+    root = _root()
+    if root is not None and (root / key).exists():
+        _remove(root / key)
+
+
 def _digest(files: Mapping[str, bytes]) -> str:
     whole = hashlib.sha256()
     for name, content in sorted(files.items()):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..codegen.defaults import Direction
 from ..codegen.schedule import Problem, Schedule, Source, Target
-from ..codegen.skeletons import Choice
+from ..codegen.skeletons import Choice, Skeleton
 from ..ir.errors import UnsupportedError
 from ..ir.printer import print_plan, print_variant
 from ..ir.variant import Variant
@@ -24,6 +24,7 @@ from . import cache, config, modules, toolchain
 from .storage import as_stored
 
 if TYPE_CHECKING:
+    from ..ir.tiles.plan import TilePlan
     from .launch import Launcher
 
 
@@ -38,13 +39,15 @@ class Request:
     schedule: Schedule | None = None  # None: the default
     # Whether calls have a tile of 128 queries for every multiprocessor.
     fills_gpu: bool = False
+    # The skeleton that runs ``schedule``; None: the one that is chosen by rule.
+    skeleton: Skeleton | None = None
 
     @property
     def key(self) -> str:
         """The name of the program in memory and on disk."""
         text = print_variant(replace(self.variant, name="attention"))
-        facts = (text, repr(self.problem), str(self.target), self.direction, repr(self.schedule), str(self.fills_gpu))
-        return cache.key_of("program", *facts, toolchain.versions())
+        facts = (self.problem, self.direction, self.schedule, self.fills_gpu, self.skeleton)
+        return cache.key_of("program", text, str(self.target), *map(repr, facts), toolchain.versions())
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ class Program:
 
 
 _SOURCE = "source.py"
+# Why a program has a skeleton that its request names.
+TUNED = "the fastest when it was tuned on this kind of GPU"
 
 _programs: dict[str, Program] = {}
 _lock = threading.RLock()
@@ -86,8 +91,21 @@ class Generated(NamedTuple):
 
 def generate(request: Request) -> Generated:
     """The program for ``request``, without touching the cache."""
-    # The analysis is imported here: a warm cache must not pay for it.
     from ..codegen.skeletons import choose, emit, schedule_for
+
+    plan = plan_for(request)
+    problem, target, direction = request.problem, request.target, request.direction
+    if request.skeleton is not None:
+        choice = Choice(request.skeleton, TUNED)
+    else:
+        choice = choose(plan, problem, target, direction, request.fills_gpu)
+    schedule = request.schedule or schedule_for(choice, plan, problem, target, direction)
+    return Generated(emit(choice, plan, problem, schedule, target, direction), schedule, choice)
+
+
+def plan_for(request: Request) -> TilePlan:
+    """What is proved about the tiles of ``request``'s variant, its tensors stored as the problem says."""
+    # The analysis is imported here: a warm cache must not pay for it.
     from ..ir.passes import stages
     from ..ir.tiles.analysis import make_plan
     from ..ir.verify import verify
@@ -97,15 +115,11 @@ def generate(request: Request) -> Generated:
     by_pass = stages(variant, check=bool(config.debug_topics()))
     *_, lowered = by_pass.values()
     plan = make_plan(lowered)
-    problem, target, direction = request.problem, request.target, request.direction
-    choice = choose(plan, problem, target, direction, request.fills_gpu)
-    schedule = request.schedule or schedule_for(choice, plan, problem, target, direction)
-    source = emit(choice, plan, problem, schedule, target, direction)
     config.debug("ir", variant.name, print_variant(variant))
     for name, after in by_pass.items():
         config.debug("passes", name, print_variant(after))
     config.debug("plan", variant.name, print_plan(plan))
-    return Generated(source, schedule, choice)
+    return plan
 
 
 def target_of(device: torch.device) -> Target:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .bounded import Bounded
+
 _COUNT = 1024
 _STREAMS_LIMIT = 256
 
@@ -21,7 +23,7 @@ class _Block(NamedTuple):
     memory: Tensor
 
 
-_blocks: dict[tuple[torch.device, int], _Block] = {}
+_blocks = Bounded[tuple[torch.device, int], _Block](_STREAMS_LIMIT)
 
 
 def take(device: torch.device, stream: int) -> tuple[int, Tensor]:
@@ -38,7 +40,5 @@ def take(device: torch.device, stream: int) -> tuple[int, Tensor]:
         memory = torch.zeros(_COUNT, 4, dtype=torch.int32, device=device)
         block = _Block(iter(range(memory.data_ptr(), memory.data_ptr() + memory.nbytes, 16)), memory)
         address = next(block.addresses)
-        if len(_blocks) >= _STREAMS_LIMIT:
-            _blocks.clear()
-        _blocks[key] = block
+        _blocks.put(key, block)
     return address, block.memory

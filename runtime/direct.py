@@ -23,6 +23,7 @@ import triton
 from torch import Tensor
 from triton.runtime import driver
 
+from .bounded import Bounded
 from .launch import Launch
 
 # Versions of Triton whose launcher is known: it passes (grid, stream, …, arguments of the kernel) to a C function,
@@ -35,19 +36,21 @@ _FORM = {"swizzle", "elem_size", "elem_type", "block_size", "fp4_padded", "is_im
 _MAPS_LIMIT = 256
 
 
+def _no_maps() -> Bounded[int, Any]:
+    return Bounded(_MAPS_LIMIT)
+
+
 @dataclass(frozen=True, slots=True)
 class TensorMaps:
     """What a launcher takes for one descriptor, by the address of its tensor."""
 
     make: Callable[[int], Any]
-    kept: dict[int, Any] = field(default_factory=dict)
+    kept: Bounded[int, Any] = field(default_factory=_no_maps)
 
     def add(self, address: int) -> Any:
         """For an address that is not among ``kept``."""
         made = self.make(address)
-        if len(self.kept) >= _MAPS_LIMIT:
-            self.kept.clear()
-        self.kept[address] = made
+        self.kept.put(address, made)
         return made
 
 

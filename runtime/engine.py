@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from inspect import signature
-from math import copysign
+from itertools import count
+from struct import Struct
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -24,20 +25,25 @@ from ..ir.nodes import Index
 from ..ir.printer import print_variant
 from ..ir.traverse import loads, parameter_names
 from ..ir.types import F32
-from ..ir.variant import Variant
+from ..ir.variant import ScalarParameter, Variant
 from . import arguments, config, tables
 from .arguments import DTYPES, Sizes
+from .bounded import Bounded
 from .cache import key_of
 from .compile import Program, Request, load, program, target_of
+from .devices import is_here, tf32_allowed
 from .index_range import check_index_ranges
+from .tuned import tuned
+from .warm import Recent
 
 if TYPE_CHECKING:
     from .replay import Replay
 
 # Shapes for which a prepared call is kept, per variant; a decoding loop sees a new one every step.
 _PREPARED_LIMIT = 4096
-# Values of scalars for which launches of one shape are kept.
-_REPLAYS_LIMIT = 64
+# Shapes and values of scalars for which launches are kept, per variant.
+_REPLAYS_LIMIT = 256
+_numbers = count()
 # What tells the text of an attention with an edited source from that of the variant; a comment in the language.
 EDITED = ";# edited: "
 
@@ -47,9 +53,7 @@ class _Prepared(NamedTuple):
 
     program: Program | None  # None where there is nothing to compute: no rows, no keys
     sizes: Sizes
-    # By the number of tensors and the values of scalars; None where the program cannot be replayed, False before a
-    # second call tries.
-    replays: dict[tuple[int | float, ...], Replay | Literal[False] | None]
+    number: int  # unlike any other
 
 
 class Engine:
@@ -57,18 +61,31 @@ class Engine:
 
     def __init__(self, variant: Variant) -> None:
         self.variant = variant
+        # The scale is an argument of each run, so that it changes no program.
+        self._unscaled = replace(variant, scale=None)
         self.edited: dict[Direction, Program] = {}
-        self._prepared: dict[tuple[object, ...], _Prepared] = {}
+        self._prepared = Bounded[tuple[object, ...], _Prepared](_PREPARED_LIMIT)
+        # By the number of what is prepared, the number of tensors and the values of scalars; None where the program
+        # cannot be replayed, False before a second call tries.
+        self._replays: Bounded[tuple[int, int, bytes], Replay | Literal[False] | None] = Bounded(_REPLAYS_LIMIT)
         self._programs: dict[tuple[Direction, Problem, Target, bool], Program] = {}
         mask_reads = parameter_names(variant.mask)
         self._mask_buffers = [i for i, p in enumerate(variant.buffers) if p.name in mask_reads]
         self._mask_scalars = [i for i, p in enumerate(variant.scalars) if p.name in mask_reads]
-        self._float_scalars = [i for i, p in enumerate(variant.scalars) if p.type is F32]
+        self._values = _packer(variant.scalars)
+        self._recent = Recent(self._values, self._mask_buffers)
+        self._mask_values = _packer([variant.scalars[i] for i in self._mask_scalars])
         score_loads = [load for score in variant.scores for load in loads(score)]
         self._score_buffers = frozenset(x.buffer for x in score_loads if x.type is F32)
         self._atomic_buffers = frozenset(x.buffer for x in score_loads if load_class(x) == "pair")
         indices = [i for x in (*loads(variant.mask), *score_loads) for i in x.indices]
         self._ranges_depend_on_scalars = any(not isinstance(i, Index) for i in indices)
+
+    def again(
+        self, query: Tensor, key: Tensor, value: Tensor, buffers: Sequence[Tensor], scalars: Sequence[int | float]
+    ) -> tuple[Tensor, ...] | None:
+        """What :meth:`forward` returns, where this is the like of a recent plain call; None otherwise."""
+        return self._recent.again((query, key, value), buffers, scalars)
 
     def forward(
         self,
@@ -78,15 +95,17 @@ class Engine:
         buffers: Sequence[Tensor],
         scalars: Sequence[int | float],
         reuse_tables: bool,
+        plain: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """``out`` (B, H, Lq, Dv) and ``lse`` (B, H, Lq), float32.
 
-        ``reuse_tables``: the version counters of ``buffers`` can be trusted (see :mod:`.tables`).
+        ``reuse_tables``: the version counters of ``buffers`` can be trusted (see :mod:`.tables`). ``plain``: nothing
+        watches, so that :meth:`again` may take the next call.
         """
         prepared = self._prepare("forward", (query, key, value), buffers, scalars)
         if prepared.program is None:
             return _nothing_attended(query, value)
-        out, lse = self._run(prepared, (query, key, value), buffers, scalars, reuse_tables)
+        out, lse = self._run(prepared, (query, key, value), buffers, scalars, reuse_tables, plain=plain)
         return out, lse
 
     def backward(
@@ -132,10 +151,11 @@ class Engine:
         scalars: Sequence[int | float],
         reuse_tables: bool,
         missing: tuple[None, ...] = (),
+        plain: bool = False,
     ) -> tuple[Tensor, ...]:
         """The program on ``given``, ``missing``, buffers and tile tables, in this order, or a replay of it."""
         device = given[0].device
-        if not _is_here(given[0]):
+        if not is_here(given[0]):
             with torch.cuda.device(device):
                 return self._run(prepared, given, buffers, scalars, reuse_tables, missing)
         if torch.is_autocast_enabled(device.type):
@@ -145,20 +165,24 @@ class Engine:
                 return self._run(prepared, given, buffers, scalars, reuse_tables, missing)
             finally:
                 torch.set_autocast_enabled(device.type, True)
-        program, _, replays = prepared
+        program, _, number = prepared
         assert program is not None
-        tiles = self._tiles(prepared, given[0], buffers, scalars, reuse_tables)
+        tiles = self._tiles(prepared, device, buffers, scalars, reuse_tables)
         launcher, scale = program.launcher, self.variant.scale
         if launcher is None:
-            return program.run(*given, *missing, *buffers, *scalars, scale=scale, tiles=tiles)
+            made = None if tiles is None else tiles.made
+            return program.run(*given, *missing, *buffers, *scalars, scale=scale, tiles=made)
         passed = len(given)
         inputs = passed + len(buffers)
-        tensors = (*given, *buffers, *_flat(tiles))
-        facts = (passed, *scalars, *self._signs(scalars))
-        replay = replays.get(facts)
+        tensors = (*given, *buffers) if tiles is None else (*given, *buffers, *tiles.flat)
+        values = self._values(*scalars)
+        facts = (number, passed, values)
+        replay = self._replays.get(facts)
         if replay:
             done = replay(tensors)
             if done is not None:
+                if plain:
+                    self._recent.add((*given, *buffers), scalars, replay, tiles)
                 return done
 
         def run(*flat: Tensor) -> tuple[Tensor, ...]:
@@ -166,20 +190,15 @@ class Engine:
                 *flat[:passed], *missing, *flat[passed:inputs], *scalars, scale=scale, tiles=_as_tiles(flat[inputs:])
             )
 
-        if facts not in replays:
-            if len(replays) >= _REPLAYS_LIMIT:
-                replays.clear()
-            replays[facts] = False
-        elif replay is False:
+        if replay is False:
             from .replay import record  # it imports triton
 
-            outputs, replays[facts] = record(launcher, run, tensors)
+            outputs, repeatable = record(launcher, run, tensors)
+            self._replays.put(facts, repeatable)
             return outputs
+        if facts not in self._replays:
+            self._replays.put(facts, False)
         return run(*tensors)
-
-    def _signs(self, scalars: Sequence[int | float]) -> tuple[float, ...]:
-        """What tells -0.0 from 0.0, which are equal as keys but not as divisors."""
-        return tuple([copysign(1.0, scalars[i]) for i in self._float_scalars])
 
     def buffer_gradients(self, buffers: Sequence[Tensor]) -> list[bool]:
         """Which captured tensors take part in autograd: float ones that a score reads and that require it."""
@@ -213,15 +232,13 @@ class Engine:
         for x in buffers:
             key += (x.shape, x.stride(), x.dtype, x.device)
         if self._ranges_depend_on_scalars:
-            key += tuple(scalars)
+            key += (self._values(*scalars),)
         if tensors[0].dtype is torch.float32:
-            key += (_tf32_allowed(),)
+            key += (tf32_allowed(),)
         prepared = self._prepared.get(key)
         if prepared is None:
             prepared = self._check_and_compile(direction, tensors, buffers, scalars, gradients, deterministic)
-            if len(self._prepared) >= _PREPARED_LIMIT:
-                self._prepared.clear()
-            self._prepared[key] = prepared
+            self._prepared.put(key, prepared)
         return prepared
 
     def _check_and_compile(
@@ -233,6 +250,24 @@ class Engine:
         gradients: tuple[bool, ...],
         deterministic: bool,
     ) -> _Prepared:
+        request, sizes = self.request(direction, tensors, buffers, scalars, gradients, deterministic)
+        if request is None:
+            return _Prepared(None, sizes, next(_numbers))
+        wanted = (direction, request.problem, request.target, request.fills_gpu)
+        if wanted not in self._programs:
+            self._programs[wanted] = self.edited.get(direction) or program(tuned(request, tensors[0].device))
+        return _Prepared(self._programs[wanted], sizes, next(_numbers))
+
+    def request(
+        self,
+        direction: Direction,
+        tensors: tuple[Tensor, ...],
+        buffers: Sequence[Tensor],
+        scalars: Sequence[int | float],
+        gradients: tuple[bool, ...] = (),
+        deterministic: bool = False,
+    ) -> tuple[Request | None, Sizes]:
+        """What program runs on these arguments, all of which are checked; None where there is nothing to compute."""
         query, key, value = tensors[:3]
         sizes = arguments.check_tensors(query, key, value)
         named = {p.name: b for p, b in zip(self.variant.buffers, buffers, strict=True)}
@@ -241,7 +276,7 @@ class Engine:
         check_lengths(self.variant, sizes.q_len, sizes.kv_len)
         check_index_ranges(self.variant, named, values, sizes)
         if 0 in sizes:
-            return _Prepared(None, sizes, {})
+            return None, sizes
         target = target_of(query.device)
         on_cpu = target.backend == "cpu"
         problem = Problem(
@@ -251,43 +286,50 @@ class Engine:
             aligned=on_cpu or _aligned(tensors),
             buffers=tuple(str(b.dtype).removeprefix("torch.") for b in buffers),
             buffer_gradients=gradients,
-            tf32=not on_cpu and query.dtype is torch.float32 and _tf32_allowed(),
+            tf32=not on_cpu and query.dtype is torch.float32 and tf32_allowed(),
             debug=bool(config.debug_topics()),
             deterministic=deterministic,
         )
         length = sizes.q_len if direction == "forward" else sizes.kv_len
         fills_gpu = target.backend == "cuda" and _fills(length, sizes, query.device)
-        wanted = (direction, problem, target, fills_gpu)
-        if wanted not in self._programs:
-            # The scale is an argument of each run, so that it changes no program.
-            request = Request(replace(self.variant, scale=None), problem, target, direction, fills_gpu=fills_gpu)
-            self._programs[wanted] = self.edited.get(direction) or program(request)
-        return _Prepared(self._programs[wanted], sizes, {})
+        return Request(self._unscaled, problem, target, direction, fills_gpu=fills_gpu), sizes
+
+    def forget_programs(self) -> None:
+        """Calls ask anew which programs they run: a faster one was found."""
+        # From the last that a call asks to the first, so that none is filled from one that is cleared after it.
+        self._programs.clear()
+        self._prepared.clear()
+        self._replays.clear()
+        self._recent.forget()
 
     def _tiles(
         self,
         prepared: _Prepared,
-        query: Tensor,
+        device: torch.device,
         buffers: Sequence[Tensor],
         scalars: Sequence[int | float],
         reuse: bool,
-    ) -> Any:
+    ) -> tables.Kept | None:
         """Tile tables for a program that follows some, else None."""
         program, sizes, _ = prepared
         assert program is not None
         if program.classify is None:
             return None
         classify = program.classify
-        device = query.device
         extents = sizes[:5]
 
         def make() -> Any:
             return classify(*buffers, *scalars, *extents, device)
 
         if not reuse:
-            return make()
-        facts = (program.key, device, extents, *(scalars[i] for i in self._mask_scalars), *self._signs(scalars))
+            return tables.fresh(make)
+        facts = (program.key, device, extents, self._mask_values(*[scalars[i] for i in self._mask_scalars]))
         return tables.tiles(facts, [buffers[i] for i in self._mask_buffers], device, make)
+
+
+def _packer(parameters: Sequence[ScalarParameter]) -> Callable[..., bytes]:
+    """What turns values into bytes: as parts of a key they tell -0.0 from 0.0, and NaN is found again."""
+    return Struct("".join("d" if p.type is F32 else "q" for p in parameters)).pack
 
 
 def key_text(variant: Variant) -> str:
@@ -295,9 +337,25 @@ def key_text(variant: Variant) -> str:
     return print_variant(variant).replace("\n", ";")
 
 
+# Variants whose engines outlive their attentions: a mask that is made again for new data is no new mask.
+_KEPT_LIMIT = 64
 # Attentions keep their engines alive.
 _engines: WeakValueDictionary[str, Engine] = WeakValueDictionary()
 _engines_lock = threading.Lock()
+_kept = Bounded[tuple[object, ...], tuple[str, Engine]](_KEPT_LIMIT)
+
+
+def engine_for(variant: Variant) -> tuple[str, Engine]:
+    """The text of a variant in one line, and the engine it is found by."""
+    # Labels are part of the text, but not of equality; numbers in parameters are equal to others that print otherwise.
+    numbers = (repr(variant.scale), *(repr(p.value) for p in variant.statics))
+    key = (variant, variant.name, numbers, config.interpret(), config.debug_topics())
+    found = _kept.get(key)
+    if found is None:
+        text = key_text(variant)
+        found = text, engine_of(text, variant)
+        _kept.put(key, found)
+    return found
 
 
 def engine_of(text: str, variant: Variant | None = None) -> Engine:
@@ -337,15 +395,8 @@ def _nothing_attended(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-def _flat(tiles: Any) -> tuple[Tensor, ...]:
-    """The tensors of tile tables: those of a forward pass are one pair, those of a backward pass are two."""
-    if tiles is None:
-        return ()
-    return (*tiles,) if isinstance(tiles[0], Tensor) else (*tiles[0], *tiles[1])
-
-
 def _as_tiles(flat: tuple[Tensor, ...]) -> Any:
-    """What :func:`_flat` was given."""
+    """What :class:`.tables.Kept` has as ``made``, from what it has as ``flat``."""
     return None if not flat else flat if len(flat) == 2 else (flat[:2], flat[2:])
 
 
@@ -369,21 +420,3 @@ def _fills(length: int, sizes: Sizes, device: torch.device) -> bool:
         return False
     multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
     return fills(length, sizes.batch, sizes.heads, multiprocessors)
-
-
-_thread = threading.local()
-
-
-def _is_here(x: Tensor) -> bool:
-    """Whether kernels, which start on the current device, start on that of ``x``."""
-    if not x.is_cuda:
-        return True
-    if not hasattr(_thread, "has_context"):
-        # A new thread has no CUDA context until it asks the runtime for something; the driver would refuse.
-        torch.cuda.mem_get_info(x.device)
-        _thread.has_context = True
-    return x.get_device() == torch._C._cuda_getDevice()
-
-
-def _tf32_allowed() -> bool:
-    return torch.get_float32_matmul_precision() != "highest"

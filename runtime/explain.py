@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from math import prod
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
@@ -14,36 +15,44 @@ from torch import Tensor
 
 from ..codegen.defaults import Direction
 from ..codegen.schedule import DType, Schedule, Target
-from ..codegen.skeletons import choose, fills, schedule_for, walks_boxes
+from ..codegen.skeletons import Choice, choose, fills, schedule_for, walks_boxes
 from ..codegen.triton_box_options import boxes_of_call
-from ..codegen.triton_values import is_checked
 from ..ir.dependence import load_class
 from ..ir.grids import check_lengths
 from ..ir.location import Location
-from ..ir.nodes import Expr, Index, Load
+from ..ir.nodes import Const, Expr, Index
 from ..ir.printer import print_boxes, print_expr
 from ..ir.tiles import Interval, Proof, TilePlan
 from ..ir.tiles.count import PairCount, TileCounts, Work, box_counts, pair_count, tile_counts, work
+from ..ir.tiles.rows import sees_itself
 from ..ir.traverse import loads, parameter_names, substitute
 from ..ir.types import I32
 from ..ir.variant import Variant
+from .compile import TUNED, Request
 from .inspection import Setting, Shape, plan_of, setting
+from .reads import Read, reads
+from .tuned import tuned_here
 
 if TYPE_CHECKING:
     from .attention import Attention
 
 _ITEM_SIZES: dict[DType, int] = {"f16": 2, "bf16": 2, "f32": 4}
+_STORED = (
+    "four integers for a row of tiles, and on a GPU a list only for a row with gaps, of which 16 MiB, or 256 tiles for "
+    "each row, are kept: a longer one is visited from its first tile to its last"
+)
 _METHODS = {
     "closed": "closed form: the kernel computes the ranges below; nothing is stored, whatever the length",
     "classified": "classified: every pair of tiles is decided from minima and maxima of the data of each tile; "
-    "stored are two lists of tiles (4 bytes for a pair of tiles)",
-    "exact": "exact: the mask is evaluated for every pair of positions, in chunks; "
-    "stored are two lists of tiles (4 bytes for a pair of tiles)",
+    f"stored are {_STORED}",
+    "exact": f"exact: the mask is evaluated for every pair of positions, in chunks; stored are {_STORED}",
 }
 _BOXES = (
     "boxes: a tile is a box of coordinates, and keys are ranges along each axis, for a run first … last of queries "
     "of one class; nothing is stored, whatever the length"
 )
+# Characters of a line of the report.
+_LONGEST = 600
 # Shorter names for the ends of a tile, as the report explains them.
 _TILE_ENDS: dict[Expr, Expr] = {Index(f"tile_{end}", I32): Index(end, I32) for end in ("first", "last")}
 
@@ -72,24 +81,17 @@ class Kernel:
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
-    """How one element of a captured tensor is read."""
-
-    load: Load
-    guarded: bool
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{print_expr(self.load)}: {'guarded' if self.guarded else 'plain'} load; {self.reason}"
-
-
-@dataclass(frozen=True, slots=True)
 class Counts:
-    """What one call of the given shapes costs."""
+    """What one call of the given shapes costs.
+
+    ``sees_itself``: whether every query may attend to the key at its own position, so that no row is empty; None where
+    that was not looked at.
+    """
 
     pairs: PairCount
     tiles: TileCounts
     work: Work
+    sees_itself: bool | None
 
     @property
     def speedup_bound(self) -> float:
@@ -157,8 +159,26 @@ class Explanation:
         for proof in self._proofs_of_what_runs():
             place = f"  ({_place(proof.loc)})" if proof.loc is not None else ""
             yield f"{print_expr(proof.atom)}: {proof.verdict}; {_short(proof.reason)}{place}"
+        if self.plan.proofs:
+            grid = any(isinstance(term.axes[0].query.size, Const) for term in self.plan.boxes)
+            lengths = f"lengths below 2**28{' that fit the grid' if grid else ''}"
+            yield f"proved for all {lengths} and integer parameters within ±2**30; calls check both"
+        yield self._contiguity()
+        if not self.plan.rows_never_empty and self.counts is not None and self.counts.sees_itself:
+            yield "no row of this call is empty: every query may attend to the key at its own position"
+            return
         rows = "no row is empty" if self.plan.rows_never_empty else "rows may be empty (they give 0)"
         yield f"{rows}: {self.plan.rows_reason}"
+
+    def _contiguity(self) -> str:
+        """Whether what a tile visits is one stretch of keys, or several."""
+        if self._walks_boxes:
+            count = sum(prod(max(len(a.keys.may), 1) for a in term.axes) for term in self.plan.boxes)
+            return "keys of a box: one box, without holes" if count == 1 else f"keys of a box: up to {count} boxes"
+        if self.plan.method != "closed":
+            return "keys of a tile: tiles in any places, as listed"
+        count = len(self.plan.keys.may)
+        return "keys of a tile: one run, without holes" if count <= 1 else f"keys of a tile: up to {count} runs"
 
     def _proofs_of_what_runs(self) -> Iterable[Proof]:
         if not self._walks_boxes:
@@ -181,6 +201,8 @@ class Explanation:
         if self.counts is not None:
             yield str(self.counts.pairs)
             yield str(self.counts.tiles)
+            if self.counts.tiles.boxes and self.setting.target.backend == "cpu":
+                yield "  (the shapes that visit the fewest; a CPU's program takes all keys that a box sees at once)"
             yield str(self.counts.work)
             yield f"at most {self.counts.speedup_bound:.1f} × as fast as dense attention with the same tiles"
             if not self.counts.pairs.exact:
@@ -218,12 +240,12 @@ def explain(
     if what.sizes is not None:
         check_lengths(attn.variant, what.sizes.q_len, what.sizes.kv_len)
     plan = plan_of(attn, what)
-    kernels = tuple(_kernel(plan, what, direction) for direction in ("forward", "backward"))
+    kernels = tuple(_kernel(attn.variant, plan, what, direction) for direction in ("forward", "backward"))
     missing = tuple(sorted(parameter_names(plan.variant.mask) - set(what.values)))
     return Explanation(
         variant_text=str(attn),
         plan=plan,
-        reads=_reads(plan.variant),
+        reads=reads(plan.variant, what),
         setting=what,
         kernels=kernels,
         counts=None if what.sizes is None or missing else _count(plan, what, kernels[0].schedule, exact),
@@ -242,22 +264,25 @@ def _count(plan: TilePlan, what: Setting, schedule: Schedule, exact: bool) -> Co
         tiles = box_counts(plan, what.sizes, values, *blocks, chosen)
     else:
         tiles = tile_counts(plan, what.sizes, values, *blocks, exact or plan.method == "exact")
-    cost = work(plan, what.sizes, values, tiles, what.head_dim, what.value_dim, _ITEM_SIZES[what.dtype])
     pairs = pair_count(plan, what.sizes, values, exact)
-    if pairs.exact and not cost.exact:
-        flops = pairs.pairs * 2 * (what.head_dim + what.value_dim)
-        cost = replace(cost, forward_flops=flops, backward_flops=flops * 5 // 2, exact=True)
-    return Counts(pairs, tiles, cost)
+    if not pairs.exact:  # nothing is allowed outside of the tiles
+        pairs = replace(pairs, pairs=min(pairs.pairs, tiles.tile_pairs))
+    cost = work(pairs, what.sizes, values, tiles, what.head_dim, what.value_dim, _ITEM_SIZES[what.dtype])
+    return Counts(pairs, tiles, cost, sees_itself(plan, what.sizes, values))
 
 
-def _kernel(plan: TilePlan, what: Setting, direction: Direction) -> Kernel:
+def _kernel(variant: Variant, plan: TilePlan, what: Setting, direction: Direction) -> Kernel:
     problem = what.problem(plan.variant, direction)
     # Without sizes, calls are taken to be large.
     sizes = what.sizes
     length = None if sizes is None else sizes.q_len if direction == "forward" else sizes.kv_len
     fills_gpu = sizes is None or length is None or fills(length, sizes.batch, sizes.heads)
-    choice = choose(plan, problem, what.target, direction, fills_gpu)
-    schedule = schedule_for(choice, plan, problem, what.target, direction)
+    pinned = tuned_here(Request(replace(variant, scale=None), problem, what.target, direction, fills_gpu=fills_gpu))
+    if pinned is not None:
+        choice, schedule = Choice(pinned.skeleton, TUNED), pinned.schedule
+    else:
+        choice = choose(plan, problem, what.target, direction, fills_gpu)
+        schedule = schedule_for(choice, plan, problem, what.target, direction)
     on_cpu = what.target.backend == "cpu"
     gradients = problem.buffer_gradients or (False,) * len(plan.variant.buffers)
     differentiated = {p.name for p, wanted in zip(plan.variant.buffers, gradients, strict=True) if wanted}
@@ -268,18 +293,6 @@ def _kernel(plan: TilePlan, what: Setting, direction: Direction) -> Kernel:
     reason = "" if on_cpu else choice.reason
     repeatable = on_cpu or not (scattered or (direction, choice.skeleton) == ("backward", "gluon"))
     return Kernel(direction, skeleton, schedule, deterministic=repeatable, reason=reason)
-
-
-def _reads(variant: Variant) -> tuple[Read, ...]:
-    expressions = (variant.mask, *variant.scores)
-    return tuple(map(_read, dict.fromkeys(load for e in expressions for load in loads(e))))
-
-
-def _read(load: Load) -> Read:
-    computed = [print_expr(x) for x in load.indices if not is_checked(x)]
-    if not computed:
-        return Read(load, False, "the call checks that every axis is long enough")
-    return Read(load, True, f"{', '.join(computed)} may lie outside; pairs that are masked never read")
 
 
 def _union(intervals: Sequence[Interval]) -> str:
@@ -311,6 +324,13 @@ def _describe(schedule: Schedule, skeleton: str) -> str:
     return ", ".join([tiles, *(fact for fact, holds in facts.items() if holds)])
 
 
+def _clipped(line: str) -> str:
+    """A line that can still be read: formulas of a few thousand characters cannot."""
+    if len(line) <= _LONGEST:
+        return line
+    return f'{line[: _LONGEST - 60]} … ({len(line):,} characters; attn.ir("plan") has all)'
+
+
 def _block(title: str, lines: Iterable[str]) -> str:
-    body = indent("\n".join(lines), "  ")
+    body = indent("\n".join(map(_clipped, lines)), "  ")
     return f"{title}\n{body}" if body else ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -198,7 +199,12 @@ def ir(attn: Attention, stage: str = "lowered") -> str:
 
 def plan_of(attn: Attention, what: Setting) -> TilePlan:
     """The tile plan of a variant for captured tensors as they are stored."""
-    return make_plan(run_pipeline(as_stored(attn.variant, what.storage(attn.variant))))
+    return _plan(as_stored(attn.variant, what.storage(attn.variant)))
+
+
+@lru_cache(maxsize=64)
+def _plan(variant: Variant) -> TilePlan:
+    return make_plan(run_pipeline(variant))
 
 
 def parse_target(target: Target | str) -> Target:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from ..ir.errors import ArgumentError, ParameterError, UnsupportedError
 from ..ir.grids import check_lengths
 from ..ir.tiles import TilePlan
 from ..ir.tiles.box_choice import choose_boxes
-from ..ir.tiles.box_count import box_map
+from ..ir.tiles.box_map import box_map
 from ..ir.tiles.count import tile_map
 from ..ir.tiles.numeric import Sizes
 from ..ir.traverse import index_names, parameter_names
@@ -30,8 +31,12 @@ if TYPE_CHECKING:
 
 # Empty recedes, full stands out, partial is told apart by hue and by lightness, in print and by colour-blind readers.
 COLOURS = {"empty": "#f1f3f4", "partial": "#f2a33a", "full": "#1f4e79"}
+_MOST_LINES = 18
 # So many pairs are evaluated in well under a second.
 _FEW_PAIRS = 2**22
+# Of boxes, whose classes are alike: more rows than this are left out. Borders of classes are drawn if they are few.
+_MOST_BOXES = 512
+_MOST_BORDERS = 64
 # Along the longer side, unless the caller chooses the tile size: more than this cannot be told apart.
 _MOST_TILES = 128
 
@@ -60,7 +65,8 @@ def plot(
 
     ``boxes``: draw boxes of a grid, class by class, in place of runs of positions; by default where the kernels walk
     boxes and neither ``tile`` nor ``exact`` is given. ``tile`` is then their size, and the shape that visits the fewest
-    is chosen. Disjoint parts of a mask have a panel each.
+    is chosen. Disjoint parts of a mask have a panel each. Lines part classes; of very many, which are alike, the first
+    are drawn.
 
     Returns the matplotlib figure. Raises :class:`UnsupportedError` if matplotlib is not installed, and the errors
     of a call with such inputs.
@@ -92,7 +98,15 @@ def plot(
         how = "evaluated pair by pair" if exact else "as the analysis decides them"
 
     title = _title(attn, columns=74 * len(panels))
-    figure = Figure(figsize=(4.6 * len(panels) + 0.6, 5.4 + 0.17 * title.count("\n")), layout="constrained")
+    class Picture(Figure):
+        """Shown by notebooks as it is, whatever they have loaded."""
+
+        def _repr_png_(self) -> bytes:
+            file = BytesIO()
+            self.savefig(file, format="png", dpi=100)
+            return file.getvalue()
+
+    figure = Picture(figsize=(4.6 * len(panels) + 0.6, 5.4 + 0.17 * title.count("\n")), layout="constrained")
     colours, norm = ListedColormap(list(COLOURS.values())), BoundaryNorm([0, 1, 2, 3], 3)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         height, width = (max(n, 1) for n in panel.classes.shape)
@@ -101,6 +115,10 @@ def plot(
         # The last tile may be cut short by the length.
         rows_shown, columns_shown = (max(n, 1) for n in panel.lengths)
         axes.set(xlim=(0, columns_shown), ylim=(rows_shown, 0), xlabel=panel.names[1], ylabel=panel.names[0])
+        if panel.borders is not None and max(map(len, panel.borders)) < _MOST_BORDERS:
+            for draw, ends in ((axes.axhline, panel.borders[0]), (axes.axvline, panel.borders[1])):
+                for end in ends:
+                    draw(end, color="#9aa0a6", linewidth=0.5)
         for axis, length in ((axes.xaxis, panel.lengths[1]), (axes.yaxis, panel.lengths[0])):
             ticks = _ticks(length)
             axis.set_ticks(ticks, [_position(x) for x in ticks])
@@ -123,13 +141,17 @@ def plot(
 
 @dataclass(frozen=True, slots=True)
 class _Panel:
-    """One matrix of tiles: 0 empty, 1 partial, 2 full; what a tile and the whole count along rows and columns."""
+    """One matrix of tiles: 0 empty, 1 partial, 2 full; what a tile and the whole count along rows and columns.
+
+    ``borders`` are the rows and columns where a class ends.
+    """
 
     title: str
     classes: npt.NDArray[np.int8]
     tile: tuple[int, int]
     lengths: tuple[int, int]
     names: tuple[str, str]
+    borders: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
 
 
 def _panels(
@@ -155,12 +177,15 @@ def _box_panels(
     for number, term in enumerate(plan.boxes):
         chosen = choose_boxes(term, sizes, what.numbers(), *tile)
         shapes.append(str(chosen))
-        classes = box_map(term, chosen.queries, chosen.keys, sizes, what.numbers())
+        found = box_map(term, chosen.queries, chosen.keys, sizes, what.numbers(), _MOST_BOXES)
         for head in shown:
             title = f"head {head}" if len(plan.boxes) == 1 else f"head {head}, part {number + 1}"
-            picked = _picked(classes, batch, head)
+            picked = _picked(found.tiles, batch, head)
             lengths = (picked.shape[0], picked.shape[1])
-            panels.append(_Panel(title, picked, (1, 1), lengths, ("box of queries", "box of keys")))
+            classes = f", {found.shown:,} of {found.total:,} classes" if found.shown < found.total else ""
+            names = (f"box of queries{classes}", "box of keys")
+            borders = (found.row_ends[:-1], found.column_ends[:-1])
+            panels.append(_Panel(title, picked, (1, 1), lengths, names, borders))
     return f"boxes of {', and of '.join(shapes)}", panels
 
 
@@ -205,9 +230,13 @@ def _tile_size(what: Setting, tile: int | tuple[int, int] | None) -> tuple[int, 
 
 
 def _title(attn: Attention, columns: int) -> str:
-    """The text form, its long lines folded."""
-    lines = (textwrap.wrap(line, columns, subsequent_indent="    ") for line in str(attn).splitlines())
-    return "\n".join(part for line in lines for part in line)
+    """The text form, its long lines folded; what would take more room than the picture is cut off."""
+    lines = [
+        part
+        for line in str(attn).splitlines()
+        for part in textwrap.wrap(line, columns, subsequent_indent="    ")
+    ]
+    return "\n".join(lines if len(lines) <= _MOST_LINES else [*lines[: _MOST_LINES - 1], "    …"])
 
 
 def _ticks(length: int) -> list[int]:

@@ -25,6 +25,8 @@ from .launch import Launch, Launcher
 _Allocate = Callable[[Sequence[int], Sequence[int], torch.dtype], Tensor]
 _aten = torch.ops.aten
 _EMPTY = (_aten.empty.memory_format, _aten.empty_like.default, _aten.empty_strided.default)
+# Of what shares an allocation, in bytes: as the allocator's.
+_ALIGNMENT = 512
 
 
 class _Noted(NamedTuple):
@@ -113,7 +115,8 @@ class _Number(int):
 class Replay:
     """Recorded steps. Calling it with the same kind of inputs gives the outputs, newly allocated.
 
-    Tensors are numbered: inputs, what is allocated, counters at zero, then what operators make, in their order.
+    Tensors are numbered: inputs, what is allocated, counters at zero, then what operators make, in their order. What
+    launches alone use shares one allocation, the last.
     """
 
     def __init__(
@@ -122,29 +125,40 @@ class Replay:
         """Raises :class:`KeyError` where a step reads memory that is not one of these."""
         device = inputs[0].device
         self._steps: list[_Launch | _Operator] = []
-        numbers = {id(x): i for i, x in enumerate((*inputs, *watch.allocated, *watch.zeros))}
-        fixed, done = len(numbers), 0
-        # Counters are used up by launches; nothing else may read them.
-        known = {id(x): numbers[id(x)] for x in (*inputs, *watch.allocated)}
         outputs = [watch.as_made(x) for x in outputs]
+        operators = watch.needed(outputs)
+        named = {id(watch.as_made(x)) for x in (*outputs, *_tensors([(o.args, o.kwargs) for o in operators]))}
+        allocated = [x for x in watch.allocated if id(x) in named]
+        scratch = [x for x in watch.allocated if id(x) not in named]
+        self._allocations = [(tuple(x.shape), x.stride(), x.dtype) for x in allocated]
+        # Counters are used up by launches; nothing else may read them.
+        known = {id(x): i for i, x in enumerate((*inputs, *allocated))}
+        places, size = {name: (number, 0) for name, number in known.items()}, 0
+        for x in scratch:
+            places[id(x)] = len(known), size
+            size += -(-x.untyped_storage().nbytes() // _ALIGNMENT) * _ALIGNMENT
+        if scratch:
+            self._allocations.append(((size,), (1,), torch.uint8))
+        fixed = len(inputs) + len(self._allocations)
+        places |= {id(x): (fixed + i, 0) for i, x in enumerate(watch.zeros)}
+        fixed, done = fixed + len(watch.zeros), 0
 
         def number_of(x: Tensor) -> _Number:
             return _Number(known[id(watch.as_made(x))])
 
-        for i, noted in enumerate(watch.needed(outputs)):
-            self._steps += [_step(call_of(x), watch.begins, numbers) for x in launches[done : noted.launches]]
+        for i, noted in enumerate(operators):
+            self._steps += [_step(call_of(x), watch.begins, places) for x in launches[done : noted.launches]]
             done = noted.launches
             args, kwargs = _replaced((noted.args, noted.kwargs), number_of, Tensor)
             self._steps.append(_Operator(noted.function, args, kwargs))
-            for places in (numbers, known):
-                places.setdefault(id(noted.made), fixed + i)
-        self._steps += [_step(call_of(x), watch.begins, numbers) for x in launches[done:]]
+            known.setdefault(id(noted.made), fixed + i)
+            places.setdefault(id(noted.made), (fixed + i, 0))
+        self._steps += [_step(call_of(x), watch.begins, places) for x in launches[done:]]
         self._outputs = [number_of(x) for x in outputs]
         if any(number < len(inputs) for number in self._outputs):
             raise KeyError("an input is returned")
-        self._allocations = [(tuple(x.shape), x.stride(), x.dtype) for x in watch.allocated]
         self._counters = len(watch.zeros)
-        self._unaligned = _unaligned([x.data_ptr() for x in inputs])
+        self._unaligned = [x.data_ptr() & 15 for x in inputs]
         self._device = device.index
         self._allocate = _allocator(device)
         self._current_stream = driver.active.get_current_stream
@@ -159,10 +173,8 @@ class Replay:
         if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
             return None
         addresses = [x.data_ptr() for x in tensors]
-        bits = self._unaligned
-        for address in addresses:
-            bits |= address
-        if bits & 15 and _unaligned(addresses) != self._unaligned:
+        # Kernels are compiled for what the addresses of their tensors are modulo 16, views of inputs included.
+        if [address & 15 for address in addresses] != self._unaligned:
             return None
         # A captured graph must reset its counters in each of its runs.
         if self._counters and torch.cuda.is_current_stream_capturing():
@@ -235,10 +247,11 @@ def _tensors(x: Any) -> list[Tensor]:
     return found
 
 
-def _step(call: Call, begins: dict[int, tuple[Tensor, int]], numbers: dict[int, int]) -> _Launch:
+def _step(call: Call, begins: dict[int, tuple[Tensor, int]], places: dict[int, tuple[int, int]]) -> _Launch:
     def place(x: Tensor) -> tuple[int, int]:
         base, offset = begins[id(x)]
-        return numbers[id(base)], offset
+        number, first = places[id(base)]
+        return number, first + offset
 
     pointers = [(i, *place(x)) for i, x in call.pointers]
     maps = [(i, *place(x), known) for i, x, known in call.maps]
@@ -257,12 +270,3 @@ def _allocator(device: torch.device) -> _Allocate:
 
 def _empty_strided(device: torch.device, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.empty_strided(size, stride, dtype=dtype, device=device)
-
-
-def _unaligned(addresses: Sequence[int]) -> int:
-    """Which tensors do not start at a multiple of 16 bytes, as bits: kernels are compiled for one pattern.
-
-    >>> bin(_unaligned([64, 72, 80, 4]))
-    '0b1010'
-    """
-    return sum(1 << i for i, address in enumerate(addresses) if address % 16)

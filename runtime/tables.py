@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,28 +21,61 @@ from torch import Tensor
 
 _CAPACITY = 16
 
-_tables: OrderedDict[tuple[object, ...], tuple[tuple[weakref.ref[Tensor], ...], Any]] = OrderedDict()
+
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class Kept:
+    """Tables, and the contents that they were made of."""
+
+    made: Any
+    flat: tuple[Tensor, ...]  # the tensors in ``made``
+    data: tuple[weakref.ref[Tensor], ...] = ()
+    contents: tuple[tuple[int, int], ...] = ()  # version and address of each
+    stream: int = 0
+
+    def serves(self, data: Sequence[Tensor], device: torch.device) -> bool:
+        """Whether they are those of ``data``, which looks as it did (shape, strides), for a launch now."""
+        for ref, known, x in zip(self.data, self.contents, data, strict=True):
+            if ref() is not x or known != (x._version, x.data_ptr()):
+                return False
+        return self.stream == _stream(device) and not _capturing(device)
+
+
+_tables: OrderedDict[tuple[object, ...], Kept] = OrderedDict()
 _lock = threading.Lock()
 
 
-def tiles(facts: tuple[object, ...], data: Sequence[Tensor], device: torch.device, classify: Callable[[], Any]) -> Any:
+def tiles(facts: tuple[object, ...], data: Sequence[Tensor], device: torch.device, classify: Callable[[], Any]) -> Kept:
     """``classify()``, or what it returned before for the same ``facts`` and the same contents of ``data``."""
     if any(x.is_inference() for x in data) or _capturing(device):
-        return classify()
-    key = (*facts, _stream(device), *((id(x), x._version, x.data_ptr(), x.shape, x.stride()) for x in data))
+        return fresh(classify)
+    stream = _stream(device)
+    key = (*facts, stream, *((id(x), x._version, x.data_ptr(), x.shape, x.stride()) for x in data))
     with _lock:
         found = _tables.get(key)
-        if found is not None and all(ref() is x for ref, x in zip(found[0], data, strict=True)):
+        if found is not None and all(ref() is x for ref, x in zip(found.data, data, strict=True)):
             _tables.move_to_end(key)
-            return found[1]
+            return found
+    # A dead tensor takes its tables along: they may be large, and its id will be used again.
+    references = tuple(weakref.ref(x, lambda _: _tables.pop(key, None)) for x in data)
     made = classify()
+    kept = Kept(made, _flat(made), references, tuple((x._version, x.data_ptr()) for x in data), stream)
     with _lock:
-        # A dead tensor takes its tables along: they may be large, and its id will be used again.
-        _tables[key] = (tuple(weakref.ref(x, lambda _: _tables.pop(key, None)) for x in data), made)
+        _tables[key] = kept
         _tables.move_to_end(key)
         while len(_tables) > _CAPACITY:
             _tables.popitem(last=False)
-    return made
+    return kept
+
+
+def fresh(classify: Callable[[], Any]) -> Kept:
+    """``classify()``, for one call."""
+    made = classify()
+    return Kept(made, _flat(made))
+
+
+def _flat(tiles: Any) -> tuple[Tensor, ...]:
+    """The tensors of tile tables: those of a forward pass are one pair, those of a backward pass are two."""
+    return (*tiles,) if isinstance(tiles[0], Tensor) else (*tiles[0], *tiles[1])
 
 
 def _capturing(device: torch.device) -> bool:

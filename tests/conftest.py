@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -35,6 +36,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REGARD_CACHE_DIR", str(tmp_path_factory.mktemp("cache", numbered=True)))
         yield
+
+
+@pytest.fixture(autouse=True)
+def new_engines() -> None:
+    """No test finds what another one prepared for the same variant."""
+    engine = sys.modules.get("regard.runtime.engine")
+    if engine is not None:
+        engine.__dict__["_kept"].clear()
 
 
 @pytest.fixture

@@ -56,6 +56,9 @@ class Pointer:
     def __add__(self, offset):
         return Pointer(self.x, self.offset + offset)
 
+    def __sub__(self, offset):
+        return Pointer(self.x, self.offset - offset)
+
     @property
     def dtype(self):
         return types.SimpleNamespace(element_ty=self.x.dtype)
@@ -214,7 +217,7 @@ def _load(pointer, mask=None, other=None):
 
 def _store(pointer, value, mask=None):
     flat, offset, mask = _offsets(pointer, torch.tensor(True) if mask is None else mask)
-    flat[offset[mask].long()] = value.expand(offset.shape)[mask]
+    flat[offset[mask].long()] = value.expand(offset.shape)[mask].to(flat.dtype)
 
 
 def _atomic_add(pointer, value, sem):
@@ -256,7 +259,7 @@ def _warp_specialize(partitions, warps, registers):
         raise next((e for e in failures if not isinstance(e, TimeoutError)), failures[0])
 
 
-def _full(shape, value, dtype, layout):
+def _full(shape, value, dtype, layout=None):
     return _tensor(value).to(dtype).expand([int(n) for n in shape])
 
 
@@ -294,6 +297,9 @@ gl = types.SimpleNamespace(
     minimum=lambda a, b: torch.minimum(_tensor(a), _tensor(b)),
     maximum=lambda a, b: torch.maximum(_tensor(a), _tensor(b)),
     max=lambda x, axis: x.amax(axis),
+    min=lambda x, axis: x.amin(axis),
+    cumsum=lambda x, axis: x.cumsum(axis),
+    int8=torch.int8,
     sum=lambda x, axis: x.sum(axis),
     barrier=lambda: None,
     thread_barrier=lambda: None,

@@ -254,3 +254,12 @@ def assert_close_to_oracle(actual: Tensor, exact: Tensor, eager: Tensor, what: s
 
 def _rms(x: Tensor) -> float:
     return float(x.square().mean().sqrt())
+
+
+def by_tile(keep: Tensor, block_m: int, block_n: int) -> tuple[Tensor, Tensor]:
+    """Any and all of a mask (B, H, Lq, Lkv) for each tile; what is beyond the mask is False."""
+    pad = (0, -keep.shape[3] % block_n, 0, -keep.shape[2] % block_m)
+    tiles = torch.nn.functional.pad(keep, pad).unflatten(-1, (-1, block_n)).unflatten(-3, (-1, block_m))
+    beyond = torch.nn.functional.pad(torch.ones_like(keep), pad).unflatten(-1, (-1, block_n))
+    rows_exist = beyond.unflatten(-3, (-1, block_m)).any(-1, keepdim=True)
+    return tiles.any(dim=(-3, -1)), (tiles | ~rows_exist).all(dim=(-3, -1))

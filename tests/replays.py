@@ -21,9 +21,8 @@ def inputs(*shape: int, kv_len: int = 0) -> list[Tensor]:
 
 
 def kept(attn: rg.Attention) -> list[Any]:
-    """The replays of the only shape that was seen."""
-    (prepared,) = attn._engine._prepared.values()
-    return list(prepared.replays.values())
+    """The replays of what was called."""
+    return list(attn._engine._replays.values())
 
 
 def with_names(launches: list[tuple[Any, ...]], tensors: dict[str, Tensor]) -> list[list[Any]]:

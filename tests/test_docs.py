@@ -38,7 +38,10 @@ def test_two_commands_come_first() -> None:
     assert [block.strip() for block in blocks[:2]] == ["./scripts/demo", "./scripts/test"]
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/internals.md"])
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("design", "internals", "language", "patterns"))],
+)
 def test_linked_files_exist(page: str) -> None:
     text = (ROOT / page).read_text()
     links = re.findall(r"\]\(([\w./-]+)[)#]", text)

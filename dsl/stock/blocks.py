@@ -70,3 +70,25 @@ def checkerboard(size: int) -> MaskPart:
 @mask
 def _checkerboard(q: Any, kv: Any, size: int) -> Any:
     return (q // size + kv // size) % 2 == 0
+
+
+def block_causal(size: int) -> MaskPart:
+    """Blocks of ``size`` positions in order: queries attend to the whole of their own block and to all before it.
+
+    A staircase. Tokens of a block are generated together: Arriola et al., Block Diffusion, arXiv:2503.09573; frames of
+    a video one after the other: Yin et al., From Slow Bidirectional to Fast Autoregressive Video Diffusion Models,
+    arXiv:2412.07772. Same rules as :func:`block_diagonal`.
+
+    >>> import regard as rg
+    >>> print(rg.attention(rg.block_causal(1560)))
+    attention block_causal(size: static int = 1560) {
+      keep      q // size >= kv // size
+      normalize softmax
+    }
+    """
+    return _block_causal(size=whole("size", size, 1))
+
+
+@mask
+def _block_causal(q: Any, kv: Any, size: int) -> Any:
+    return q // size >= kv // size

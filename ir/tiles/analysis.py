@@ -10,12 +10,13 @@ from ..traverse import substitute, walk
 from ..types import I32
 from ..variant import Variant
 from .boxes import find_boxes
-from .classify import classify, positions
+from .classify import classify, decides, positions
 from .formula import Atom, Formula, atoms, to_formula
 from .overflow import with_bounded_loads
 from .plan import BoxTerm, Method, Ranges, TilePlan
 from .proofs import is_coarse, prove
 from .ranges import is_solved, tile_ranges
+from .steps import steps
 
 
 def make_plan(v: Variant) -> TilePlan:
@@ -54,10 +55,13 @@ def _decide_more(boxes: tuple[BoxTerm, ...], formula: Formula) -> bool:
 def _method(formula: Formula) -> Method:
     """``exact`` and ``classified`` only where an atom without a closed form makes them worth their price."""
     unsolved = [a for a in atoms(formula) if not is_solved(Atom(a))]
-    read_by = {positions(x) for a in unsolved for x in walk(a) if isinstance(x, Load)}
-    if "both" in read_by:
+    stepwise = [a for a in unsolved if steps(a)]
+    others = [a for a in unsolved if a not in stepwise]
+    read_by = {a: {positions(x) for x in walk(a) if isinstance(x, Load)} - {"none"} for a in others}
+    of_data = [a for a in others if read_by[a]]
+    if any("both" in read_by[a] for a in of_data) or (of_data and not stepwise and not any(map(decides, of_data))):
         return "exact"
-    return "classified" if read_by - {"none"} or any(is_coarse(a) for a in unsolved) else "closed"
+    return "classified" if stepwise or of_data or any(is_coarse(a) for a in unsolved) else "closed"
 
 
 def _rows_never_empty(keys: Ranges) -> tuple[bool, str]:

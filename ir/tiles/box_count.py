@@ -11,11 +11,14 @@ from math import prod
 
 import numpy as np
 
-from ..build import const
 from ..interpret import evaluate
 from ..traverse import index_names
 from .numeric import Array, Runs, Sizes, Values, leaves, runs
 from .plan import BoxAxis, BoxTerm, Interval
+from .stretches import stretches
+
+# Classes that differ are looked at one by one as long as they are so few.
+_FEW_CLASSES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +58,7 @@ def tiles_along(axis: BoxAxis, box: int, sizes: Sizes, values: Values, *, each: 
     first, end = _class_ends(axis, size, block, residue)
     low, high = _class_ends(axis, keys, block, (residue + shift) % axis.residue)
     facts = np.stack([first, end, low, np.maximum(high, low)])
-    ends = (e for i in (*axis.keys.may, *axis.keys.must) for e in (i.start, i.stop))
-    names = frozenset[str]().union(*map(index_names, ends))
-    if each or names & {"block", "residue"}:
+    if each or _names(axis) & {"block", "residue"}:
         copies = np.ones_like(first)
     else:
         facts, some, copies = np.unique(facts, axis=1, return_index=True, return_counts=True)
@@ -121,53 +122,40 @@ def count_pairs(term: BoxTerm, sizes: Sizes, values: Values) -> tuple[int, int]:
 
     The least is a bound only where :func:`is_countable`.
     """
-    ones = (1,) * len(term.axes)
-    return count_boxes(term, ones, ones, sizes, values)
+    along = [_pairs_along(axis, sizes, values) or count_along(axis, (1, 1), sizes, values) for axis in term.axes]
+    return _product([a.visited for a in along], sizes), _product([a.full for a in along], sizes)
 
 
-def box_map(
-    term: BoxTerm, queries: tuple[int, ...], keys: tuple[int, ...], sizes: Sizes, values: Values
-) -> Array:
-    """Class of every pair of boxes: 0 empty, 1 partial, 2 full; int8 (batch or 1, head or 1, queries, keys).
-
-    Boxes come class by class, in each of them axis by axis, the last fastest. Those of keys start where their class
-    does.
-    """
-    may = must = np.ones((1, 1, 1, 1), bool)
-    every_row: list[Tiles] = []
-    every_column: list[Tiles] = []
-    for axis, m, n in zip(term.axes, queries, keys, strict=True):
-        rows = tiles_along(axis, m, sizes, values, each=True)
-        mirrored = replace(axis, query=axis.key, key=axis.query, shift=const(0))
-        columns = tiles_along(mirrored, n, sizes, values, each=True)
-        shift = int(evaluate(axis.shift, leaves(sizes, values)))
-        same = (rows.block[:, None] == columns.block) & (
-            (rows.residue[:, None] + shift) % axis.residue == columns.residue
-        )
-        some, every = (ranges_of(rows, union, sizes, values) for union in (axis.keys.may, axis.keys.must))
-        start, stop = (x[..., None] for x in (some.starts, some.stops))
-        touched = ((start <= columns.last) & (stop > columns.first) & (start < stop)).any(0) & same
-        start, stop = (x[..., None] for x in (every.starts, every.stops))
-        covered = ((start <= columns.first) & (stop > columns.last)).any(0) & same
-        may, must = _outer(may, touched), _outer(must, covered)
-        every_row.append(rows)
-        every_column.append(columns)
-    classes = may.astype(np.int8) + (may & must)
-    return np.asarray(classes[:, :, _class_by_class(every_row)][..., _class_by_class(every_column)])
+def _pairs_along(axis: BoxAxis, sizes: Sizes, values: Values) -> AxisCount | None:
+    """Pairs along one axis by stretches of coordinates; None where that is not possible, or not worth it."""
+    whole = tiles_along(axis, 2**28, sizes, values)
+    if _names(axis) & {"batch", "head", "kv_head"} or len(whole.first) > _FEW_CLASSES:
+        return None
+    totals = []
+    for union in (axis.keys.may, axis.keys.must):
+        total = 0
+        for i in range(len(whole.first)):
+            one = Tiles(*(getattr(whole, name)[i : i + 1] for name in Tiles.__slots__))
+            first, rows = int(one.first[0]), int(one.last[0] - one.first[0]) + 1
+            env = {**leaves(sizes, values), "block": int(one.block[0]), "residue": int(one.residue[0])}
+            starts = stretches(union, int(one.low[0]), int(one.high[0]), first, rows, env)
+            if starts is None:
+                return None
+            count = np.diff(starts, append=first + rows)
+            keys = sum(_keys_of(one, x, union, sizes, values) for x in (starts, starts + count - 1))
+            total += int((keys * count).sum()) // 2 * int(one.copies[0])
+        totals.append(np.full((1, 1), total))
+    return AxisCount(*totals)
 
 
-def _class_by_class(tiles: list[Tiles]) -> Array:
-    """The order of the products of ``tiles`` in which those of one class along every axis stand together."""
-    counts = [len(t.first) for t in tiles]
-    places = np.unravel_index(np.arange(prod(counts)), counts)
-    names = [x[place] for t, place in zip(tiles, places, strict=True) for x in (t.block, t.residue)]
-    return np.lexsort((np.arange(prod(counts)), *reversed(names)))
+def _keys_of(one: Tiles, x: Array, union: tuple[Interval, ...], sizes: Sizes, values: Values) -> Array:
+    """How many keys the single coordinates ``x`` of one class see."""
+    return np.asarray(ranges_of(replace(one, first=x, last=x), union, sizes, values).total[0, 0])
 
 
-def _outer(a: Array, b: Array) -> Array:
-    """All pairs of rows of ``a`` and ``b`` as rows, and of columns as columns."""
-    product = a[:, :, :, None, :, None] & b[:, :, None, :, None, :]
-    return product.reshape(*product.shape[:2], a.shape[2] * b.shape[2], a.shape[3] * b.shape[3])
+def _names(axis: BoxAxis) -> frozenset[str]:
+    ends = (e for i in (*axis.keys.may, *axis.keys.must) for e in (i.start, i.stop))
+    return frozenset[str]().union(*map(index_names, ends))
 
 
 def is_countable(term: BoxTerm, sizes: Sizes, values: Values) -> bool:

@@ -80,7 +80,7 @@ def _equality(form: Linear, q: str, kv: str) -> Relation | None:
     difference = _congruent(form)
     if difference is not None:
         rest, modulus = difference
-        shift = _shift(rest, q, kv)
+        shift = _shift(rest, q, kv, modulus)
         return None if shift is None else SameResidue(modulus, simplify(binary("mod", shift, const(modulus))))
     shift = _shift(form, q, kv)
     return SameBlock(1, 0) if shift == ZERO else None
@@ -111,10 +111,13 @@ def _congruent(form: Linear) -> tuple[Linear, int] | None:
     return None
 
 
-def _shift(form: Linear, q: str, kv: str) -> Expr | None:
-    """``s`` where ``form`` is ``±(q + s - kv)``, free of positions."""
+def _shift(form: Linear, q: str, kv: str, modulus: int = 0) -> Expr | None:
+    """``s`` where ``form`` is ``±(q + s - kv)``, give or take multiples of ``modulus``; free of positions."""
     terms = dict(form.terms)
     of_q, of_kv = terms.pop((digit(q),), 0), terms.pop((digit(kv),), 0)
+    if modulus > 1 and (of_q + of_kv) % modulus == 0:  # modulo 2 a sum is a difference
+        of_q = next((c for c in (1, -1) if (of_q - c) % modulus == 0), of_q)
+        of_kv = -of_q
     if abs(of_q) != 1 or of_q + of_kv != 0:
         return None
     rest = Linear(of_q * form.constant, tuple((m, of_q * c) for m, c in terms.items()))

@@ -8,10 +8,11 @@ NaN, as those of torch and numpy do.
 
 from __future__ import annotations
 
+from functools import partial, reduce
 from typing import Literal
 
 from ..build import binary, cast, const, unary
-from ..nodes import FALSE, Binary, BinaryOp, Cast, Expr, Reduction, ReductionOp, Select, Unary
+from ..nodes import FALSE, TRUE, Binary, BinaryOp, Cast, Expr, Load, Reduction, ReductionOp, Select, Unary
 from ..symbolic import NEGATED, Linear, linear, mentions, simplify, to_expr
 from ..types import BOOL, F32
 from .arithmetic import Extremes, interval
@@ -19,11 +20,19 @@ from .formula import expands
 from .overflow import is_exact
 from .plan import Classification
 from .solve import Axis
+from .steps import steps
+
+_LARGEST = float(2**128 - 2**104)  # of float32
 
 
 def classify(mask: Expr) -> Classification:
     """The two conditions that decide a pair of tiles: not ``may`` is empty, ``must`` is full."""
     return Classification(simplify(unary("not", _must(mask, True))), simplify(_must(mask, False)))
+
+
+def decides(atom: Expr) -> bool:
+    """Whether intervals can ever prove ``atom``, or its negation, for a pair of tiles."""
+    return classify(atom) != Classification(TRUE, FALSE)
 
 
 def positions(e: Expr) -> Literal["none", "q", "kv", "both"]:
@@ -62,16 +71,23 @@ def _must(e: Expr, negate: bool) -> Expr:
             )
         case Cast(x=x) if x.type.is_integer:
             return _must(binary("ne", x, cast(const(0), x.type)), negate)
+        case Load() | Binary() if is_exact(e, compared=True) and steps(e):
+            return Reduction("all", simplify(unary("not", e) if negate else e), "both", BOOL)
         case Binary(op=op, a=a, b=b) if op in NEGATED and is_exact(e, compared=True):
-            return _comparison(NEGATED[op] if negate else op, *_sides(a, b))
+            finite: list[Expr] = []
+            proof = _comparison(NEGATED[op] if negate else op, *_sides(a, b, finite))
+            return reduce(partial(binary, "and"), finite, proof)
         case _:
             return FALSE
 
 
-def _sides(a: Expr, b: Expr) -> tuple[Extremes | None, Extremes | None]:
-    """Bounds of both sides; positions are first moved apart, ``q`` left and ``kv`` right, where sums allow."""
+def _sides(a: Expr, b: Expr, finite: list[Expr]) -> tuple[Extremes | None, Extremes | None]:
+    """Bounds of both sides; positions are first moved apart, ``q`` left and ``kv`` right, where sums allow.
+
+    What must hold besides for bounds of floats goes to ``finite``.
+    """
     if not a.type.is_integer:
-        return _leaf(a), _leaf(b)
+        return _float_bounds(a, finite), _float_bounds(b, finite)
     form = linear(binary("sub", a, b))
     kinds = [positions(_product(monomial)) for monomial, _ in form.terms]
     if "both" in kinds:
@@ -82,6 +98,42 @@ def _sides(a: Expr, b: Expr) -> tuple[Extremes | None, Extremes | None]:
     rest = to_expr(Linear(form.constant, free))
     low, high = _reductions(to_expr(Linear(0, left)), "q")
     return (binary("add", low, rest), binary("add", high, rest)), _reductions(to_expr(Linear(0, right)), "kv")
+
+
+def _float_bounds(e: Expr, finite: list[Expr]) -> Extremes | None:
+    """Bounds of a float of both positions, for operations that are exact or rounded once, and so monotone.
+
+    Products and quotients are none of them: a kernel may round a product and a sum together. Two infinities may give
+    NaN inside of a tile whose ends do not show it: then a sum is infinite at one end, which ``finite`` excludes.
+    """
+    known = _leaf(e)
+    if known is not None:
+        return known
+    match e:
+        case Cast(x=x) if x.type.is_integer:
+            inner = interval(x, _leaf)
+            return None if inner is None else (cast(inner[0], F32), cast(inner[1], F32))
+        case Unary(op="neg", x=x):
+            inner = _float_bounds(x, finite)
+            return None if inner is None else (unary("neg", inner[1]), unary("neg", inner[0]))
+        case Unary(op="abs", x=x):
+            inner = _float_bounds(x, finite)
+            if inner is None:
+                return None
+            low, high = inner
+            lower = binary("max", binary("max", low, unary("neg", high)), const(0.0))
+            return lower, binary("max", unary("neg", low), high)
+        case Binary(op=("add" | "sub" | "min" | "max") as op, a=a, b=b):
+            left, right = _float_bounds(a, finite), _float_bounds(b, finite)
+            if left is None or right is None:
+                return None
+            first, last = (right[1], right[0]) if op == "sub" else right
+            low, high = binary(op, left[0], first), binary(op, left[1], last)
+            if op in ("add", "sub"):
+                finite += [binary("ge", low, const(-_LARGEST)), binary("le", high, const(_LARGEST))]
+            return low, high
+        case _:
+            return None
 
 
 def _product(monomial: tuple[Expr, ...]) -> Expr:

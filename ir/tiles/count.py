@@ -6,18 +6,24 @@ tile nevertheless, because it must not read beyond the length.)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 
 import numpy as np
 
+from ..traverse import index_names
 from .box_choice import Boxes, choose_boxes
 from .box_count import count_boxes, count_pairs, is_countable
 from .numeric import Array, Sizes, Values, allowed, cover, decide, inward, leaves, outward, runs, tile_ends
-from .plan import TilePlan
+from .plan import Interval, TilePlan
+from .stretches import stretches
 
-# Rows whose intervals are evaluated at once when pairs are counted.
+# Rows whose intervals are evaluated at once when pairs are counted row by row.
 ROWS = 2**16
+# So many batches and heads that differ are looked at one by one.
+MOST_COPIES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,21 +183,46 @@ def pair_count(plan: TilePlan, sizes: Sizes, values: Values, exact: bool = False
         if most == least:
             return PairCount(most, total, True)
     env = leaves(sizes, values)
-    most = least = 0
-    for start in range(0, sizes.q_len, ROWS):
-        q = np.arange(start, min(start + ROWS, sizes.q_len))
-        may = runs(plan.keys.may, q, q, sizes.kv_len, env).total
-        must = runs(plan.keys.must, q, q, sizes.kv_len, env).total
-        most += int(may.sum()) * _copies(may, sizes)
-        least += int(must.sum()) * _copies(must, sizes)
+    most, least = (_rows_sum(union, sizes, env) for union in (plan.keys.may, plan.keys.must))
     return PairCount(most, total, most == least)
 
 
+def _rows_sum(union: tuple[Interval, ...], sizes: Sizes, env: Values) -> int:
+    """Positions in ``union``, over all rows, batches and heads: by stretches of rows, or row by row."""
+    total = 0
+    for first, count in _stretches(union, sizes, env):
+        least, most = (runs(union, q, q, sizes.kv_len, env).total for q in (first, first + count - 1))
+        keys = least + most
+        total += int((keys * count).sum()) // 2 * _copies(keys, sizes)
+    return total
+
+
+def _stretches(union: tuple[Interval, ...], sizes: Sizes, env: Values) -> Iterator[tuple[Array, Array]]:
+    """First rows of stretches along which the number of keys grows evenly, and how many rows each has."""
+    ends = [e for i in union for e in (i.start, i.stop)]
+    names = frozenset[str]().union(*map(index_names, ends))
+    batches = range(sizes.batch if "batch" in names else 1)
+    heads = range(sizes.heads if names & {"head", "kv_head"} else 1)
+    found = []
+    if len(batches) * len(heads) <= MOST_COPIES:
+        group = max(sizes.heads // max(sizes.kv_heads, 1), 1)
+        for batch, head in product(batches, heads):
+            at = {**env, "batch": batch, "head": head, "kv_head": head // group}
+            found.append(stretches(union, 0, sizes.kv_len, 0, sizes.q_len, at))
+    if found and all(x is not None for x in found):
+        starts = np.unique(np.concatenate([x for x in found if x is not None]))
+        starts = starts[starts < sizes.q_len]
+        yield starts, np.diff(starts, append=sizes.q_len)
+        return
+    for start in range(0, sizes.q_len, ROWS):
+        rows = np.arange(start, min(start + ROWS, sizes.q_len))
+        yield rows, np.ones_like(rows)
+
+
 def work(
-    plan: TilePlan, sizes: Sizes, values: Values, tiles: TileCounts, head_dim: int, value_dim: int, itemsize: int
+    pairs: PairCount, sizes: Sizes, values: Values, tiles: TileCounts, head_dim: int, value_dim: int, itemsize: int
 ) -> Work:
     """FLOPs and bytes of one call, for elements of ``itemsize`` bytes."""
-    pairs = pair_count(plan, sizes, values)
     per_pair = 2 * head_dim + 2 * value_dim
     queries, keys = sizes.batch * sizes.heads * sizes.q_len, sizes.batch * sizes.kv_heads * sizes.kv_len
     inputs = (queries * head_dim + keys * (head_dim + value_dim)) * itemsize

@@ -14,6 +14,7 @@ from ..nodes import Expr, Reduction, Value
 from ..traverse import substitute, walk
 from .plan import Classification, Interval, TilePlan
 from .solve import Axis
+from .steps import looks, steps
 
 Array = npt.NDArray[Any]
 Values = Mapping[str, Array | bool | int | float]
@@ -129,11 +130,15 @@ def decide(plan: Classification, sizes: Sizes, values: Values, block_m: int, blo
             if isinstance(x, Reduction) and x not in table:
                 name = f"reduction {len(table)}"
                 table[x] = Value(name, x.type)
-                tiles[name] = _reduced(x, sizes, env, block_m if x.axis == "q" else block_n)
+                if x.axis == "both":
+                    tiles[name] = _reduced_pairs(x, sizes, env, block_m, block_n)
+                else:
+                    tiles[name] = _reduced(x, sizes, env, block_m if x.axis == "q" else block_n)
     may, must = substitute(plan.may, table), substitute(plan.must, table)
     rows, columns = -(-sizes.q_len // block_m), -(-sizes.kv_len // block_n)
     for part in chunks(rows, sizes.batch * sizes.heads * columns):
-        local = {n: a[..., part, :] if a.shape[-2] == rows and a.shape[-1] == 1 else a for n, a in tiles.items()}
+        by_row = {n for n, a in tiles.items() if a.shape[-2] == rows and a.shape[-1] in (1, columns)}
+        local = {n: a[..., part, :] if n in by_row else a for n, a in tiles.items()}
         possible, certain = evaluate(may, {**env, **local}), evaluate(must, {**env, **local})
         yield _classes(possible, certain, part.stop - part.start, columns)
 
@@ -144,8 +149,25 @@ def _classes(possible: Array, certain: Array, rows: int, columns: int) -> Array:
     return np.broadcast_to(classes.reshape(shape), (*shape[:2], rows, columns))
 
 
+def _reduced_pairs(x: Reduction, sizes: Sizes, env: Values, block_m: int, block_n: int) -> Array:
+    """One reduction over all pairs of tiles: (batch or 1, head or 1, rows, columns)."""
+    found = steps(x.x)
+    assert found is not None
+    combine = np.logical_or if x.op == "any" else np.logical_and
+    result: Array | None = None
+    for i in looks(block_m, found[0]):
+        q = np.minimum(np.arange(0, sizes.q_len, block_m) + i, sizes.q_len - 1)[:, None]
+        for j in looks(block_n, found[1]):
+            kv = np.minimum(np.arange(0, sizes.kv_len, block_n) + j, sizes.kv_len - 1)
+            value = evaluate(x.x, {**env, "q": q, "kv": kv})
+            result = value if result is None else combine(result, value)
+    assert result is not None
+    return result
+
+
 def _reduced(x: Reduction, sizes: Sizes, env: Values, block: int) -> Array:
     """One reduction over all tiles of its axis: (batch or 1, head or 1, rows, 1), or (…, 1, columns) for keys."""
+    assert x.axis != "both"
     length = sizes.length(x.axis)
     values = evaluate(x.x, {**env, x.axis: np.arange(length)})
     values = np.broadcast_to(values, np.broadcast_shapes(values.shape, (1, 1, 1, length)))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from .. import printer
 from ..nodes import Binary, Cast, Const, Expr, Load
 from ..traverse import walk
-from .classify import positions
+from .classify import decides, positions
 from .formula import Atom
+from .overflow import is_exact
 from .plan import Interval, Proof
 from .ranges import is_solved, tile_ranges
+from .steps import steps
 
 # Interval arithmetic decides most pairs of tiles where the mask repeats no faster than this.
 COARSE = 16
@@ -18,7 +20,10 @@ def prove(atom: Expr) -> Proof:
     """The verdict on one atom, with a reason that names the user's own expressions."""
     if is_solved(Atom(atom)):
         return Proof(atom, "closed form", _closed_form(atom), atom.loc)
-    pair = _loads(atom, "both")
+    pair, blocks = _loads(atom, "both"), steps(atom)
+    if pair and blocks:
+        sizes = f"{blocks[0]} queries and {blocks[1]} keys"
+        return Proof(atom, "interval", f"reads {pair} by blocks of {sizes}: decided per tile pair, exactly", atom.loc)
     if pair:
         return Proof(atom, "partial", f"reads {pair} by query and key together: evaluated for every pair", atom.loc)
     by_query, by_key = _loads(atom, "q"), _loads(atom, "kv")
@@ -26,6 +31,8 @@ def prove(atom: Expr) -> Proof:
         reads = " and ".join(f"{names} by {axis}" for names, axis in ((by_query, "query"), (by_key, "key")) if names)
         if by_query == by_key:
             reads = f"{by_query} by query and by key"
+        if not decides(atom):
+            return Proof(atom, "partial", f"reads {reads}: {_undecided(atom)}", atom.loc)
         return Proof(atom, "interval", f"reads {reads}: decided per tile pair from minima and maxima", atom.loc)
     if is_coarse(atom):
         return Proof(
@@ -67,6 +74,13 @@ def _closed_form(atom: Expr) -> str:
 def _union(intervals: tuple[Interval, ...]) -> str:
     texts = [f"[{printer.print_expr(i.start)}, {printer.print_expr(i.stop)})" for i in intervals]
     return " and ".join(texts) if texts else "nothing"
+
+
+def _undecided(atom: Expr) -> str:
+    """Why minima and maxima of data say nothing."""
+    if not is_exact(atom, compared=True):
+        return "sums of 64-bit integers may wrap, so intervals cannot decide it; tensors of int32 cannot wrap"
+    return "products and functions of floats of both positions are not bounded: evaluated for every pair"
 
 
 def _unsolved(atom: Expr) -> str:

@@ -58,6 +58,7 @@ EMULATED: dict[str, tuple[list[Part], Shape, dict[str, Any]]] = {
     "one query": ([], (1, 2, 2, 1, 3), {}),
     "causal": ([rg.causal()], (1, 2, 2, 300, 300), {"sizes": (128, 128)}),
     "a negative scale": ([rg.prefix_lm(50)], (1, 1, 1, 140, 140), {"sizes": (128, 128), "scale": -0.3}),
+    "a scale of 0": ([rg.causal()], (1, 2, 1, 140, 140), {"sizes": (128, 128), "scale": 0.0}),
     "causal, float16": ([rg.causal()], (1, 2, 2, 256, 256), {"dtype": F16}),
     "aligned at the end": ([rg.causal()], (1, 2, 2, 130, 400), {"align": "end"}),
     "rows that see nothing": ([rg.causal()], (1, 1, 1, 400, 130), {"align": "end", "sizes": (128, 128)}),

@@ -42,6 +42,16 @@ def sinks_or_window(q, kv, sinks, window):
     return (kv < sinks) | ((q >= kv) & (q - kv < window))
 
 
+@rg.mask
+def window_of_head(q, kv, head, windows):
+    return (q >= kv) & (q - kv < windows[head])
+
+
+@rg.mask
+def listed(q, kv, near):
+    return near[q, kv]
+
+
 @rg.score
 def key_bias(s, batch, kv, bias):
     return s + bias[batch, kv]
@@ -79,6 +89,14 @@ EMULATED: dict[str, tuple[list[Part], tuple[int, int, int, int, int], dict[str, 
     "alibi": ([rg.causal(), rg.alibi(slopes=bias(2))], (1, 2, 2, 200, 200), {}),
     "bias by key": ([key_bias(bias=bias(2, 300))], (2, 1, 1, 130, 300), {}),
     "score that ignores the product": ([rg.causal(), row_only(row=bias(200))], (1, 1, 1, 200, 200), {}),
+    "documents": ([rg.causal(), rg.document(torch.arange(500).int()[None] // 97)], (1, 2, 1, 500, 500), {}),
+    "documents in no order": (
+        [rg.document(torch.arange(900).int()[None] // 65 % 3)], (1, 1, 1, 900, 900), {"sizes": (128, 128)},
+    ),
+    "a window for each head": (
+        [window_of_head(windows=torch.tensor([9, 170]))], (2, 2, 1, 300, 300), {"align": "end"},
+    ),
+    "pairs in a table": ([listed(near=torch.rand(300, 200) > 0.9)], (1, 2, 1, 300, 200), {}),
     "bias by distance": ([rg.causal(), relative(table=bias(2, 400))], (1, 2, 2, 200, 200), {"sizes": (128, 128)}),
 }  # fmt: skip
 
@@ -104,8 +122,14 @@ def test_emulated(name: str) -> None:
         ([rg.causal()], 150, (64, 64)),
         ([rg.causal()], 150, (192, 192)),
         ([rg.prefix_lm(170)], 150, (64, 64)),
+        ([rg.document(torch.arange(200).int() // 70, torch.arange(300).int() // 60)], 200, (64, 64)),
+        ([rg.causal(), rg.document(torch.arange(300).int() // 70)], 200, (64, 192)),
+        ([listed(near=torch.rand(150, 300) > 0.99)], 150, (64, 64)),
     ],
-    ids=["first keys", "late keys", "fewer queries than keys", "heads in parts", "prefix, fewer queries than keys"],
+    ids=[
+        "first keys", "late keys", "fewer queries than keys", "heads in parts",
+        "prefix, fewer queries than keys", "documents", "documents, fewer queries than keys", "pairs in a table",
+    ],
 )
 def test_unseen_keys_may_hold_anything(parts: list[Part], q_len: int, sizes: tuple[int, int]) -> None:
     shape = (1, 2, 2, q_len, 300)
@@ -144,7 +168,7 @@ def compiled(name: str) -> Binary:
     parts, sizes, dtype = COMPILED[name]
     generated = module(parts, sizes=sizes, dtype=dtype)
     values = [x.to("meta") if isinstance(x, Tensor) else x for x in generated.values]
-    (binary,) = compile_launches(load(generated.text), H100, [*sample_arguments(generated.problem), *values])
+    *_, binary = compile_launches(load(generated.text), H100, [*sample_arguments(generated.problem), *values])
     return binary
 
 
@@ -155,6 +179,7 @@ COMPILED: dict[str, tuple[list[Part], tuple[int, int], torch.dtype]] = {
     "several intervals": ([sinks_or_window(sinks=4, window=1024)], (64, 64), BF16),
     "softcap": ([rg.causal(), rg.softcap(20.0)], (128, 128), BF16),
     "heads in two parts": ([rg.causal()], (192, 192), BF16),
+    "documents": ([rg.causal(), rg.document(torch.arange(64).int()[None])], (128, 128), BF16),
 }
 # Static instructions, in all consumers.
 MOST_SPILLS = 48
@@ -196,8 +221,6 @@ def even_keys(kv):
         ([], {"head_dim": 112}, H100, "head size 112"),
         ([], {"value_dim": 80}, H100, "head size 80"),
         ([], {"aligned": False}, H100, "16 bytes"),
-        ([same_document(ids=torch.zeros(64, dtype=torch.int32))], {}, H100, "table"),
-        ([even_keys()], {}, H100, "no query sees"),
     ],
 )
 def test_says_why_not(parts: list[Part], changes: dict[str, Any], target: Target, reason: str) -> None:

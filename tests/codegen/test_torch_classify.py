@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 import regard.dsl as rg
-from oracle import allowed_pairs
+from oracle import allowed_pairs, by_tile
 from printed_torch import load
 from regard.codegen import torch_classify
 from regard.codegen.emitter import Emitter
-from regard.codegen.torch_classify import CLASSIFY_NAMES, emit_classify
+from regard.codegen.print_torch import helper_functions
+from regard.codegen.torch_classify import CLASSIFY_NAMES, emit_classify_functions
+from regard.codegen.torch_definitions import emit_mask, module_scope
 from regard.dsl.part import MaskPart
 from regard.ir.passes import run_pipeline
 from regard.ir.tiles import TilePlan, make_plan
@@ -37,6 +39,7 @@ CASES: dict[str, Callable[[int, int], MaskPart]] = {
     "sorted, 64 bits": lambda q, kv: rg.document(documents(max(q, kv), torch.int64).sort().values),
     "unsorted": lambda q, kv: rg.document(documents(max(q, kv), torch.int32)),
     "causal": lambda q, kv: rg.causal() & rg.document(documents(max(q, kv), torch.int32).sort().values),
+    "blocks": lambda q, kv: rg.tiles(torch.rand(7, 8, generator=torch.Generator().manual_seed(2)) > 0.6, (16, 17)),
     "table": lambda q, kv: from_table(table=torch.rand(H, q, kv, generator=torch.Generator().manual_seed(1)) > 0.98),
 }
 
@@ -48,21 +51,13 @@ def plan_of(part: MaskPart) -> tuple[TilePlan, list[Any]]:
     return plan, [binding[name] for name in names]
 
 
-def classifier(plan: TilePlan, *pairs: tuple[int, int]) -> Callable[..., Any]:
+def classifier(plan: TilePlan, blocks: tuple[int, int]) -> Callable[..., Any]:
     out = Emitter(CLASSIFY_NAMES)
-    out.line("import torch")
-    emit_classify(out, plan, *pairs)
-    function: Callable[..., Any] = load(out.text())["classify"]
+    scope = module_scope(plan.variant, out)
+    mask = emit_mask(out, plan.variant.mask, scope) if plan.method == "exact" else None
+    emit_classify_functions(out, plan, scope, mask, blocks)
+    function: Callable[..., Any] = load(f"import torch\n{helper_functions(out.text())}\n{out.text()}")["classify"]
     return function
-
-
-def by_tile(keep: Tensor, block_m: int, block_n: int) -> tuple[Tensor, Tensor]:
-    """Any and all of a mask (B, H, Lq, Lkv) for each tile; what is beyond the mask is False."""
-    pad = (0, -keep.shape[3] % block_n, 0, -keep.shape[2] % block_m)
-    tiles = torch.nn.functional.pad(keep, pad).unflatten(-1, (-1, block_n)).unflatten(-3, (-1, block_m))
-    beyond = torch.nn.functional.pad(torch.ones_like(keep), pad).unflatten(-1, (-1, block_n))
-    rows_exist = beyond.unflatten(-3, (-1, block_m)).any(-1, keepdim=True)
-    return tiles.any(dim=(-3, -1)), (tiles | ~rows_exist).all(dim=(-3, -1))
 
 
 def check(table: tuple[Tensor, Tensor], some: Tensor, every: Tensor, *, sharp: bool) -> None:
@@ -83,14 +78,13 @@ def check(table: tuple[Tensor, Tensor], some: Tensor, every: Tensor, *, sharp: b
 
 @pytest.mark.parametrize("q_len, kv_len", SIZES)
 @pytest.mark.parametrize("case", CASES)
-def test_both_tables(case: str, q_len: int, kv_len: int) -> None:
+def test_tables(case: str, q_len: int, kv_len: int) -> None:
     part = CASES[case](q_len, kv_len)
     plan, values = plan_of(part)
-    by_query, by_key = classifier(plan, (16, 32), (32, 8))(*values, B, H, HKV, q_len, kv_len, torch.device("cpu"))
+    assert plan.method == ("exact" if case == "table" else "classified")
+    table = classifier(plan, (16, 32))(*values, B, H, HKV, q_len, kv_len, torch.device("cpu"))
     keep = allowed_pairs([part], (B, H, HKV, q_len, kv_len))
-    sharp = case in ("sorted", "table", "causal")
-    check(by_query, *by_tile(keep, 16, 32), sharp=sharp)
-    check(by_key, *by_tile(keep.mT, 8, 32), sharp=sharp)
+    check(table, *by_tile(keep, 16, 32), sharp=case in ("sorted", "table", "causal", "blocks"))
 
 
 @pytest.mark.parametrize("pairs", [1, 5000])
@@ -107,34 +101,14 @@ def test_the_mask_is_evaluated_in_chunks(pairs: int, monkeypatch: pytest.MonkeyP
 def test_empty_sizes(case: str, batch: int, q_len: int, kv_len: int) -> None:
     part = CASES[case](q_len, kv_len)
     plan, values = plan_of(part)
-    by_query, by_key = classifier(plan, (4, 4), (4, 4))(*values, batch, H, HKV, q_len, kv_len, torch.device("cpu"))
+    indices, counts = classifier(plan, (4, 4))(*values, batch, H, HKV, q_len, kv_len, torch.device("cpu"))
     q_tiles, kv_tiles = -(-q_len // 4), -(-kv_len // 4)
-    assert by_query[0].shape[2:] == (q_tiles, kv_tiles) and by_query[1].shape[2:] == (q_tiles, 2)
-    assert by_key[0].shape[2:] == (kv_tiles, q_tiles) and by_key[1].shape[2:] == (kv_tiles, 2)
+    assert indices.shape[2:] == (q_tiles, kv_tiles) and counts.shape[2:] == (q_tiles, 2)
     if batch:
-        assert not by_query[1].any() and not by_key[1].any()
+        assert not counts.any()
 
 
 def test_axes_that_do_not_matter_have_size_one() -> None:
     plan, values = plan_of(CASES["sorted"](64, 64))
     indices, counts = classifier(plan, (16, 16))(*values, B, H, HKV, 64, 64, torch.device("cpu"))
     assert indices.shape == (B, 1, 4, 4) and counts.shape == (B, 1, 4, 2)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("case", ["unsorted", "table"])
-def test_it_never_waits_for_the_device(case: str) -> None:
-    """Captured in a CUDA graph, which any synchronisation would break."""
-    part = CASES[case](1000, 1000)
-    plan, values = plan_of(part)
-    classify = classifier(plan, (128, 64), (64, 64))
-    sizes = (B, H, HKV, 1000, 1000)
-    expected = classify(*values, *sizes, torch.device("cpu"))
-    on_device = [x.cuda() if isinstance(x, Tensor) else x for x in values]
-    classify(*on_device, *sizes, torch.device("cuda"))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = classify(*on_device, *sizes, torch.device("cuda"))
-    graph.replay()
-    for table, wanted in zip(found, expected, strict=True):
-        assert all(torch.equal(x.cpu(), y) for x, y in zip(table, wanted, strict=True))

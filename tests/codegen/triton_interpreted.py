@@ -17,7 +17,8 @@ from torch import Tensor
 
 import regard as rg
 from generated_triton import generated, load
-from oracle import Part, assert_close_to_oracle, eager, gradients, oracle
+from oracle import Part, allowed_pairs, assert_close_to_oracle, by_tile, eager, gradients, oracle
+from regard.codegen import triton_classify
 
 F16, F32 = torch.float16, torch.float32
 LENGTH = 45
@@ -76,6 +77,7 @@ CASES: dict[str, Callable[[], list[Part]]] = {
     "documents, per pair": lambda: [
         rg.causal(), rg.document(documents()), per_pair(bias=captured(4, LENGTH, LENGTH)),
     ],
+    "random blocks": lambda: [rg.random_blocks(16, 2) | rg.sliding_window(3, 3)],
     "a list of pairs": lambda: [listed(near=torch.rand(LENGTH, LENGTH) > 0.7)],
     "empty rows": lambda: [every_other_query()],
     "softcap": lambda: [rg.causal(), rg.softcap(2.0)],
@@ -185,6 +187,69 @@ def test_keys_that_nobody_sees_may_be_anything(name: str, descriptors: bool) -> 
     assert all(torch.equal(a, b) for a, b in zip(dirty, clean, strict=True))
     found = module.backward(query, key, value, *dirty, torch.ones_like(dirty[0]))
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+BLOCKS = torch.rand(4, 6, 5, generator=torch.Generator().manual_seed(0)) > 0.6
+TABLES: dict[str, Callable[[], Part]] = {
+    "documents": lambda: rg.document(torch.arange(90, dtype=torch.int32) // 23),
+    "documents in no order": lambda: rg.causal() & rg.document(torch.arange(90).expand(2, -1) // 9 % 4),
+    "causal documents": lambda: rg.causal() & rg.document(torch.arange(90) // 31),
+    "blocks": lambda: rg.tiles(BLOCKS, (16, 20)),
+    "pairs": lambda: listed(near=torch.rand(90, 90, generator=torch.Generator().manual_seed(3)) > 0.99),
+    "nothing": lambda: listed(near=torch.zeros(90, 90, dtype=torch.bool)),
+}
+
+
+def visited_tiles(table: tuple[Tensor, Tensor], columns: int) -> tuple[Tensor, Tensor]:
+    """(B, H, rows, columns): which tiles a table visits, and which of them without a mask."""
+    indices, counts = table
+    visited = torch.zeros((*counts.shape[:3], columns), dtype=torch.bool)
+    full = visited.clone()
+    for place in product(*map(range, counts.shape[:3])):
+        n_full, n_partial, first, first_full = counts[place].tolist()
+        if first < 0:
+            tiles = indices[place][: n_full + n_partial].tolist()
+            assert len(set(tiles)) == len(tiles)
+            visited[place][tiles] = True
+            full[place][tiles[:n_full]] = True
+        else:
+            visited[place][first : first + n_full + n_partial] = True
+            full[place][first_full : first_full + n_full] = True
+    return visited, full
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_of_tiles(name: str) -> None:
+    part = TABLES[name]()
+    q_len, kv_len, block_m, block_n = 83, 90, 16, 8
+    module = generated([part], sizes=(16, 16), dtype=F32, blocks=(block_m, block_n), descriptors=False)
+    by_query, by_key = load(module.sources[1]).classify(*module.values, 2, 4, 2, q_len, kv_len, torch.device("cpu"))
+    keep = allowed_pairs([part], (2, 4, 2, q_len, kv_len))
+    sharp = name != "documents in no order"
+    for table, pairs, m, n in ((by_query, keep, block_m, block_n), (by_key, keep.mT, block_m, block_n)):
+        some, every = by_tile(pairs, m, n)
+        visited, full = visited_tiles(table, some.shape[3])
+        assert not (some & ~visited).any() and not (full & ~every).any()
+        if sharp:
+            assert torch.equal(visited.expand_as(some), some)
+            assert torch.equal(full.expand_as(some), every & some)
+    assert bool((by_query[1][..., 2] < 0).any()) == (name not in ("documents", "causal documents", "nothing"))
+
+
+def test_rows_too_long_to_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_classify, "LISTED", 0)
+    monkeypatch.setattr(triton_classify, "LISTED_IN_ROW", 3)
+    near = torch.zeros(90, 90, dtype=torch.bool)
+    near[3, [1, 50]] = near[20, [1, 30, 50, 80]] = True
+    parts: list[Part] = [listed(near=near)]
+    module = generated(parts, sizes=(16, 16), dtype=F32, blocks=(16, 16), descriptors=False)
+    counts = load(module.sources[0]).classify(*module.values, 2, 4, 2, 90, 90, torch.device("cpu"))[1]
+    assert counts[0, 0, :3].tolist() == [[0, 2, -1, 0], [0, 6, 0, 6], [0, 0, 0, 0]]
+    tensors = inputs(F32, 90, 90, 16, 16)
+    out, lse = module.forward(*tensors)
+    expected, expected_lse = oracle(parts, *tensors)
+    assert_close(out, expected, F32)
+    assert_close(lse, expected_lse, F32)
 
 
 def test_negative_and_zero_scales() -> None:

@@ -21,6 +21,19 @@ IDS = torch.tensor(
 )
 LENGTHS = torch.tensor([5, 17], dtype=torch.int32)
 VISIBLE = torch.arange(B * LKV).reshape(B, LKV) % 3 != 1
+SQUARES = VISIBLE[:, :10].reshape(4, 5)
+
+# Each token's subtree: a chain, and a prefix of 4 with three continuations, of which the last branches again.
+ENDS = torch.tensor([[LKV] * LKV, [LKV] * 4 + [7, 7, 7, 9, 9, LKV, LKV, 13, 13, LKV, LKV, LKV, LKV]])
+
+
+def draw(block: int, i: int) -> int:
+    """The block of keys that the hash gives."""
+    x = block * 2 + i + 5 * 7919
+    for factor in (0x5F0AAAD, 0xB35A2D9):
+        x = (x ^ x >> 15) * factor % 2**31
+    return (x ^ x >> 15) * math.ceil(LKV / 3) // 2**31
+
 
 Pair = Callable[[int, int, int], bool | torch.Tensor]  # batch, q, kv
 MASKS: dict[str, tuple[Part, Pair]] = {
@@ -42,7 +55,16 @@ MASKS: dict[str, tuple[Part, Pair]] = {
     "strided": (rg.strided(4), lambda b, q, k: 0 <= q - k < 4 or q - k in range(0, 100, 4)),
     "block_diagonal": (rg.block_diagonal(5), lambda b, q, k: math.floor(q / 5) == math.floor(k / 5)),
     "chunked_causal": (rg.chunked_causal(5), lambda b, q, k: math.floor(q / 5) * 5 <= k <= q),
+    "block_causal": (rg.block_causal(5), lambda b, q, k: k < (q // 5 + 1) * 5),
+    "random_blocks": (rg.random_blocks(3, 2, seed=5), lambda b, q, k: k // 3 in (draw(q // 3, 0), draw(q // 3, 1))),
+    "tree": (rg.tree(ENDS), lambda b, q, k: k <= q < int(ENDS[b, k])),
+    "tree shared": (rg.tree(ENDS[1]), lambda b, q, k: k <= q < int(ENDS[1, k])),
     "checkerboard": (rg.checkerboard(3), lambda b, q, k: q % 6 // 3 == k % 6 // 3),
+    "tiles": (rg.tiles(SQUARES, (5, 4)), lambda b, q, k: SQUARES[q // 5, k // 4]),
+    "tiles in a list": (
+        rg.tiles(torch.tensor([[1, 0, 1, 3], [0, 0, 2, 0]]), (5, 4), shape=(B, 1, 4, 5)),
+        lambda b, q, k: (b, q // 5, k // 4) in ((1, 1, 3), (0, 2, 0)),
+    ),
     "streaming": (
         rg.causal & (rg.sliding_window(3) | rg.sinks(2)),
         lambda b, q, k: k <= q and (q - k <= 3 or k < 2),
@@ -150,6 +172,18 @@ def test_text_reads_back(name: str) -> None:
     assert rg.parse(str(attn)) == attn
 
 
+def test_random_blocks_are_spread_evenly() -> None:
+    """Every block of keys is drawn about equally often, and seeds and neighbouring blocks differ."""
+    first, second = (
+        allowed_pairs([rg.random_blocks(1, 3, seed=seed)], (1, 1, 1, 600, 600))[0, 0] for seed in (0, 1)
+    )
+    assert first.sum(1).min() >= 1 and 2.97 < first.sum(1).float().mean() <= 3
+    assert first.sum(0).max() <= 13  # a Poisson variable of mean 3 exceeds 13 with a probability of 1e-6
+    for other in (second, first.roll(1, 0), first.mT):
+        assert (first & other).sum() < 40
+
+
+PLACES = torch.tensor([[2, 1], [0, 3], [2, 1]])
 FEW_BUCKETS = "`table` must have at least 4 buckets, an even number if bidirectional, got"
 untyped: Any = rg  # for values that a type checker refuses
 
@@ -173,7 +207,27 @@ untyped: Any = rg  # for values that a type checker refuses
         (lambda: rg.strided(0), "`stride` must be a whole number ≥ 1, got 0"),
         (lambda: rg.block_diagonal(0), "`size` must be a whole number ≥ 1, got 0"),
         (lambda: untyped.chunked_causal(2.0), "`size` must be a whole number ≥ 1, got 2.0"),
+        (lambda: rg.block_causal(0), "`size` must be a whole number ≥ 1, got 0"),
+        (lambda: rg.random_blocks(0, 3), "`size` must be a whole number ≥ 1, got 0"),
+        (lambda: rg.random_blocks(64, 0), "`count` must be a whole number ≥ 1, got 0"),
+        (lambda: rg.random_blocks(64, 3, seed=-1), "`seed` must be a whole number ≥ 0, got -1"),
+        (lambda: rg.tree(ENDS.float()), "`ends` must be a tensor of kind integer, got torch.float32"),
+        (lambda: rg.tree(ENDS[None]), "`ends` must have shape (B, S) or (S,), got (1, 2, 17)"),
         (lambda: rg.checkerboard(-1), "`size` must be a whole number ≥ 1, got -1"),
+        (
+            lambda: rg.tiles(PLACES),
+            "`blocks` of shape (3, 2) lists indices, so `shape` must say how many blocks there are along each of its "
+            "axes, got None",
+        ),
+        (lambda: rg.tiles(TABLE), "`blocks` must be a tensor of kind integer, got torch.float32"),
+        (
+            lambda: rg.tiles(VISIBLE[0]),
+            "`blocks` must have shape (rows, columns), (H, rows, columns) or (B, H, rows, columns), got (17,)",
+        ),
+        (lambda: rg.tiles(VISIBLE, 0), "`size` must be a whole number ≥ 1, got 0"),
+        (lambda: rg.tiles(VISIBLE, shape=(2, 17)), "`shape` is for a list of indices; a bool tensor has its own"),
+        (lambda: rg.tiles(PLACES, shape=(3, 3)), "block (0, 3) is out of range of (3, 3) blocks"),
+        (lambda: rg.tiles(PLACES, shape=(3, 4)), "block (2, 1) is listed twice"),
         (lambda: rg.alibi(), "alibi takes either `slopes` or `heads`"),
         (lambda: rg.alibi(SLOPES, heads=4), "alibi takes either `slopes` or `heads`"),
         (lambda: rg.alibi(heads=0), "`heads` must be a whole number ≥ 1, got 0"),

@@ -106,6 +106,17 @@ def test_sliding_tile_is_a_neighborhood_of_tiles() -> None:
     assert torch.equal(mask_of(part, 120), tiles[tile][:, tile])
 
 
+def test_halo_is_a_block_and_its_border() -> None:
+    sizes, block, border = (7, 10), (2, 4), (0, 3)
+
+    def keys(axis: int, y: int) -> set[int]:
+        first = y // block[axis] * block[axis]
+        return set(range(first - border[axis], first + block[axis] + border[axis]))
+
+    part = rg.halo(rg.grid(*sizes), block, border)
+    assert torch.equal(mask_of(part, 70), product(sizes, keys))
+
+
 GRID = rg.grid(6, 8)
 
 
@@ -150,6 +161,9 @@ LARGE = "is larger than the axis, which has"
         (lambda: rg.windows(GRID, 7), f"window 7 along axis 0 {LARGE} 6 tokens"),
         (lambda: rg.windows(GRID, 4, 4), "shift 4 along axis 0 must be less than the window, which has 4 tokens"),
         (lambda: rg.windows(GRID, 4, -1), "`shift` must be a whole number ≥ 0, got -1"),
+        (lambda: rg.halo(GRID, 7, 1), f"block 7 along axis 0 {LARGE} 6 tokens"),
+        (lambda: rg.halo(GRID, 0, 1), "`block` must be a whole number ≥ 1, got 0"),
+        (lambda: rg.halo(GRID, 2, (1, -1)), "`halo` must be a whole number ≥ 0, got -1"),
         (lambda: rg.axial(GRID, 2), "there is no axis 2 in grid(6, 8)"),
         (lambda: rg.sliding_tile(GRID, 2, 2), "window 2 along axis 0 must be an odd number of tiles"),
         (lambda: rg.sliding_tile(GRID, 5, 2), f"window 5 along axis 0 {LARGE} 3 tiles"),

@@ -51,6 +51,7 @@ VARIANTS: dict[str, tuple[int, Parts]] = {
     "strided neighbourhood": (540, lambda: (rg.neighborhood(IMAGE, 6, stride=(1, 4)),)),
     "causal neighbourhood": (540, lambda: (rg.neighborhood(IMAGE, 5, causal=(True, False)),)),
     "three axes": (480, lambda: (rg.neighborhood(VIDEO, (3, 5, 5)),)),
+    "halo": (540, lambda: (rg.halo(IMAGE, (4, 5), (2, 3)),)),
     "windows": (768, lambda: (rg.windows(WIDE, 8),)),
     "shifted windows": (540, lambda: (rg.windows(IMAGE, 7, shift=3),)),
     "columns": (540, lambda: (rg.axial(IMAGE, axis=0, causal=True),)),

@@ -148,6 +148,82 @@ def test_tables_follow_their_data() -> None:
     close(attn(*x), reference(*x))
 
 
+def test_warm_calls_follow_their_data() -> None:
+    attn, x = rg.attention(rg.causal(), _same), tensors(length=512)
+    ids = (torch.arange(512, device="cuda") // 100).int()
+    with torch.no_grad():
+        for step in range(40):
+            if step % 4 == 3:
+                ids.fill_(0).add_(torch.arange(512, device="cuda").int() // (20 + step))
+            if step % 10 == 9:
+                values = ids.flip(0)
+                del ids
+                ids = torch.empty(512, device="cuda", dtype=torch.int32).copy_(values)  # likely in the same memory
+            allowed = (ids[:, None] == ids) & torch.ones(512, 512, device="cuda", dtype=torch.bool).tril()
+            expected = torch.nn.functional.scaled_dot_product_attention(x[0], x[1], x[2], attn_mask=allowed)
+            close(attn(*x, ids=ids), expected)
+        assert attn._engine._recent._calls
+
+
+@rg.mask
+def _same(q: Any, kv: Any, ids: torch.Tensor) -> Any:
+    return ids[q] == ids[kv]
+
+
+def test_warm_calls_on_streams_threads_and_in_graphs() -> None:
+    ids = (torch.arange(512, device="cuda") // 100).int()
+    one = [t[:, :, :1] for t in tensors(length=2)]
+    cases = [
+        (rg.attention(rg.causal()), tensors(8, 16, 300, 128)),
+        (rg.attention(rg.causal(), rg.document(ids)), tensors(length=512)),
+        (rg.attention(rg.causal(), align="end"), [one[0], *tensors(length=9000)[1:]]),
+    ]
+
+    def same(attn: rg.Attention, x: list[Tensor], expected: Tensor) -> None:
+        for _ in range(20):
+            assert torch.equal(attn(*x), expected)
+
+    with torch.no_grad():
+        for attn, x in cases:
+            expected = attn(*x)
+            same(attn, x, expected)
+            assert attn._engine._recent._calls
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                same(attn, x, expected)
+            stream.synchronize()
+            failed: list[BaseException] = []
+            threads = [threading.Thread(target=_guarded, args=(failed, same, attn, x, expected)) for _ in range(3)]
+            for t in threads:
+                t.start()
+            for t in threads:
+                t.join()
+            assert failed == []
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                out = attn(*x)
+            for _ in range(3):
+                out.zero_()
+                graph.replay()
+                assert torch.equal(out, expected)
+            same(attn, x, expected)
+
+
+def _guarded(failed: list[BaseException], run: Any, *arguments: Any) -> None:
+    try:
+        with torch.no_grad():
+            run(*arguments)
+    except BaseException as error:  # a thread would only print it
+        failed.append(error)
+
+
+def test_a_scale_of_zero_has_no_gradients() -> None:
+    x = [t.requires_grad_() for t in tensors(8, 16, 512, 128)]
+    grad_query, grad_key, grad_value = torch.autograd.grad(rg.attention(rg.causal(), scale=0.0)(*x).sum(), x)
+    assert not grad_query.any() and not grad_key.any() and grad_value.any()
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_a_device_that_is_not_the_current_one() -> None:
     torch.cuda.set_device(0)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 import regard as rg
+from oracle import allowed_pairs
+from regard.dsl import Part
 from regard.ir.tiles.count import tile_counts
 
 
@@ -39,8 +41,9 @@ def test_report_reads_well() -> None:
         "closed form: the kernel computes the ranges below; nothing is stored, whatever the length",
         "keys that some of them pair with  [first - window + 1, last + 1) or [0, min(sinks, last + 1))",
         "q >= kv: closed form; key range [0, last + 1), full in [0, first + 1)  (test_explain.py:",
-        "rows may be empty (they give 0)",
-        "bias[head, q - kv]: guarded load; q - kv may lie outside",
+        "keys of a tile: up to 2 runs",
+        "no row of this call is empty: every query may attend to the key at its own position",
+        "bias[head, q - kv]: guarded load; q - kv is 0 to 332 for allowed pairs, inside of 999 elements; pairs that",
         "Kernels for cpu, f32, head size 64",
         "forward: PyTorch program over tiles, repeatable bit by bit\n    tiles of",
         "Counts for batch 2, 4 heads, 333 queries × 333 keys",
@@ -99,6 +102,95 @@ def test_without_inputs_there_are_no_counts() -> None:
     report = rg.attention(rg.causal).explain()
     assert report.counts is None
     assert "give query, key and value, or their shapes" in str(report)
+
+
+def test_rows_of_a_call_are_looked_at() -> None:
+    """A window holds the query's own key, if it reaches back at all and there is such a key."""
+    window = rg.attention(rg.sliding_window(5))
+    own = "no row of this call is empty: every query may attend to the key at its own position"
+    assert own in str(window.explain(SHAPE))
+    fewer_keys = window.explain((1, 1, 40, 16), (1, 1, 20, 16), (1, 1, 20, 16))
+    assert own not in str(fewer_keys) and "rows may be empty (they give 0)" in str(fewer_keys)
+    assert own not in str(rg.attention(rg.padding(torch.tensor([300, 333]))).explain(SHAPE))
+    past = rg.attention(rg.causal & ~rg.sliding_window(0))
+    assert "rows may be empty" in str(past.explain(SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("part", "sees"),
+    [
+        (rg.neighborhood(rg.grid(9, 37), (3, 5), (1, 2)), True),
+        (rg.windows(rg.grid(9, 37), 4, 2), True),
+        (rg.dilated(3) & ~rg.sliding_window(0), False),
+        (rg.strided(7), True),
+        (rg.document(torch.arange(333)[None] // 50), True),
+        (rg.key_mask(torch.arange(333)[None] != 40), False),
+        (rg.random_blocks(64, 1), False),
+    ],
+)
+@pytest.mark.parametrize("target", ["cpu", "sm_90"])
+def test_queries_that_see_themselves(part: Part, sees: bool, target: str) -> None:
+    counts = rg.attention(part).explain((1, 2, 333, 16), target=target).counts
+    assert counts.sees_itself == sees == bool(allowed_pairs([part], (1, 2, 2, 333, 333)).diagonal(0, 2, 3).all())
+
+
+def test_contiguity() -> None:
+    def said(part: Part, target: str = "cpu") -> str:
+        return str(rg.attention(part).explain(target=target))
+
+    assert "keys of a tile: one run, without holes" in said(rg.sliding_window(5))
+    assert "proved for all lengths below 2**28 and integer parameters within ±2**30" in said(rg.sliding_window(5))
+    assert "proved for all lengths below 2**28 that fit the grid" in said(rg.axial(rg.grid(4, 8), 0))
+    assert "keys of a tile: up to 2 runs" in said(rg.sliding_window(5) | rg.sinks(3))
+    assert "keys of a tile: tiles in any places, as listed" in said(rg.document())
+    assert "keys of a box: up to 2 boxes" in said(rg.strided(8))
+
+
+def test_bounds_of_indices() -> None:
+    def reads(length: int, size: int, part: Part = rg.causal) -> list[str]:
+        @rg.score
+        def by_distance(s, q, kv, head, bias):  # type: ignore[no-untyped-def]
+            return s + bias[head, q - kv]
+
+        attn = rg.attention(part, by_distance(bias=torch.zeros(4, size)))
+        return [str(x) for x in attn.explain((2, 4, length, 16)).reads]
+
+    assert "q - kv is 0 to 99 for allowed pairs, inside of 100 elements" in reads(100, 100)[0]
+    assert "q - kv is 0 to 99 for allowed pairs, OUTSIDE of 99 elements" in reads(100, 99)[0]
+    assert "q - kv is -99 to 99 for allowed pairs" in reads(100, 100, rg.full)[0]
+    assert "q - kv is -1999 to 1999 at most, perhaps outside of 500 elements" in reads(2000, 500)[0]
+    assert "q - kv is -1999 to 1999 at most, inside of 2000 elements" in reads(2000, 2000)[0]
+
+
+def test_atoms_that_intervals_cannot_decide_say_so() -> None:
+    @rg.mask
+    def near(q, kv, place, angle):  # type: ignore[no-untyped-def]
+        return abs(place[q] - place[kv]) <= angle
+
+    @rg.mask
+    def product(q, kv, place, angle):  # type: ignore[no-untyped-def]
+        return place[q] * place[kv] <= angle
+
+    decided = "interval; reads place by query and by key: decided per tile pair from minima and maxima"
+    for part, dtype, verdict in (
+        (product, torch.float32, "partial; reads place by query and by key: products and functions of floats"),
+        (near, torch.int64, "partial; reads place by query and by key: sums of 64-bit integers may wrap"),
+        (near, torch.int32, decided),
+        (near, torch.float32, decided),
+    ):
+        angle = 1.5 if dtype.is_floating_point else 1
+        attn = rg.attention(part(place=torch.arange(333, dtype=dtype), angle=angle))
+        report = attn.explain(SHAPE, target="sm_90")
+        assert verdict in str(report)
+        assert report.plan.method == ("classified" if verdict == decided else "exact")
+        assert report.counts.tiles.empty > 0
+        assert report.counts.pairs.pairs <= report.counts.tiles.tile_pairs
+
+
+def test_long_formulas_are_cut() -> None:
+    report = str(rg.attention(rg.random_blocks(64, 3)).explain(SHAPE).text(with_variant=False))
+    assert max(map(len, report.splitlines())) <= 610
+    assert 'characters; attn.ir("plan") has all)' in report
 
 
 def test_rows_that_cannot_be_empty_say_why() -> None:

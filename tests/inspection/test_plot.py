@@ -129,6 +129,31 @@ def test_boxes_stay_readable_at_any_length(length: int) -> None:
     assert 16 <= max(classes.shape) <= 128
 
 
+def test_of_many_classes_the_first_are_drawn() -> None:
+    """A quarter of a million windows: as many rows as can be told apart, and what they are is said."""
+    figure = rg.attention(rg.windows(rg.grid(1024, 1024), 2)).plot((1, 1, 2**20, 64))
+    (classes,) = drawn(figure)
+    assert 128 <= len(classes) <= 512 and (classes == 2 * np.eye(len(classes), dtype=int)).all()
+    assert f"{len(classes)} of 262,144 classes" in figure.axes[0].get_ylabel()
+
+
+def test_notebooks_show_it_inline() -> None:
+    figure: Any = rg.attention(rg.causal).plot((1, 1, 64, 64))
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_long_titles_are_cut() -> None:
+    title = rg.attention(rg.random_blocks(16, 8)).plot((1, 1, 64, 64)).get_suptitle()
+    assert len(title.splitlines()) <= 18 and title.endswith("…")
+
+
+def test_lines_part_classes() -> None:
+    figure = rg.attention(rg.causal, rg.dilated(4)).plot((1, 1, 64, 64), boxes=True, tile=4)
+    (axes,) = figure.axes
+    across = [y for y, end in (line.get_ydata() for line in axes.lines) if y == end]
+    assert sorted(across) == [4, 8, 12]
+
+
 def test_runs_of_positions_have_no_boxes_to_draw() -> None:
     with pytest.raises(rg.ArgumentError, match="neither coordinates nor classes"):
         rg.attention(rg.causal).plot((1, 1, 64, 64), boxes=True)

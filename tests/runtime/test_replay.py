@@ -17,11 +17,12 @@ from torch import Tensor
 
 import regard as rg
 from regard.runtime import counters, engine
+from regard.runtime.bounded import Bounded
 from replays import TensorMap, inputs, kept, with_names
 
 triton = pytest.importorskip("triton")
 
-from regard.runtime import direct, replay  # noqa: E402  (they import triton)
+from regard.runtime import direct  # noqa: E402  (they import triton)
 
 
 @pytest.fixture(autouse=True)
@@ -53,10 +54,12 @@ CASES: dict[str, tuple[Callable[[], rg.Attention], Callable[[], list[Tensor]], i
 def test_a_replay_passes_what_the_module_passes(launches: list[tuple[Any, ...]], way: str, case: str) -> None:
     make, tensors, count = CASES[case]
     attn, x = make(), tensors()
-    seen = []
+    seen: list[list[list[Any]]] = []
     for _ in range(4):
         launches.clear()
         out, aux = attn(*x, aux=("lse",))
+        if case == "documents" and not seen:
+            del launches[:2]  # the table of tiles, which is kept
         assert len(launches) == count
         names = dict(zip(("query", "key", "value", "out", "lse"), (*x, out, aux.lse), strict=True))
         seen.append(with_names(launches, names))
@@ -267,7 +270,7 @@ def test_each_thread_launches_with_its_own_tensors(launches: list[tuple[Any, ...
 
 
 def test_counters_are_handed_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counters, "_blocks", {})
+    monkeypatch.setattr(counters, "_blocks", Bounded(4))
     monkeypatch.setattr(counters, "_COUNT", 50)
     cpu, taken = torch.device("cpu"), []
 
@@ -285,7 +288,3 @@ def test_counters_are_handed_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for address, memory in taken:
         assert address % 16 == 0 and 0 <= address - memory.data_ptr() < memory.nbytes
         assert not memory.any()
-
-
-def test_which_tensors_are_unaligned() -> None:
-    assert replay._unaligned([64, 72, 80, 4]) == 0b1010

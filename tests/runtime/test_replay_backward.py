@@ -103,6 +103,8 @@ def test_a_replay_passes_what_the_module_passes(launches: list[tuple[Any, ...]],
         launches.clear()
         with no_runs(attn) if n > 1 else nullcontext():
             names, _ = backward(attn, x, grad_out, grad_lse)
+        if case == "documents" and n == 0:
+            del launches[:2], launches[1:5]  # the tables of tiles of both passes, which are kept
         assert len(launches) == 1 + count
         seen.append(with_names(launches, names))
     assert seen == [seen[0]] * 4

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import regard as rg
 from regard.runtime import tables
+from regard.runtime.tables import Kept
 
 CPU = torch.device("cpu")
 
@@ -26,14 +27,19 @@ class Classify:
     def __init__(self) -> None:
         self.calls = 0
 
-    def __call__(self) -> int:
+    def __call__(self) -> tuple[Tensor, Tensor]:
         self.calls += 1
-        return self.calls
+        return torch.tensor(self.calls), torch.zeros(1)
+
+
+def number(tables: Kept) -> int:
+    """At which call they were made."""
+    return int(tables.flat[0])
 
 
 def test_the_same_data_is_classified_once() -> None:
     data, classify = torch.zeros(3), Classify()
-    assert [tables.tiles(("causal", 7), [data], CPU, classify) for _ in range(3)] == [1, 1, 1]
+    assert [number(tables.tiles(("causal", 7), [data], CPU, classify)) for _ in range(3)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -48,9 +54,11 @@ def test_the_same_data_is_classified_once() -> None:
 )
 def test_changed_data_is_classified_again(change: Callable[[Tensor], object]) -> None:
     data, classify = torch.zeros(3), Classify()
-    tables.tiles(("causal",), [data], CPU, classify)
+    before = tables.tiles(("causal",), [data], CPU, classify)
+    assert before.serves([data], CPU)
     change(data)
-    assert tables.tiles(("causal",), [data], CPU, classify) == 2
+    assert not before.serves([data], CPU)
+    assert number(tables.tiles(("causal",), [data], CPU, classify)) == 2
 
 
 def test_other_facts_and_other_tensors_are_classified_apart() -> None:
@@ -59,6 +67,7 @@ def test_other_facts_and_other_tensors_are_classified_apart() -> None:
     tables.tiles(("causal", 8), [data], CPU, classify)
     tables.tiles(("causal", 7), [data.clone()], CPU, classify)
     assert classify.calls == 3
+    assert not tables.tiles(("causal", 7), [data], CPU, classify).serves([data.clone()], CPU)
 
 
 def test_tables_die_with_their_data() -> None:

@@ -13,7 +13,8 @@ from regard.ir.parser import parse_variant
 from regard.ir.passes import run_pipeline
 from regard.ir.tiles import TilePlan, make_plan
 from regard.ir.tiles.box_choice import choose_boxes
-from regard.ir.tiles.box_count import box_map, count_boxes, count_pairs, is_countable
+from regard.ir.tiles.box_count import count_boxes, count_pairs, is_countable
+from regard.ir.tiles.box_map import box_map
 from regard.ir.tiles.count import box_counts, pair_count
 from regard.ir.tiles.numeric import Sizes
 from regard.ir.tiles.plan import BoxTerm
@@ -129,7 +130,7 @@ def test_maps_of_boxes_hold_the_mask(name: str) -> None:
     sizes = Sizes(1, 1, 1, call.q_len, call.kv_len)
     for term in (t for t in plan.boxes if is_countable(t, sizes, call.values)):
         sides = (2,) * len(term.axes)
-        classes = box_map(term, sides, sides, sizes, call.values)[0, 0]
+        classes = box_map(term, sides, sides, sizes, call.values, most=10**6).tiles[0, 0]
         rows, columns = (_places(term, position, call) for position in ("q", "kv"))
         found = classes[rows[:, None], columns]
         allowed = call.allowed(term.mask)[-len(rows) :, -len(columns) :]

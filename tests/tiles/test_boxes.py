@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from boxes import ANY, EXACT, IMAGE, Call, Position, X, Y, along, calls, every, plan_of, product_of_axes
 from regard.ir.nodes import Expr
 from regard.ir.passes import run_pipeline
 from regard.ir.tiles import make_plan
+from regard.ir.tiles.count import pair_count
+from regard.ir.tiles.numeric import Sizes
 from regard.ir.tiles.plan import TilePlan
 from regard.ir.traverse import rewrite
 from regard.ir.variant import Variant
@@ -132,17 +136,40 @@ def sizes(grid: tuple[int, ...]) -> str:
     return ", ".join(map(str, grid))
 
 
-@given(st.data(), st.sampled_from(tuple(GRIDS)))
-def test_random_masks_are_never_decided_wrongly(data: st.DataObject, grid: tuple[int, ...]) -> None:
+def decided(data: st.DataObject, grid: tuple[int, ...]) -> float | None:
+    """Checks a random mask on a random call; the share of pairs that it decides, None where it has no boxes."""
     keep = data.draw(predicates(grid))
     lengths = (int(np.prod(grid)), int(np.prod(GRIDS[grid]))) if grid else (data.draw(st.sampled_from((31, 24))), 29)
     if data.draw(st.booleans()):  # after two other tokens
         later = keep.replace("coordinate(q,", "coordinate(q - 2,").replace("coordinate(kv,", "coordinate(kv - 2,")
         keep, lengths = f"q >= 2 and kv >= 2 and ({later})", (lengths[0] + 2, lengths[1] + 2)
     plan, v = plan_of(keep, "n: int")
-    if not plan.boxes:
-        return
-    check(plan, v.mask, Call(*lengths, {"n": data.draw(st.integers(-3, 9))}), data.draw(st.sampled_from((2, 3, 4))))
+    call = Call(*lengths, {"n": data.draw(st.integers(-3, 9))})
+    counted, pairs = pair_count(plan, Sizes(1, 1, 1, *lengths), call.values), int(call.allowed(v.mask).sum())
+    assert counted.pairs == pairs if counted.exact else counted.pairs >= pairs
+    return check(plan, v.mask, call, data.draw(st.sampled_from((2, 3, 4)))) if plan.boxes else None
+
+
+@given(st.data(), st.sampled_from(tuple(GRIDS)))
+def test_random_masks_are_never_decided_wrongly(data: st.DataObject, grid: tuple[int, ...]) -> None:
+    decided(data, grid)
+
+
+def test_random_masks_are_sharply_decided() -> None:
+    """The share of random masks that have boxes, and of pairs that these decide, stay where they were."""
+    shares: list[float | None] = []
+
+    @settings(max_examples=150, derandomize=True, database=None, phases=[Phase.generate])
+    @given(st.data(), st.sampled_from(tuple(GRIDS)))
+    def collect(data: st.DataObject, grid: tuple[int, ...]) -> None:
+        shares.append(decided(data, grid))
+
+    collect()
+    of_boxes = [share for share in shares if share is not None]
+    found = {"masks with boxes": len(of_boxes) / len(shares), "pairs of boxes": float(np.mean(of_boxes))}
+    print(found)
+    least = json.loads(Path(__file__).with_name("sharpness.json").read_text())
+    assert all(share >= least[name] for name, share in found.items()), "the analysis lost precision"
 
 
 @pytest.mark.parametrize(

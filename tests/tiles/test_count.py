@@ -72,7 +72,7 @@ def test_empty_problems_have_no_pairs(keep: str, shape: tuple[int, ...]) -> None
 def test_work_of_one_call() -> None:
     """B 2, H 4, Hkv 2, Lq 3, Lkv 5, D 16, Dv 32, two bytes an element, everything allowed."""
     plan, sizes = plan_of("true"), Sizes(2, 4, 2, 3, 5)
-    cost = work(plan, sizes, {}, tile_counts(plan, sizes, {}, 4, 8), 16, 32, 2)
+    cost = work(pair_count(plan, sizes, {}), sizes, {}, tile_counts(plan, sizes, {}, 4, 8), 16, 32, 2)
     pairs, queries, keys = 2 * 4 * 3 * 5, 2 * 4 * 3, 2 * 2 * 5
     assert cost.forward_flops == pairs * 96
     assert cost.backward_flops == pairs * 240

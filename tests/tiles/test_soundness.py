@@ -23,6 +23,8 @@ from regard.ir.interpret import evaluate
 from regard.ir.nodes import BinaryOp, Expr, Load, Param, Reduction
 from regard.ir.passes import run_pipeline
 from regard.ir.tiles import Interval, Ranges, TilePlan, make_plan
+from regard.ir.tiles.count import pair_count
+from regard.ir.tiles.numeric import Sizes
 from regard.ir.traverse import loads, walk
 from regard.ir.types import BOOL, F32, I32, BufferType
 from regard.ir.variant import BufferParameter, Parameter, ScalarParameter, Variant
@@ -67,6 +69,7 @@ comparisons: st.SearchStrategy[BinaryOp] = st.sampled_from(("lt", "le", "gt", "g
 differences: st.SearchStrategy[BinaryOp] = st.sampled_from(("xor", "eq", "ne"))
 orders: st.SearchStrategy[BinaryOp] = st.sampled_from(("lt", "le", "gt", "ge"))
 leaves: tuple[Expr, ...] = (Param("n", I32), Param("m", I32), read("windows", head), read("lengths", batch))
+floats = (build.const(0.0), build.const(0.5), build.const(-1.0), build.cast(Param("n", I32), F32))
 free: st.SearchStrategy[Expr] = st.one_of(small.map(build.const), st.sampled_from(leaves))
 
 
@@ -105,9 +108,13 @@ def atoms(draw: st.DrawFn) -> Expr:
         "kept": lambda: read("keep", batch, kv),
         "until": lambda: binary("lt", kv, read("ends", q)),
         "weight": lambda: binary(draw(orders), read("weights", q), read("weights", kv)),
+        "apart": lambda: (lambda gap: binary(draw(orders), build.unary("abs", gap), draw(st.sampled_from(floats))))(
+            binary(draw(st.sampled_from(("add", "sub", "min", "max"))), read("weights", q), read("weights", kv))
+        ),
         "pair": lambda: read("pairs", q, kv),
     }
-    return shapes[draw(st.sampled_from(("order", "distance", "window", "window", "residue", "block", *shapes)))]()
+    often = ("order", "distance", "window", "window", "residue", "block", "block", "any")
+    return shapes[draw(st.sampled_from((*often, *shapes)))]()
 
 
 def compound(inner: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
@@ -243,6 +250,8 @@ def test_every_claim_holds_for_any_lengths_and_values(mask: Expr, first: Call, s
         assert not ((claimed == 2) & (true != 2)).any(), "a tile with a forbidden pair was called full"
         if plan.rows_never_empty:
             assert keep.any(-1).all()
+        counted = pair_count(plan, Sizes(2, 2, 1, call.q_len, call.kv_len), call.values)
+        assert counted.pairs == keep.sum() if counted.exact else counted.pairs >= keep.sum()
 
 
 def features(mask: Expr) -> set[str]:

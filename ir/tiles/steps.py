@@ -1,0 +1,70 @@
+"""Conditions that only depend on the block in which each position lies, such as a table of blocks.
+
+Such a condition is decided for a pair of tiles by looking at one position of every block that a tile touches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..nodes import Binary, Const, Expr, Index
+from ..symbolic import linear
+from ..traverse import children
+
+# Shorter blocks would take nearly as many looks as there are positions.
+SHORTEST = 16
+
+
+def steps(e: Expr) -> tuple[int, int] | None:
+    """How long the blocks of queries and of keys are; None where ``e`` depends on positions in any other way.
+
+    >>> from regard.ir.build import binary, const, index
+    >>> q, kv = (binary("floordiv", index(x), const(64)) for x in ("q", "kv"))
+    >>> steps(binary("eq", q, kv)), steps(binary("eq", q, index("kv")))
+    ((64, 64), None)
+    """
+    lengths = []
+    for axis in ("q", "kv"):
+        found = set(_quotients(e, axis))
+        if len(found) != 1:
+            return None
+        (quotient,) = found
+        if quotient is None:
+            return None
+        lengths.append(int(quotient.b.value))  # type: ignore[union-attr]
+    return lengths[0], lengths[1]
+
+
+def looks(block: int, step: int) -> tuple[int, ...]:
+    """Offsets in a tile of ``block`` positions of which one lies in every block of ``step`` that it touches.
+
+    >>> looks(128, 64), looks(64, 128), looks(1, 16)
+    ((0, 64, 127), (0, 63), (0,))
+    """
+    return tuple(dict.fromkeys((*range(0, block, step), block - 1)))
+
+
+def _quotients(e: Expr, axis: str) -> Iterator[Binary | None]:
+    """The outermost ``(position + …) // length`` in ``e``, and None for a position that is read otherwise."""
+    match e:
+        case Index(name=name) if name == axis:
+            yield None
+        case Binary(op="floordiv", a=a, b=Const(value=n)) if n >= SHORTEST and _is_shifted(a, axis):
+            yield e
+        case _:
+            for x in children(e):
+                yield from _quotients(x, axis)
+
+
+def _is_shifted(e: Expr, axis: str) -> bool:
+    """Whether ``e`` is the position plus what depends on no position."""
+    moving = [t for t in linear(e).terms if any(_mentions_position(x) for x in t[0])]
+    return len(moving) == 1 and moving[0][1] == 1 and len(moving[0][0]) == 1 and _is_position(moving[0][0][0], axis)
+
+
+def _is_position(e: Expr, axis: str) -> bool:
+    return isinstance(e, Index) and e.name == axis
+
+
+def _mentions_position(e: Expr) -> bool:
+    return _is_position(e, "q") or _is_position(e, "kv") or any(_mentions_position(x) for x in children(e))

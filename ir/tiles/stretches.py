@@ -1,0 +1,192 @@
+"""Stretches of rows along which the ends of intervals move evenly, so that a million rows are summed by a few of them.
+
+An integer expression of the row is a piecewise linear function as long as it is made of sums, minima, maxima, choices,
+and quotients and remainders by constants. Where all ends of a union are linear and keep their order, the number of keys
+of a row is linear too: its sum over a stretch is known from the first and the last row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from ..interpret import evaluate
+from ..nodes import COMPARISONS, TILE_NAMES, Binary, Cast, Expr, Index, Select, Unary
+from ..traverse import index_names
+from .numeric import Array, Values
+from .plan import Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """A function of the rows 0 … ``rows``: from ``starts[i]`` on ``values[i]``, growing by ``slopes[i]`` a row."""
+
+    rows: int
+    starts: Array
+    values: Array
+    slopes: Array
+
+    @property
+    def lengths(self) -> Array:
+        return np.diff(self.starts, append=self.rows)
+
+    def cut(self, starts: Array) -> Pieces:
+        """The same function in pieces that begin at ``starts``, which have those of this one among them."""
+        at = np.searchsorted(self.starts, starts, "right") - 1
+        values = self.values[at] + self.slopes[at] * (starts - self.starts[at])
+        return Pieces(self.rows, starts, values, self.slopes[at])
+
+
+def stretches(union: Sequence[Interval], low: int, high: int, first: int, rows: int, env: Values) -> Array | None:
+    """The first rows of stretches of the ``rows`` rows from ``first`` on, for positions in ``[low, high)``.
+
+    ``env`` has a number for every name but the row's, which is both ends of its tile. None where the ends are not
+    piecewise linear, or in too many pieces for this to help.
+    """
+    starts = np.zeros(1, np.int64)
+    floor, ceiling = _constant(low, rows), _constant(max(low, high), rows)
+    row = Pieces(rows, *(np.array([x]) for x in (0, first, 1)))
+    found = [_pieces(e, row, env) for i in union for e in (i.start, i.stop)]
+    ends = [_extreme(_extreme(p, floor, "max"), ceiling, "min") for p in found if p is not None]
+    if len(ends) < len(found):
+        return None
+    for p in (*ends, *(_apart(a, b)[0] for a, b in combinations(ends, 2))):
+        starts = np.union1d(starts, p.starts)
+    return first + starts if len(starts) <= max(rows // 8, 64) else None
+
+
+def always(condition: Expr, rows: int, env: Values) -> bool | None:
+    """Whether ``condition`` of the row holds for all rows from 0 on; None where it is not made of linear pieces."""
+    found = _pieces(condition, Pieces(rows, *(np.array([x]) for x in (0, 0, 1))), env)
+    return None if found is None else bool((found.values != 0).all())
+
+
+def _pieces(e: Expr, row: Pieces, env: Values) -> Pieces | None:
+    """``e`` as a function of the row; booleans are 0 and 1."""
+    if not index_names(e) & set(TILE_NAMES):
+        value = np.asarray(evaluate(e, env))
+        return _constant(int(value.item()), row.rows) if value.size == 1 and value.dtype.kind in "bi" else None
+    match e:
+        case Index():
+            return row
+        case Cast(x=x) if e.type.is_integer:
+            return _pieces(x, row, env)
+        case Unary(op=op, x=x):
+            a = _pieces(x, row, env)
+            return None if a is None else _unary(op, a)
+        case Select(condition=c, a=x, b=y):
+            parts = [p for p in (_pieces(p, row, env) for p in (c, x, y)) if p is not None]
+            if len(parts) < 3:
+                return None
+            condition, a, b = _aligned(*parts)
+            chosen = condition.values != 0
+            values, slopes = np.where(chosen, a.values, b.values), np.where(chosen, a.slopes, b.slopes)
+            return Pieces(row.rows, a.starts, values, slopes)
+        case Binary(op=op, a=x, b=y):
+            first, second = _pieces(x, row, env), _pieces(y, row, env)
+            return None if first is None or second is None else _binary(op, first, second)
+        case _:
+            return None
+
+
+def _unary(op: str, a: Pieces) -> Pieces | None:
+    negative = Pieces(a.rows, a.starts, -a.values, -a.slopes)
+    match op:
+        case "neg":
+            return negative
+        case "abs":
+            return _extreme(a, negative, "max")
+        case "not":
+            return Pieces(a.rows, a.starts, 1 - a.values, a.slopes)
+        case _:
+            return None
+
+
+def _binary(op: str, a: Pieces, b: Pieces) -> Pieces | None:
+    match op:
+        case "add" | "sub":
+            a, b = _aligned(a, b)
+            sign = 1 if op == "add" else -1
+            return Pieces(a.rows, a.starts, a.values + sign * b.values, a.slopes + sign * b.slopes)
+        case "mul":
+            a, b = _aligned(a, b)
+            if ((a.slopes != 0) & (b.slopes != 0)).any():
+                return None
+            return Pieces(a.rows, a.starts, a.values * b.values, a.slopes * b.values + a.values * b.slopes)
+        case "min" | "max":
+            return _extreme(a, b, op)
+        case "floordiv" | "mod":
+            if len(b.starts) > 1 or b.slopes[0] or b.values[0] <= 0:
+                return None
+            quotient = _quotient(a, int(b.values[0]))
+            if quotient is None or op == "floordiv":
+                return quotient
+            whole = Pieces(a.rows, quotient.starts, *(int(b.values[0]) * x for x in (quotient.values, quotient.slopes)))
+            return _binary("sub", a, whole)
+        case "and" | "or":
+            a, b = _aligned(a, b)
+            both = np.minimum(a.values, b.values) if op == "and" else np.maximum(a.values, b.values)
+            return Pieces(a.rows, a.starts, both, a.slopes)
+        case _ if op in COMPARISONS:
+            a, b = _apart(a, b)
+            said = {
+                "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
+                "eq": np.equal, "ne": np.not_equal,
+            }[op](a.values, b.values)  # fmt: skip
+            return Pieces(a.rows, a.starts, said.astype(np.int64), np.zeros_like(a.starts))
+        case _:
+            return None
+
+
+def _constant(value: int, rows: int) -> Pieces:
+    return Pieces(rows, *(np.array([x]) for x in (0, value, 0)))
+
+
+def _aligned(*parts: Pieces) -> tuple[Pieces, ...]:
+    starts = np.unique(np.concatenate([p.starts for p in parts]))
+    return tuple(p.cut(starts) for p in parts)
+
+
+def _apart(a: Pieces, b: Pieces) -> tuple[Pieces, Pieces]:
+    """Both in pieces along which one is always below, at, or above the other."""
+    a, b = _aligned(a, b)
+    apart, slope = a.values - b.values, a.slopes - b.slopes
+    # Towards each other, or from a common point on: where they meet, and the row after.
+    sign = np.where(apart != 0, np.sign(apart), -np.sign(slope))
+    apart, slope = apart * sign, -slope * sign
+    with np.errstate(divide="ignore", invalid="ignore"):
+        meet = np.where(slope > 0, -(-apart // np.maximum(slope, 1)), 0)
+        beyond = np.where(slope > 0, apart // np.maximum(slope, 1) + 1, 0)
+    inside = [a.starts[(t > 0) & (t < a.lengths)] + t[(t > 0) & (t < a.lengths)] for t in (meet, beyond)]
+    starts = np.unique(np.concatenate([a.starts, *inside]))
+    return a.cut(starts), b.cut(starts)
+
+
+def _extreme(a: Pieces, b: Pieces, op: str) -> Pieces:
+    a, b = _apart(a, b)
+    middle = a.values * 2 + a.slopes * (a.lengths - 1) <= b.values * 2 + b.slopes * (b.lengths - 1)
+    first = middle if op == "min" else ~middle
+    return Pieces(a.rows, a.starts, np.where(first, a.values, b.values), np.where(first, a.slopes, b.slopes))
+
+
+def _quotient(a: Pieces, divisor: int) -> Pieces | None:
+    """``a // divisor``: linear where the divisor divides the slope, else steps, which must be of a row or more."""
+    even = a.slopes % divisor == 0
+    if (~even & (abs(a.slopes) >= divisor)).any():
+        return None
+    first, last = a.values // divisor, (a.values + a.slopes * (a.lengths - 1)) // divisor
+    steps = np.where(even, 0, abs(last - first))
+    if steps.sum() > a.rows // 8:
+        return None
+    piece = np.repeat(np.arange(len(steps)), steps + 1)
+    step = np.arange(len(piece)) - np.repeat(np.cumsum(steps + 1) - steps - 1, steps + 1)
+    value, slope = a.values[piece], np.where(even, 0, a.slopes)[piece]
+    level = first[piece] + np.sign(slope) * step
+    # The first row at which the value has come to the level: from below to its foot, from above under its top.
+    upwards = -(-(level * divisor - value) // np.maximum(slope, 1))
+    downwards = (value - (level + 1) * divisor) // np.maximum(-slope, 1) + 1
+    offset = np.where(step == 0, 0, np.where(slope > 0, upwards, downwards))
+    return Pieces(a.rows, a.starts[piece] + offset, level, np.where(even, a.slopes // divisor, 0)[piece])

@@ -1,0 +1,117 @@
+"""Tuned schedules: what is kept, what is asked for, what a search may choose from. tests/gpu has the search itself."""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import regard as rg
+from regard import UnsupportedError
+from regard.codegen.defaults import default_schedule
+from regard.codegen.schedule import Problem, Schedule, Target
+from regard.codegen.skeletons import Pinned, alternatives
+from regard.runtime import compile, tuned, tuning
+from regard.runtime.compile import Request
+
+H100 = Target("cuda", 90)
+GPU = torch.device("cuda", 0)
+REQUEST = Request(rg.attention(rg.causal()).variant, Problem("bf16", 128, 128), H100, "forward", fills_gpu=True)
+FOUND = Pinned("triton", Schedule(32, 64, num_warps=8, grad_query=Schedule(64, 16, reverse=True)))
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The name of one, which is all that keeping schedules asks it for, and an empty cache."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setenv("REGARD_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tuned, "_found", {})
+
+
+def test_what_was_found_serves_later_processes(on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tuned.tuned(REQUEST, GPU) is REQUEST
+    tuned.remember(REQUEST, GPU, FOUND)
+    for _ in range(2):
+        assert tuned.lookup(REQUEST, GPU) == FOUND
+        monkeypatch.setattr(tuned, "_found", {})  # as in another process
+    assert tuned.tuned(REQUEST, GPU) == replace(
+        REQUEST, schedule=FOUND.schedule, skeleton=FOUND.skeleton, fills_gpu=False
+    )
+
+
+def test_a_later_search_replaces_what_was_found(on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Pinned("gluon", Schedule(128, 64))
+    tuned.remember(REQUEST, GPU, FOUND)
+    tuned.remember(REQUEST, GPU, other)
+    monkeypatch.setattr(tuned, "_found", {})
+    assert tuned.lookup(REQUEST, GPU) == other
+
+
+def test_what_was_found_is_for_one_program_on_one_kind_of_gpu(on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned.remember(REQUEST, GPU, FOUND)
+    for request in (
+        replace(REQUEST, fills_gpu=False),
+        replace(REQUEST, problem=Problem("f16", 128, 128)),
+        replace(REQUEST, variant=rg.attention(rg.full()).variant),
+        replace(REQUEST, schedule=Schedule(64, 64)),  # somebody wants this one
+    ):
+        assert tuned.tuned(request, GPU) is request
+    assert tuned.tuned(REQUEST, torch.device("cpu")) is REQUEST
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another GPU")
+    assert tuned.tuned(REQUEST, GPU) is REQUEST
+
+
+def test_a_pinned_skeleton_is_generated_though_another_would_be_chosen() -> None:
+    assert compile.generate(REQUEST).choice.skeleton == "gluon"
+    pinned = compile.generate(replace(REQUEST, skeleton="triton", schedule=Schedule(64, 32, descriptors=True)))
+    assert (pinned.choice.skeleton, pinned.schedule.block_n) == ("triton", 32)
+    assert "gluon" not in pinned.source.text
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_both_skeletons_are_candidates(direction) -> None:
+    request = replace(REQUEST, direction=direction)
+    plan = compile.plan_for(request)
+    found = alternatives(plan, request.problem, H100, direction)
+    assert found[0] == Pinned("triton", default_schedule(plan, request.problem, H100, direction))
+    assert {x.skeleton for x in found} == {"triton", "gluon"}
+    assert len(set(found)) == len(found) > 10
+    chosen = compile.generate(request)
+    assert Pinned(chosen.choice.skeleton, chosen.schedule) in found
+
+
+def test_results_agree_up_to_rounding() -> None:
+    torch.manual_seed(0)
+    exact = torch.randn(1000).bfloat16()
+    lse = torch.tensor([1.0, -torch.inf])
+    near = exact * (1 + torch.finfo(torch.bfloat16).eps * torch.randn(1000)).bfloat16()
+    assert tuning._agree((near, lse), (exact, lse))
+    assert not tuning._agree((near, lse), (exact.roll(1), lse))
+    assert not tuning._agree((near, torch.tensor([1.0, 0.0])), (exact, lse))
+    assert not tuning._agree((near * 1.1, lse), (exact, lse))
+
+
+def test_nothing_to_tune_on_a_cpu() -> None:
+    x = torch.randn(1, 2, 8, 16)
+    for search in (rg.attention(rg.causal()).tune, lambda *x: rg.attention(rg.causal())(*x, tune=True)):
+        with pytest.raises(UnsupportedError, match="leave tune out on a CPU"):
+            search(x, x, x)
+
+
+def test_a_table_of_trials() -> None:
+    text = str(
+        tuning.Tuning(
+            (
+                tuning.Trial("forward", "triton", Schedule(64, 64), None, failure="out of resource: shared memory"),
+                tuning.Trial("forward", "triton", Schedule(64, 32), 0.5, default=True),
+                tuning.Trial("forward", "gluon", Schedule(128, 64), 0.25, chosen=True),
+            )
+        )
+    )
+    assert text.splitlines()[0].split()[:4] == ["0.2500", "ms", "forward", "gluon"]
+    notes = [line.split("  ")[-1] for line in text.splitlines()]
+    assert notes == ["chosen", "default", "out of resource: shared memory"]

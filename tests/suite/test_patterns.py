@@ -1,0 +1,103 @@
+"""The patterns: the same mask for everybody, one measured on the CPU, and what is said about times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from benchmarks import patterns
+from benchmarks.case import Case, Task
+from benchmarks.cases import build
+from benchmarks.contenders import permutation
+from benchmarks.measure import measure_sparse
+from benchmarks.pattern_table import PATTERNS
+from benchmarks.suite import Entry
+
+from regard.ir.interpret import evaluate
+from regard.ir.passes import run_pipeline
+
+# The first of each name.
+CASES = {case.variant: case for case in reversed([*patterns.suite()])}
+
+
+def test_all_are_listed() -> None:
+    assert set(PATTERNS) <= set(CASES)
+    assert {(c.length, c.head_dim) for c in patterns.suite() if c.variant == "longformer"} == {
+        (16384, 128), (16384, 64), (65536, 128), (65536, 64),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_masks_agree(name: str) -> None:
+    """On some rows, the first and the last among them, and on the last head."""
+    case = CASES[name]
+    made = build(case, "cpu")
+    rows = torch.cat([torch.tensor([0, 1, case.length - 1]), torch.randperm(case.length)[:13]])[:, None]
+    keys, head = torch.arange(case.length), case.heads - 1
+    assert made.flex_mask is not None
+    expected = made.flex_mask(0, torch.tensor(head), rows, keys)
+    values = {k: x.numpy() if isinstance(x, torch.Tensor) else x for k, x in made.regard.binding.items()}
+    env = values | {
+        "q": rows.numpy(), "kv": keys.numpy(), "head": head, "batch": 0, "q_len": case.length, "kv_len": case.length,
+    }  # fmt: skip
+    found = evaluate(run_pipeline(made.regard.variant).mask, env)
+    np.testing.assert_array_equal(np.broadcast_to(found, expected.shape), expected.numpy())
+    assert expected.any(1).all()
+    if made.causal:
+        assert not expected[keys > rows].any()
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if build(CASES[name], "cpu").position is not None])
+def test_other_orders_hold_every_token_once(name: str) -> None:
+    order = permutation(build(CASES[name], "cpu"), CASES[name].length, "cpu")
+    assert torch.equal(order.sort().values, torch.arange(CASES[name].length))
+
+
+def told(place: str) -> None:
+    """Nobody needs to know."""
+
+
+@pytest.fixture(scope="module")
+def row() -> dict[str, Any]:
+    case = Case("shards", 1, 4, 4, 700, 16)
+    task = Task(case, ("regard", "regard-dense"), rounds=1, budget_ms=0.1, device="cpu", directions=("forward", "both"))
+    return {"title": case.title} | measure_sparse(task, told)
+
+
+def test_a_row(row: dict[str, Any]) -> None:
+    q, k = torch.arange(700)[:, None], torch.arange(700)
+    pairs = sum(
+        int(((q >= k) & ((q // 128 - k // 128 < 4) | ((k // 128 - h) % 8 == 0))).sum()) for h in range(4)
+    )
+    assert row["pairs"] == pairs <= row["tile_pairs"] < row["dense_tile_pairs"] < 4 * 700 * 700
+    assert not row["contenders"]["regard"]["wrong"] and "backward" not in row["contenders"]["regard"]
+    said = patterns.ratios(row, "both")
+    assert said["of_bound"] * said["bound"] == pytest.approx(said["x_dense"])
+    assert "x_flex" not in said
+
+
+def test_report(row: dict[str, Any]) -> None:
+    times = {"forward": {"ms": 2.0, "tflops": 200.0}}
+    flex = {"flex": times, "flex-ordered": {"forward": {"ms": 1.5, "tflops": 1.0}, "wrong": True}}
+    made = row | {"contenders": {"regard": {"forward": {"ms": 0.5, "tflops": 800.0}}, **flex}}
+    published = made | {"case": {"variant": "natten2d_blocked"}, "title": "natten2d_blocked"}
+    assert patterns.ratios(made, "forward")["x_flex"] == 4
+    assert patterns.ratios(published, "forward")["x_published"] == pytest.approx(800 / 651)
+    failed = {"title": "kept", "error": "ValueError: odd"}
+    environment = {"device": "GPU", "date": "today"}
+    text = patterns.markdown({"environment": environment, "rows": [made, failed], "not_run": ["x"]})
+    assert f"| {row['title']} | forward | 0.5 | 800 | 4 |" in text
+    assert "- kept: ValueError: odd" in text and "- x" in text
+    wrong = {"contenders": {"flex-ordered": {"wrong": True, "deviation": {"out": 0.5}}}}
+    assert patterns.line(made | wrong).endswith("WRONG flex-ordered: {'out': 0.5}")
+
+
+def test_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    patterns.main(["--list", "bigbird", "natten3d"])
+    assert capsys.readouterr().out.splitlines()[:2] == ["bigbird B1 H8 S16384 D128", "natten3d B1 H24 S115200 D128"]
+    assert patterns.task_of(Entry(CASES["natten3d"])).names == ("regard",)
+    assert "flex-ordered" in patterns.task_of(Entry(CASES["kept"])).names
+    with pytest.raises(SystemExit, match="no pattern nonesuch"):
+        patterns.main(["nonesuch"])
