@@ -14,7 +14,7 @@ from .gluon_consumer import Consumer
 from .gluon_names import Names
 from .gluon_seen import UnseenKeys
 from .gluon_tiles import emit_unpack
-from .schedule import Problem
+from .schedule import Problem, Schedule
 from .triton_module import Argument
 
 
@@ -29,14 +29,14 @@ class BoxConsumer(Consumer):
     masks_positions = False
 
     def __init__(
-        self, plan: TilePlan, problem: Problem, parameters: Sequence[Argument], names: Names, visits: GluonBoxVisits,
-        *, whole: bool,
+        self, plan: TilePlan, problem: Problem, schedule: Schedule, parameters: Sequence[Argument], names: Names,
+        visits: GluonBoxVisits, *, whole: bool,
     ) -> None:  # fmt: skip
         self.visits, self.whole = visits, whole
         # Values that nobody sees are gone before the kernel starts.
         every_key = UnseenKeys((Interval(ZERO, Index("kv_len", I32)),))
         unmasked = replace(plan, variant=replace(plan.variant, mask=TRUE))
-        super().__init__(unmasked, problem, parameters, every_key, names)
+        super().__init__(unmasked, problem, schedule, parameters, every_key, names, shares_query=False)
 
     def emit_sizes(self, out: Emitter) -> None:
         """The sizes of the call, and the sides of boxes."""
@@ -60,7 +60,7 @@ class BoxConsumer(Consumer):
         out.line("q_row = q_first + q_steps")
         self.visits.emit_bounds(out)
 
-    def emit_start(self, out: Emitter, *, masked: bool) -> None:
+    def emit_start(self, out: Emitter) -> None:
         """Where the box of keys in buffer ``stage`` starts."""
         axes = len(self.visits.axes)
         for i in range(axes):
@@ -82,17 +82,18 @@ class BoxConsumer(Consumer):
         out.line(f"inside = {' & '.join(inside)}")
         return "inside"
 
-    def emit_store(self, out: Emitter) -> None:
-        """Writes the outputs of this consumer."""
+    def emit_out_place(self, out: Emitter) -> str:
+        """Where this half of the box is in the tensor of outputs, whose batches and heads are one axis."""
         self.visits.emit_places(out, "q")
-        where = ", ".join(["entry", *self.visits.half_coordinates("GROUP"), "0"])
-        out.line(f"{self.names.store}(out, [{where}], out_tile)")
+        return ", ".join(["entry", *self.visits.half_coordinates("GROUP")])
 
     def emit_outputs(self, out: Emitter) -> None:
-        """Writes ``acc``, by pointers where the box may end in another class."""
+        """Writes the outputs of this consumer, by pointers where the box may end in another class."""
         if self.whole:
             super().emit_outputs(out)
             return
+        (part,) = self.value
+        self.emit_quotient(out, part)
         out.line("out_row = tl.convert_layout(q_row, tl.SliceLayout(1, OUTPUTS)).to(tl.int64)[:, None]")
         out.line("out_column = tl.arange(0, VALUE, tl.SliceLayout(0, OUTPUTS))[None, :]")
         out.line("out_inside = tl.convert_layout(inside, tl.SliceLayout(1, OUTPUTS))[:, None]")

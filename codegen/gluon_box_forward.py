@@ -16,7 +16,6 @@ from .gluon_box_consumer import BoxConsumer
 from .gluon_box_seen import emit_clean_value, emit_seen_keys
 from .gluon_box_visits import BOX_SIZES, UNITS, GluonBoxVisits
 from .gluon_forward import (
-    HEAD_SIZES,
     KERNEL,
     emit_body,
     emit_constants,
@@ -40,6 +39,7 @@ from .triton_module import Argument, buffer_arguments, emit_header, kernel, scal
 from .triton_tiles import TileLoops
 
 _ROWS = 128
+_HEAD_SIZES = (64, 128)
 
 
 def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str | None:
@@ -48,8 +48,8 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
     The plan's boxes are some that kernels walk: see :mod:`.box_support`.
     """
     for size in (problem.head_dim, problem.value_dim):
-        if size not in HEAD_SIZES:
-            return f"head size {size} is not one of {', '.join(map(str, HEAD_SIZES))}"
+        if size not in _HEAD_SIZES:
+            return f"head size {size} is not one of {', '.join(map(str, _HEAD_SIZES))}"
     if len(plan.boxes) > 1:
         return "its boxes are of one token space, and this mask takes several"
     (term,) = plan.boxes
@@ -114,15 +114,16 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     out.definition(CELLS)
     visits.emit_functions(out)
     loops = TileLoops("full_count" if visits.has_full_boxes else "", "", "partial_count", "")
-    BoxConsumer(plan, problem, carried, names, visits, whole=whole).emit(out, loops)
+    BoxConsumer(plan, problem, schedule, carried, names, visits, whole=whole).emit(out, loops)
     descriptors = "".join(f"{a.name}, " for a in copies[3:])
     emit_load_tiles(out, _loads(names, visits, descriptors))
     out.line("\n")
     with kernel(out, KERNEL, arguments, ("BOX",)):
-        starts = len(term.axes)
-        emit_body(out, BOX_SIZES, carried, descriptors, ", BOX", starts=starts, copies=whole)
+        emit_body(
+            out, problem, schedule, BOX_SIZES, carried, descriptors, ", BOX", len(term.axes), own_out_tiles=whole
+        )
     _emit_run(out, plan, problem, schedule, visits, arguments)
-    return finish(out, plan, [KERNEL], head)
+    return finish(out, plan, [KERNEL], head, short_tanh=True)
 
 
 def _is_whole(space: BoxSpace, sides: list[tuple[int, ...]]) -> bool:

@@ -11,27 +11,51 @@ from ..ir.traverse import loads
 from .emitter import Emitter
 from .gluon_columns import RUN, emit_columns, lanes
 from .gluon_names import Names
+from .gluon_parts import tiles_of
+from .gluon_releases import emit_releases
 from .gluon_seen import Unseen, UnseenByWeights
 from .gluon_tiles import emit_unpack, jit_function
-from .schedule import Problem
+from .schedule import Problem, Schedule
 from .triton_forward import composed_scores
-from .triton_module import Argument
+from .triton_module import Argument, Part, head_parts
 from .triton_program import INDICES, SIZES
 from .triton_tiles import TileLoops
 from .triton_values import Guard, Values, level_of
 
-PRODUCTS = """
+_PRODUCTS = """
 @gluon.jit
 def start_scores(q_tile, k_tile):
     \"\"\"Starts Q K^T; the result may be read after a wait.\"\"\"
     zero = gl.zeros([ROWS, BLOCK_N], gl.float32, SCORES)
-    return warpgroup_mma(q_tile, k_tile.reshape([BLOCK_N, HEAD]).permute((1, 0)), zero, use_acc=False, is_async=True)
+    k_tile = k_tile.reshape([BLOCK_N, k_tile.shape[-1]])
+    return warpgroup_mma(q_tile, k_tile.permute((1, 0)), zero, use_acc=False, is_async=True)
 
 
 @gluon.jit
 def start_outputs(weights, v_tile, acc):
     \"\"\"Starts acc + weights V; the result may be read after a wait.\"\"\"
-    return warpgroup_mma(weights, v_tile.reshape([BLOCK_N, VALUE]), acc, is_async=True)
+    return warpgroup_mma(weights, v_tile.reshape([BLOCK_N, v_tile.shape[-1]]), acc, is_async=True)
+
+
+@gluon.jit
+def row_max(s):
+    \"\"\"The largest number of each row; in one long chain, every comparison would wait for the one before.\"\"\"
+    of_chunks = gl.max(gl.max(s.reshape([ROWS, BLOCK_N // 32, 4, 8]), 1), 1)
+    return gl.convert_layout(gl.max(of_chunks, 1), gl.SliceLayout(1, SCORES))
+
+
+@gluon.jit
+def partial_sums(p):
+    \"\"\"For each row eight sums, of every eighth key: threads exchange them only at the end.\"\"\"
+    return gl.convert_layout(gl.sum(p.reshape([ROWS, BLOCK_N // 8, 8]), 1), SUMS)
+
+"""
+# Where columns of heads are in several parts.
+_MORE_SCORES = """
+@gluon.jit
+def add_scores(q_tile, k_tile, s):
+    \"\"\"Starts s + Q K^T for further columns of heads.\"\"\"
+    return warpgroup_mma(q_tile, k_tile.reshape([BLOCK_N, k_tile.shape[3]]).permute((1, 0)), s, is_async=True)
 
 """
 
@@ -48,9 +72,12 @@ class Consumer:
     masks_positions = True
 
     def __init__(
-        self, plan: TilePlan, problem: Problem, parameters: Sequence[Argument], unseen: Unseen, names: Names
-    ) -> None:
+        self, plan: TilePlan, problem: Problem, schedule: Schedule, parameters: Sequence[Argument],
+        unseen: Unseen, names: Names, shares_query: bool,
+    ) -> None:  # fmt: skip
         self.parameters, self.unseen, self.names = parameters, unseen, names
+        self.consumers, self.shares_query = schedule.block_m // 64, shares_query
+        self.head, self.value = head_parts(problem.head_dim), head_parts(problem.value_dim)
         results: dict[str, Expr] = {}
         if plan.variant.mask != TRUE:
             results["mask"] = plan.variant.mask
@@ -68,7 +95,8 @@ class Consumer:
 
     def emit(self, out: Emitter, loops: TileLoops) -> None:
         self.unseen.emit_functions(out, self.names.barrier, "BLOCK_N", SIZES, self.parameters)
-        out.definition(PRODUCTS)
+        emit_releases(out, self.consumers)
+        out.definition(_PRODUCTS + (_MORE_SCORES if len(self.head) > 1 else ""))
         with jit_function(
             out,
             "attend(GROUP: tl.constexpr, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts, "
@@ -93,11 +121,12 @@ class Consumer:
     def _emit_prologue(self, out: Emitter) -> None:
         asks = isinstance(self.unseen, UnseenByWeights)
         more = ", weighty, weighty_ready" if asks else ""
-        out.line(f"q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, order_ready, order_empty{more} = barriers")
+        out.line(f"q_ready, q_empty, k_ready, v_ready, order_ready, order_empty{more} = barriers")
         self.emit_sizes(out)
         emit_unpack(out, "parameters", self.parameters)
-        out.line("q_tile = q_tiles.index(GROUP).reshape([ROWS, HEAD])")
-        out.line("out_tile = out_tiles.index(GROUP)")
+        for i, p in enumerate(self.head):
+            tiles = tiles_of("q_tiles", self.head, i)
+            out.line(f"q_tile{p.suffix} = {tiles}.index(GROUP).reshape([ROWS, {p.width}])")
         out.line("rows = tl.arange(0, ROWS, tl.SliceLayout(1, SCORES))")
         out.line("columns = tl.arange(0, BLOCK_N, tl.SliceLayout(0, SCORES))")
         if self.loads_columns:
@@ -123,49 +152,67 @@ class Consumer:
             self.unseen.emit_bounds(out)
         done = self.values.emit(out, "program", self.results, Guard())
         done = self.values.emit(out, "query", self.results, Guard(query="(q_index < q_len)"), done)
-        out.line("acc = tl.zeros([ROWS, VALUE], tl.float32, OUTPUTS)")
+        for p in self.value:
+            out.line(f"acc{p.suffix} = tl.zeros([ROWS, {p.width}], tl.float32, OUTPUTS{p.suffix})")
         return done
 
     def _emit_first(self, out: Emitter, done: frozenset[str]) -> None:
         out.comment("The first tile, masked even if it is full: nothing to overlap with yet.")
         out.line("mbarrier.wait(q_ready, turn & 1)")
         out.line("stage, phase = ring(used)")
-        out.line("mbarrier.wait(k_ready.index(stage), phase)")
-        out.line("s = start_scores(q_tile, k_tiles.index(stage))")
-        self.emit_start(out, masked=True)
+        self._emit_start_scores(out, "s")
+        self.emit_start(out)
         out.line("s = warpgroup_mma_wait(0, deps=(s,))")
-        out.line("mbarrier.arrive(k_empty.index(stage))")
+        out.line("release(stage)")
         self._emit_scores(out, done, masked=True)
         out.comment("Finite, so never inf - inf: a row may see none of its first tile.")
-        out.line(f"m = tl.maximum(tl.max(s, 1) * {self.unit}, -3.0e38)  # running maximum times log2(e)")
+        out.line(f"m = tl.maximum(row_max(s) * {self.unit}, -3.0e38)  # running maximum times log2(e)")
         out.line(f"p = tl.exp2(s * {self.unit} - m[:, None])")
-        out.line("l = tl.sum(p, 1)  # running sum of exponentials")
-        out.line("weights = tl.convert_layout(p.to(ELEMENT), WEIGHTS)")
+        out.line("l = partial_sums(p)  # of exponentials")
         self._emit_clear(out)
+
+    def _emit_start_scores(self, out: Emitter, name: str) -> None:
+        out.line("mbarrier.wait(k_ready.index(stage), phase)")
+        for i, p in enumerate(self.head):
+            tile = f"{tiles_of('k_tiles', self.head, i)}.index(stage)"
+            start = f"add_scores(q_tile{p.suffix}, {tile}, {name})" if i else f"start_scores(q_tile{p.suffix}, {tile})"
+            out.line(f"{name} = {start}")
+
+    def _emit_start_outputs(self, out: Emitter, prefix: str) -> None:
+        """From the last ``p``, which is rounded here and not before: loops would carry halves of registers."""
+        for p in self.value:
+            out.line(f"weights{p.suffix} = tl.convert_layout(p.to(ELEMENT), WEIGHTS{p.suffix})")
+        out.line("mbarrier.wait(v_ready.index(last), last_phase)")
+        for i, p in enumerate(self.value):
+            tile = f"{tiles_of('v_tiles', self.value, i)}.index(last)"
+            out.line(f"{prefix}acc{p.suffix} = start_outputs(weights{p.suffix}, {tile}, acc{p.suffix})")
+
+    def _emit_wait_outputs(self, out: Emitter, prefix: str) -> None:
+        names = ", ".join(f"acc{p.suffix}" for p in self.value)
+        waited = ", ".join(f"{prefix}acc{p.suffix}" for p in self.value)
+        out.line(f"{names} = warpgroup_mma_wait(0, deps=({waited}{',' if len(self.value) == 1 else ''}))")
 
     def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """Scores and weights of one tile of keys, overlapped with the values of the tile before."""
         out.line("last, last_phase = ring(used + t - 1)")
         out.line("stage, phase = ring(used + t)")
-        out.line("mbarrier.wait(k_ready.index(stage), phase)")
-        out.line("next_s = start_scores(q_tile, k_tiles.index(stage))")
-        out.line("mbarrier.wait(v_ready.index(last), last_phase)")
-        out.line("next_acc = start_outputs(weights, v_tiles.index(last), acc)")
+        self._emit_start_scores(out, "next_s")
+        self._emit_start_outputs(out, "next_")
         if masked or self.reads_keys:
-            self.emit_start(out, masked=masked)
-        out.line("s = warpgroup_mma_wait(1, deps=(next_s,))")
+            self.emit_start(out)
+        out.line(f"s = warpgroup_mma_wait({len(self.value)}, deps=(next_s,))")
         self._emit_scores(out, done, masked=masked)
-        out.line(f"m_new = tl.maximum(m, tl.max(s, 1) * {self.unit})")
+        out.line(f"m_new = tl.maximum(m, row_max(s) * {self.unit})")
+        out.comment("Exponentials come after this wait anyway; so they must not delay the release of the buffers.")
+        self._emit_wait_outputs(out, "next_")
+        out.line("m_new = released(m_new, stage, STAGES + last)")
         out.line(f"p = tl.exp2(s * {self.unit} - m_new[:, None])")
         out.line("alpha = tl.exp2(m - m_new)")
-        out.line("l = l * alpha + tl.sum(p, 1)")
+        out.line("l = l * tl.convert_layout(alpha, tl.SliceLayout(1, SUMS))[:, None] + partial_sums(p)")
         out.line("m = m_new")
-        out.line("acc = warpgroup_mma_wait(0, deps=(next_acc,))")
-        out.comment("Together, because all four warps meet before an arrival.")
-        out.line("mbarrier.arrive(k_empty.index(stage))")
-        out.line("mbarrier.arrive(v_empty.index(last))")
-        out.line("acc = acc * tl.convert_layout(alpha, tl.SliceLayout(1, OUTPUTS))[:, None]")
-        out.line("weights = tl.convert_layout(p.to(ELEMENT), WEIGHTS)")
+        for p in self.value:
+            factor = f"tl.convert_layout(alpha, tl.SliceLayout(1, OUTPUTS{p.suffix}))[:, None]"
+            out.line(f"acc{p.suffix} = acc{p.suffix} * {factor}")
         if masked:
             self._emit_clear(out)
 
@@ -188,6 +235,42 @@ class Consumer:
         if masked:
             out.line('s = tl.where(allowed, s, float("-inf"))')
 
+    def _emit_clear(self, out: Emitter) -> None:
+        """After the scores of a partial tile: clears what must not be seen of its values."""
+        if self.unseen.all_seen:
+            return
+        with out.block(f"if {self.unseen.some_unseen}:"):
+            out.line("mbarrier.wait(v_ready.index(stage), phase)")
+            tiles = [f"{tiles_of('v_tiles', self.value, i)}.index(stage)" for i in range(len(self.value))]
+            shapes = [f"[BLOCK_N, {p.width}]" for p in self.value]
+            self.unseen.emit_clear(out, [f"{t}.reshape({s})" for t, s in zip(tiles, shapes, strict=True)])
+
+    def _emit_epilogue(self, out: Emitter) -> None:
+        if not self.shares_query:
+            out.line("mbarrier.arrive(q_empty)")
+        out.line("used += count")
+        out.line("last, last_phase = ring(used - 1)")
+        self._emit_start_outputs(out, "")
+        self._emit_wait_outputs(out, "")
+        out.line("release(STAGES + last)")
+        out.line()
+        out.line("l = tl.convert_layout(tl.sum(l, 1), tl.SliceLayout(1, SCORES))")
+        out.comment("A row that may attend to nothing gives 0, and -inf for the logarithm of its sum.")
+        out.line('total = tl.where(l == 0.0, float("-inf"), (m + tl.log2(l)) * LN2)')
+        inside = self.emit_inside(out)
+        out.line(f"tl.store(lse + entry.to(tl.int64) * q_len + q_row, total, mask={inside})")
+        self.emit_outputs(out)
+        out.line()
+        out.line("turn += 1")
+        out.line("mbarrier.wait(order_ready.index(turn & 1), turn >> 1 & 1)")
+        out.line("program = read(orders, (turn & 1) * 3)")
+
+    def emit_quotient(self, out: Emitter, p: Part) -> None:
+        """Divides a part of the sums by those of the weights."""
+        acc = f"acc{p.suffix}"
+        out.line(f"sums = tl.convert_layout(l, tl.SliceLayout(1, OUTPUTS{p.suffix}))")
+        out.line(f"{acc} = tl.where((sums == 0.0)[:, None], 0.0, {acc} * (1.0 / sums)[:, None])")
+
     # --- what a tile is: a run of positions ---
 
     def emit_sizes(self, out: Emitter) -> None:
@@ -203,7 +286,7 @@ class Consumer:
         out.line("entry, batch, head, kv_head, tile_first = query_tile(program, sizes)")
         out.line("q_row = tile_first + GROUP * ROWS + rows")
 
-    def emit_start(self, out: Emitter, *, masked: bool) -> None:
+    def emit_start(self, out: Emitter) -> None:
         """Where the tile of keys in buffer ``stage`` starts."""
         out.line("start = read(starts, stage)")
 
@@ -217,49 +300,31 @@ class Consumer:
             out.line(f"allowed = allowed & ({self.values.result('mask')})")
         return done
 
-    def emit_outputs(self, out: Emitter) -> None:
-        """Writes ``acc``, the outputs of this consumer."""
-        out.comment("The copy of the tile before must have left the buffer.")
-        out.line("tma.store_wait(0)")
-        out.line(f"{self.names.barrier}()")
-        out.line("out_tile.reshape([ROWS, VALUE]).store(acc.to(ELEMENT))")
-        out.line("fence_async_shared()")
-        out.line(f"{self.names.barrier}()")
-        self.emit_store(out)
-
-    def emit_store(self, out: Emitter) -> None:
-        """Starts the copy of ``out_tile`` to memory."""
-        out.line(f"{self.names.store}(out, [batch, head, tile_first + GROUP * ROWS, 0], out_tile)")
-
     def emit_inside(self, out: Emitter) -> str:
         """Which rows exist, as text."""
         return "q_row < q_len"
 
-    def _emit_clear(self, out: Emitter) -> None:
-        """After the scores of a partial tile: clears what must not be seen of its values."""
-        if self.unseen.all_seen:
-            return
-        with out.block(f"if {self.unseen.some_unseen}:"):
-            out.line("mbarrier.wait(v_ready.index(stage), phase)")
-            self.unseen.emit_clear(out)
+    def emit_outputs(self, out: Emitter) -> None:
+        """Writes the outputs of this consumer, from ``acc`` and the sums ``l`` of weights."""
+        if not self.shares_query:
+            out.comment("The copy of the tile before must have left the buffer.")
+            out.line("tma.store_wait(0)")
+        out.line(f"{self.names.barrier}()")
+        for i, p in enumerate(self.value):
+            self.emit_quotient(out, p)
+            tile = f"{tiles_of('out_tiles', self.value, i)}.index(GROUP)"
+            out.line(f"{tile}.reshape([ROWS, {p.width}]).store(acc{p.suffix}.to(ELEMENT))")
+        out.line("fence_async_shared()")
+        out.line(f"{self.names.barrier}()")
+        place = self.emit_out_place(out)
+        for i, p in enumerate(self.value):
+            target, tile = (tiles_of(x, self.value, i) for x in ("out", "out_tiles"))
+            out.line(f"{self.names.store}({target}, [{place}, {p.first}], {tile}.index(GROUP))")
+        if self.shares_query:
+            out.comment("The next queries come to where this tile leaves from.")
+            out.line("tma.store_wait(0)")
+            out.line("mbarrier.arrive(q_empty)")
 
-    def _emit_epilogue(self, out: Emitter) -> None:
-        out.line("mbarrier.arrive(q_empty)")
-        out.line("used += count")
-        out.line("last, last_phase = ring(used - 1)")
-        out.line("mbarrier.wait(v_ready.index(last), last_phase)")
-        out.line("acc = start_outputs(weights, v_tiles.index(last), acc)")
-        out.line("acc = warpgroup_mma_wait(0, deps=(acc,))")
-        out.line("mbarrier.arrive(v_empty.index(last))")
-        out.line()
-        out.comment("A row that may attend to nothing gives 0, and -inf for the logarithm of its sum.")
-        out.line('total = tl.where(l == 0.0, float("-inf"), (m + tl.log2(l)) * LN2)')
-        inside = self.emit_inside(out)
-        out.line(f"tl.store(lse + entry.to(tl.int64) * q_len + q_row, total, mask={inside})")
-        out.line("l = tl.convert_layout(l, tl.SliceLayout(1, OUTPUTS))")
-        out.line("acc = tl.where((l == 0.0)[:, None], 0.0, acc * (1.0 / l)[:, None])")
-        self.emit_outputs(out)
-        out.line()
-        out.line("turn += 1")
-        out.line("mbarrier.wait(order_ready.index(turn & 1), turn >> 1 & 1)")
-        out.line("program = read(orders, (turn & 1) * 3)")
+    def emit_out_place(self, out: Emitter) -> str:
+        """Where this consumer's queries are in the tensor of outputs, as text."""
+        return "batch, head, tile_first + GROUP * ROWS"

@@ -26,21 +26,33 @@ from .gluon_consumer import Consumer
 from .gluon_loader import emit_load_tiles, emit_place_function, run_loads
 from .gluon_module import DESCRIPTOR, emit_tables, finish, reason_against_target
 from .gluon_names import installed_names
+from .gluon_parts import tiles_of, together
 from .gluon_seen import UnseenByWeights, UnseenKeys
 from .gluon_tiles import CELLS, KEYS, emit_visits
 from .schedule import Problem, Schedule, Source, Target
-from .triton_module import Argument, buffer_arguments, emit_header, emit_launch, kernel, scalar_arguments, user_names
+from .triton_module import (
+    Argument,
+    buffer_arguments,
+    emit_header,
+    emit_launch,
+    head_parts,
+    kernel,
+    scalar_arguments,
+    user_names,
+)
 from .triton_program import SIZES, emit_classify_call, emit_shape_check, table_arguments, uses_table
 
 KERNEL = "attention_forward"
-HEAD_SIZES = (64, 128)
+_HEAD_SIZES = (64, 96, 128, 192, 256)
+# Bytes of shared memory for buffers; barriers and small exchanges have the rest of 227 KiB.
+_BUFFERS = 225 << 10
 
 
 def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str | None:
     """Why this kernel cannot compute the forward pass, in one sentence; None where it can."""
     for size in (problem.head_dim, problem.value_dim):
-        if size not in HEAD_SIZES:
-            return f"head size {size} is not one of {', '.join(map(str, HEAD_SIZES))}"
+        if size not in _HEAD_SIZES:
+            return f"head size {size} is not one of {', '.join(map(str, _HEAD_SIZES))}"
     return reason_against_target(problem, target)
 
 
@@ -48,9 +60,29 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     """Tile sizes and pipeline for a plan and problem that :func:`unsupported_reason` has nothing against."""
     wide = max(problem.head_dim, problem.value_dim) > 64
     # Tables are mostly of short rows, which smaller tiles cut closer.
-    keys = 64 if wide and (takes_registers(plan) or uses_table(plan)) else 128
-    stages = 2 if wide and keys == 128 else 4
-    return Schedule(128, keys, num_warps=4, num_stages=stages, reverse=heaviest_last(plan.keys), descriptors=True)
+    fewer = (wide and (takes_registers(plan) or uses_table(plan))) or problem.value_dim > 192
+    for keys in (64,) if fewer else (128, 64):
+        for stages in (2,) if wide and keys == 128 else (4, 3, 2):
+            reverse = heaviest_last(plan.keys)
+            schedule = Schedule(128, keys, num_warps=4, num_stages=stages, reverse=reverse, descriptors=True)
+            least = _buffer_bytes(problem, schedule, apart=not _may_share_query(problem))
+            if least <= _BUFFERS and (stages == 2 or _buffer_bytes(problem, schedule, apart=True) <= _BUFFERS):
+                return schedule
+    raise AssertionError(f"no schedule for head sizes {problem.head_dim} and {problem.value_dim}")
+
+
+def _buffer_bytes(problem: Problem, schedule: Schedule, *, apart: bool) -> int:
+    """Shared memory for tiles; ``apart``: outputs have buffers besides those of queries."""
+    rows = problem.head_dim + (problem.value_dim if apart else 0)
+    return 2 * (
+        schedule.block_m * rows + schedule.num_stages * schedule.block_n * (problem.head_dim + problem.value_dim)
+    )
+
+
+def _may_share_query(problem: Problem) -> bool:
+    """Whether tiles of outputs fit where those of queries were, part by part."""
+    head, value = ([p.width for p in head_parts(x)] for x in (problem.head_dim, problem.value_dim))
+    return head[: len(value)] == value
 
 
 def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
@@ -66,12 +98,15 @@ def variations(default: Schedule) -> tuple[Schedule, ...]:
 
 def takes_registers(plan: TilePlan) -> bool:
     """Whether scores are modified by what needs many registers: loads for each pair or key, and functions."""
-    return any(
-        (isinstance(x, Unary) and x.op not in ("neg", "not", "abs"))
-        or (isinstance(x, Load) and "kv" in dependence(x))
-        for score in plan.variant.scores
-        for x in walk(score)
+    return calls_functions(plan) or any(
+        isinstance(x, Load) and "kv" in dependence(x) for score in plan.variant.scores for x in walk(score)
     )
+
+
+def calls_functions(plan: TilePlan) -> bool:
+    """Whether scores call functions that take more than an instruction."""
+    cheap = ("neg", "not", "abs", "tanh")
+    return any(isinstance(x, Unary) and x.op not in cheap for score in plan.variant.scores for x in walk(score))
 
 
 def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:
@@ -86,10 +121,10 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     arguments = [
         Argument("lse", "", "lse"),
         Argument("counter", "", "counter"),
-        Argument("query", "", "descriptor(query, ROWS, QUERY_TILE)"),
-        Argument("key", "", "descriptor(key, BLOCK_N, KEY_TILE)"),
-        Argument("value", "", "descriptor(value, BLOCK_N, VALUE_TILE)"),
-        Argument("out", "", "descriptor(out, ROWS, OUT_TILE)"),
+        *_descriptors("query", "ROWS", "QUERY_TILE", problem.head_dim),
+        *_descriptors("key", "BLOCK_N", "KEY_TILE", problem.head_dim),
+        *_descriptors("value", "BLOCK_N", "VALUE_TILE", problem.value_dim),
+        *_descriptors("out", "ROWS", "OUT_TILE", problem.value_dim),
         *parameters,
         *SIZES,
     ]
@@ -99,23 +134,43 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     out.definition(CELLS)
     emit_place_function(out, schedule.reverse)
     loops = emit_visits(out, plan, KEYS, SIZES, parameters)
-    consumer = Consumer(plan, problem, parameters, unseen, names)
-    consumer.emit(out, loops)
-    emit_load_tiles(out, run_loads(names, ahead=uses_table(plan)))
+    shares_query = _buffer_bytes(problem, schedule, apart=True) > _BUFFERS
+    Consumer(plan, problem, schedule, parameters, unseen, names, shares_query).emit(out, loops)
+    emit_load_tiles(out, run_loads(names, problem, ahead=uses_table(plan)))
     out.line("\n")
     with kernel(out, KERNEL, arguments, ()):
-        emit_body(out, SIZES, parameters, asks=isinstance(unseen, UnseenByWeights))
+        if shares_query:
+            out.comment("Outputs leave from where queries were.")
+        emit_body(
+            out, problem, schedule, SIZES, parameters, own_out_tiles=not shares_query,
+            asks=isinstance(unseen, UnseenByWeights),
+        )  # fmt: skip
     tables, kernels = emit_tables(plan, (schedule.block_m, schedule.block_n))
     _emit_run(out, plan, problem, schedule, arguments)
-    return finish(out, plan, [*kernels, KERNEL], head, tables)
+    return finish(out, plan, [*kernels, KERNEL], head, tables, short_tanh=True)
+
+
+def _descriptors(name: str, rows: str, layout: str, size: int) -> list[Argument]:
+    parts = head_parts(size)
+    columns = [f", {p.width}" if len(parts) > 1 else "" for p in parts]
+    return [
+        Argument(name + p.suffix, "", f"descriptor({name}, {rows}, {layout}{p.suffix}{c})")
+        for p, c in zip(parts, columns, strict=True)
+    ]
+
+
+# Registers of a thread, by the number of consumers; the producer has 24, and all threads start with the same number.
+_REGISTERS = {2: 240, 3: 160}
+_REGISTERS_AT_START = {2: 168, 3: 128}
 
 
 def emit_constants(out: Emitter, problem: Problem, schedule: Schedule, axes: int = 2) -> None:
     """Sizes and layouts of tiles, which have ``axes`` before that of the rows or, in boxes, among those of the rows."""
     element = {"f16": "tl.float16", "bf16": "tl.bfloat16"}[problem.dtype]
-    rows, keys = schedule.block_m // 2, schedule.block_n
+    rows, keys, consumers = 64, schedule.block_n, schedule.block_m // 64
     out.line(f"ROWS = tl.constexpr({rows})  # queries of one consumer")
     for name, value in (
+        ("CONSUMERS", consumers),
         ("BLOCK_M", schedule.block_m),
         ("BLOCK_N", keys),
         ("HEAD", problem.head_dim),
@@ -124,20 +179,24 @@ def emit_constants(out: Emitter, problem: Problem, schedule: Schedule, axes: int
         ("ELEMENT", element),
     ):
         out.line(f"{name} = tl.constexpr({value})")
-    out.comment("Layouts in registers: scores and outputs of one consumer, and scores as a left operand.")
-    for name, width in (("SCORES", keys), ("OUTPUTS", problem.value_dim)):
+    head, value_parts = head_parts(problem.head_dim), head_parts(problem.value_dim)
+    out.comment("Layouts in registers: scores, partial sums and outputs of one consumer, and scores as a left operand.")
+    widths = [("SCORES", keys), ("SUMS", 8), *((f"OUTPUTS{p.suffix}", p.width) for p in value_parts)]
+    for name, width in widths:
         out.line(f"{name} = tl.constexpr(tl.NVMMADistributedLayout([3, 0], [4, 1], [16, {width}, 16]))")
-    out.line("WEIGHTS = tl.constexpr(tl.DotOperandLayout(0, OUTPUTS.value, 2))")
+    for p in value_parts:
+        out.line(f"WEIGHTS{p.suffix} = tl.constexpr(tl.DotOperandLayout(0, OUTPUTS{p.suffix}.value, 2))")
     out.comment("Layouts in shared memory.")
-    for name, height, width in (
-        ("QUERY_TILE", rows, problem.head_dim),
-        ("KEY_TILE", keys, problem.head_dim),
-        ("VALUE_TILE", keys, problem.value_dim),
-        ("OUT_TILE", rows, problem.value_dim),
+    for name, height, parts in (
+        ("QUERY_TILE", rows, head),
+        ("KEY_TILE", keys, head),
+        ("VALUE_TILE", keys, value_parts),
+        ("OUT_TILE", rows, value_parts),
     ):
-        shape = f"[{'1, ' * axes}{height}, {width}]"
-        out.line(f"{name} = tl.constexpr(tl.NVMMASharedLayout.get_default_for({shape}, {element}))")
-    out.line("FORWARD = dict(num_warps=4, maxnreg=168)")
+        for p in parts:
+            layout = f"tl.NVMMASharedLayout.get_default_for([{'1, ' * axes}{height}, {p.width}], {element})"
+            out.line(f"{name}{p.suffix} = tl.constexpr({layout})")
+    out.line(f"FORWARD = dict(num_warps=4, maxnreg={_REGISTERS_AT_START[consumers]})")
 
 
 _WEIGHTS = """\
@@ -149,68 +208,82 @@ mbarrier.init(weighty_ready, count=2)
 
 
 def emit_body(
-    out: Emitter, sizes: Sequence[Argument], parameters: Sequence[Argument], descriptors: str = "", constants: str = "",
-    starts: int = 1, copies: bool = True, asks: bool = False,
+    out: Emitter, problem: Problem, schedule: Schedule, sizes: Sequence[Argument], parameters: Sequence[Argument],
+    descriptors: str = "", constants: str = "", starts: int = 1, *, own_out_tiles: bool,
+    asks: bool = False,
 ) -> None:  # fmt: skip
-    """The body of the kernel: shared memory, barriers and the three partitions.
+    """The body of the kernel: shared memory, barriers and partitions.
 
-    ``starts``: how many numbers say where a tile of keys starts. ``copies``: outputs leave through shared memory.
+    ``descriptors`` and ``constants`` are further arguments of the partitions. ``starts``: how many numbers say where
+    a tile of keys starts. ``own_out_tiles``: outputs leave through buffers that are not those of queries.
     ``asks``: consumers tell each other which keys have weights.
     """
     out.line(f"sizes = ({', '.join(a.name for a in sizes)})")
     out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
-    count = f"STAGES * {starts}" if starts > 1 else "STAGES"
-    out_tiles = "gl.allocate_shared_memory(ELEMENT, [2] + out.block_type.shape, OUT_TILE)" if copies else "q_tiles"
-    out.lines(_KERNEL_BODY.format(
-        starts=count, descriptors=descriptors, constants=constants, out_tiles=out_tiles,
-        weights=_WEIGHTS if asks else "", more=", weighty, weighty_ready" if asks else "",
-    ))
+    _emit_buffers(out, problem, own_out_tiles)
+    consumers = schedule.block_m // 64
+    out.lines(
+        _KERNEL_BODY.format(
+            attend="\n        ".join(_ATTEND.format(i, constants) for i in range(consumers)),
+            warps=[4] * (consumers - 1) + [1],
+            registers=[_REGISTERS[consumers]] * (consumers - 1) + [24],
+            starts=f"STAGES * {starts}" if starts > 1 else "STAGES",
+            descriptors=descriptors,
+            constants=constants,
+            weights=_WEIGHTS if asks else "",
+            more=", weighty, weighty_ready" if asks else "",
+        )
+    )
 
 
+def _emit_buffers(out: Emitter, problem: Problem, own_out_tiles: bool) -> None:
+    """Buffers of tiles; tuples of them, and of descriptors, where heads have several parts."""
+    head, value = head_parts(problem.head_dim), head_parts(problem.value_dim)
+    for name, parts in (("query", head), ("key", head), ("value", value), ("out", value)):
+        if len(parts) > 1:
+            out.line(f"{name} = {together([name + p.suffix for p in parts])}")
+    for name, number, tensor, parts, layout in (
+        ("q_tiles", "CONSUMERS", "query", head, "QUERY_TILE"),
+        ("k_tiles", "STAGES", "key", head, "KEY_TILE"),
+        ("v_tiles", "STAGES", "value", value, "VALUE_TILE"),
+        ("out_tiles", "CONSUMERS", "out", value, "OUT_TILE"),
+    ):
+        if name == "out_tiles" and not own_out_tiles:
+            out.line(f"out_tiles = {together([tiles_of('q_tiles', head, i) for i in range(len(value))])}")
+            return
+        for p in parts:
+            shape = f"[{number}] + {tensor}{p.suffix}.block_type.shape"
+            out.line(f"{name}{p.suffix} = tl.allocate_shared_memory(ELEMENT, {shape}, {layout}{p.suffix})")
+        if len(parts) > 1:
+            out.line(f"{name} = {together([name + p.suffix for p in parts])}")
+
+
+_ATTEND = (
+    "(attend, ({}, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts, sizes, parameters{})),"
+)
 _KERNEL_BODY = """
-q_tiles = gl.allocate_shared_memory(ELEMENT, [2] + query.block_type.shape, QUERY_TILE)
-out_tiles = {out_tiles}
-k_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES] + key.block_type.shape, KEY_TILE)
-v_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES] + value.block_type.shape, VALUE_TILE)
 # Two tiles of queries in turn: number, how many partial tiles of keys, how many tiles; and the tiles' first keys.
 orders = gl.allocate_shared_memory(gl.int32, [6, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 starts = gl.allocate_shared_memory(gl.int32, [{starts}, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-# The producer makes buffers ready, both consumers make them empty.
+# The producer makes buffers ready, all consumers make them empty.
 q_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
 q_empty = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
 k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
 v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
 order_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
 order_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
 mbarrier.init(q_ready, count=1)
-mbarrier.init(q_empty, count=2)
+mbarrier.init(q_empty, count=CONSUMERS)
 for i in gl.static_range(2):
     mbarrier.init(order_ready.index(i), count=1)
-    mbarrier.init(order_empty.index(i), count=2)
+    mbarrier.init(order_empty.index(i), count=CONSUMERS)
 for i in gl.static_range(STAGES):
     mbarrier.init(k_ready.index(i), count=1)
-    mbarrier.init(k_empty.index(i), count=2)
     mbarrier.init(v_ready.index(i), count=1)
-    mbarrier.init(v_empty.index(i), count=2)
-{weights}barriers = (q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, order_ready, order_empty{more})
+{weights}barriers = (q_ready, q_empty, k_ready, v_ready, order_ready, order_empty{more})
 gl.warp_specialize(
     [
-        (
-            attend,
-            (
-                0, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts,
-                sizes, parameters{constants},
-            ),
-        ),
-        (
-            attend,
-            (
-                1, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts,
-                sizes, parameters{constants},
-            ),
-        ),
+        {attend}
         (
             load_tiles,
             (
@@ -219,8 +292,8 @@ gl.warp_specialize(
             ),
         ),
     ],
-    [4, 1],
-    [240, 24],  # registers of the second consumer and of the producer: 168 for each thread in all
+    {warps},
+    {registers},  # registers of the other consumers and of the producer
 )
 """
 

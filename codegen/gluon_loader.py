@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from .emitter import Emitter
 from .gluon_names import Names
+from .gluon_parts import tiles_of
 from .gluon_tiles import emit_unpack, jit_function
+from .schedule import Problem
+from .triton_module import Part, head_parts
 from .triton_program import SIZES, emit_place
 
 
@@ -23,7 +26,7 @@ LOAD_TILES = """
 @gluon.jit
 def load_tiles({arguments}):
     \"\"\"The producer: one warp keeps the buffers full and tells the consumers what is in them.\"\"\"
-    q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, order_ready, order_empty = barriers[:8]
+    q_ready, q_empty, k_ready, v_ready, order_ready, order_empty = barriers[:6]
     {prologue}
     program = gl.program_id(0)
     loaded = 0  # tiles of keys
@@ -41,17 +44,19 @@ def load_tiles({arguments}):
         mbarrier.arrive(order_ready.index(slot))
         mbarrier.wait(q_empty, (turn & 1) ^ 1)
         mbarrier.expect(q_ready, BLOCK_M * HEAD * 2)
-        for i in gl.static_range(2):
+        for i in gl.static_range(CONSUMERS):
             {load_query}
         {before}
         for t in range(0, count):
             stage, phase = ring(loaded)
             {start}
-            mbarrier.wait(k_empty.index(stage), phase ^ 1)
+            if loaded >= STAGES:
+                acquire(stage)
             {write_start}
             mbarrier.expect(k_ready.index(stage), BLOCK_N * HEAD * 2)
             {load_key}
-            mbarrier.wait(v_empty.index(stage), phase ^ 1)
+            if loaded >= STAGES:
+                acquire(STAGES + stage)
             mbarrier.expect(v_ready.index(stage), BLOCK_N * VALUE * 2)
             {load_value}
             loaded += 1
@@ -102,24 +107,32 @@ def emit_load_tiles(out: Emitter, loads: TileLoads) -> None:
     out.definition("\n".join(lines))
 
 
-def run_loads(names: Names, ahead: bool) -> TileLoads:
-    """The loads of tiles that are runs of positions; ``ahead``: where one is takes a load, begun a tile earlier."""
+def run_loads(names: Names, problem: Problem, ahead: bool) -> TileLoads:
+    """The loads of tiles that are runs of positions, part by part of their columns.
+
+    ``ahead``: where one is takes a load, begun a tile earlier.
+    """
+    head, value = head_parts(problem.head_dim), head_parts(problem.value_dim)
     start = "start = visited_start(t, visits)"
     if ahead:
         start = "start = next_start\nnext_start = visited_start(t + 1, visits)"
 
-    def load(tensor: str, head: str, start: str, barrier: str, tile: str) -> str:
-        return f"{names.load}({tensor}, [batch, {head}, {start}, 0], {barrier}, {tile})"
+    def loads(source: str, where: str, ready: str, tiles: str, i: str, parts: tuple[Part, ...]) -> str:
+        return "\n".join(
+            f"{names.load}({tiles_of(source, parts, n)}, [{where}, {p.first}], {ready}, "
+            f"{tiles_of(tiles, parts, n)}.index({i}))"
+            for n, p in enumerate(parts)
+        )
 
     return TileLoads(
         prologue=f"{', '.join(a.name for a in SIZES)} = sizes\nprograms = gl.cdiv(q_len, BLOCK_M) * all_heads",
         visits="entry, batch, head, kv_head, tile_first = query_tile(program, sizes)\n"
         "visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)",
         count="visits[0] + visits[1]",
-        load_query=load("query", "head", "tile_first + ROWS * i", "q_ready", "q_tiles.index(i)"),
+        load_query=loads("query", "batch, head, tile_first + ROWS * i", "q_ready", "q_tiles", "i", head),
         before="next_start = visited_start(0, visits)" if ahead else "",
         start=start,
         write_start="write(starts, stage, start)",
-        load_key=load("key", "kv_head", "start", "k_ready.index(stage)", "k_tiles.index(stage)"),
-        load_value=load("value", "kv_head", "start", "v_ready.index(stage)", "v_tiles.index(stage)"),
+        load_key=loads("key", "batch, kv_head, start", "k_ready.index(stage)", "k_tiles", "stage", head),
+        load_value=loads("value", "batch, kv_head, start", "v_ready.index(stage)", "v_tiles", "stage", value),
     )

@@ -39,9 +39,10 @@ LN2 = gl.constexpr(0.6931471805599453)
 '''
 
 DESCRIPTOR = '''
-def descriptor(x, rows, layout):
-    """Tiles of ``rows`` rows of a (B, H, L, D) tensor, for the tensor memory accelerator."""
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows.value, x.shape[3]], layout.value)
+def descriptor(x, rows, layout, columns=None):
+    """Tiles of rows of a (B, H, L, D) tensor, or of some of their columns, for the tensor memory accelerator."""
+    block = [1, 1, rows.value, columns or x.shape[3]]
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), block, layout.value)
 '''
 
 # Triton has it, Gluon does not.
@@ -49,6 +50,15 @@ SIGMOID = '''
 @gluon.jit
 def sigmoid(x):
     return 1.0 / (1.0 + gl.exp2(-LOG2E * x))
+'''
+
+
+_TANH = '''
+@gluon.jit
+def tanh(x):
+    return gl.inline_asm_elementwise(
+        "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1
+    )
 '''
 
 
@@ -85,14 +95,18 @@ def emit_tables(
 
 
 def finish(
-    out: Emitter, plan: TilePlan, kernels: Sequence[str], head: Emitter, triton_kernels: str = ""
-) -> Source:
+    out: Emitter, plan: TilePlan, kernels: Sequence[str], head: Emitter, triton_kernels: str = "",
+    short_tanh: bool = False,
+) -> Source:  # fmt: skip
     """Puts the parts together and gives the user's parameters names that nothing else has.
 
-    ``triton_kernels`` are kernels in plain Triton that belong to the module.
+    ``triton_kernels`` are kernels in plain Triton that belong to the module. ``short_tanh``: the one instruction for
+    tanh is exact enough, as its relative error of 2 ** -11 is at most that of a product rounded to 16 bits.
     """
     body = out.text()
-    helpers = "".join("\n" + source for source in used_helpers(body))
+    helpers = "".join(
+        "\n" + (_TANH if short_tanh and "def tanh(" in source else source) for source in used_helpers(body)
+    )
     if "tl.sigmoid(" in body:
         helpers += "\n" + SIGMOID
     prelude = PRELUDE

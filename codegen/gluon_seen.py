@@ -48,8 +48,8 @@ class Unseen(Protocol):
     def emit_bounds(self, out: Emitter) -> None:
         """``seen``, for each tile of queries."""
 
-    def emit_clear(self, out: Emitter) -> None:
-        """Clears values of the tile in ``stage``, whose weights are ``p``."""
+    def emit_clear(self, out: Emitter, tiles: Sequence[str]) -> None:
+        """Clears ``tiles``, the parts of the values of a tile whose weights are ``p``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,10 @@ class UnseenKeys:
         """``seen``: the intervals."""
         out.line("seen = seen_keys(batch, head, kv_head, sizes, parameters)")
 
-    def emit_clear(self, out: Emitter) -> None:
+    def emit_clear(self, out: Emitter, tiles: Sequence[str]) -> None:
         """Both groups of warps write the same, so that neither has to wait for the other."""
-        out.line("clear_unseen(v_tiles.index(stage).reshape([BLOCK_N, VALUE]), start, seen)")
+        for tile in tiles:
+            out.line(f"clear_unseen({tile}, start, seen)")
 
     @property
     def _bounds(self) -> list[tuple[str, str]]:
@@ -172,14 +173,15 @@ class UnseenByWeights:
             bound = f"tl.where({values.result('own')}, {bound}, {nothing})"
         out.line(f"seen = {bound}  # keys {'from' if self.from_end else 'up to'} here are seen")
 
-    def emit_clear(self, out: Emitter) -> None:
+    def emit_clear(self, out: Emitter, tiles: Sequence[str]) -> None:
         """Both groups of warps say which keys have weights, and wait for each other."""
         out.line("own_weights = weighty.index(cleared % 2 * 2 + GROUP)")
         out.line("own_weights.store(tl.max((p != 0.0).to(tl.int32), 0))")
         out.line("mbarrier.arrive(weighty_ready)")
         out.line("mbarrier.wait(weighty_ready, cleared & 1)")
-        out.line("v_tile = v_tiles.index(stage).reshape([BLOCK_N, VALUE])")
-        out.line("clear_unseen(v_tile, weighty.index(cleared % 2 * 2), weighty.index(cleared % 2 * 2 + 1))")
+        out.line("weights_0, weights_1 = weighty.index(cleared % 2 * 2), weighty.index(cleared % 2 * 2 + 1)")
+        for tile in tiles:
+            out.line(f"clear_unseen({tile}, weights_0, weights_1)")
         out.line("cleared += 1")
 
     def emit_functions(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..ir.nodes import Unary
+from ..ir.nodes import TILE_NAMES, Unary
 from ..ir.tiles.plan import TilePlan
-from ..ir.traverse import walk
+from ..ir.traverse import index_names, walk
 from .box_support import walks_boxes as walks_boxes
 from .box_support import why_not_boxes
 from .defaults import Direction
@@ -74,7 +74,7 @@ def _choose_for_boxes(
     reason = unsupported_reason(plan, problem, target)
     if reason is not None:
         return Choice("triton", f"{decide}; the warp-specialised skeleton over boxes (gluon) cannot: {reason}")
-    reason = _slower_forward(plan, problem)
+    reason = _slower_over_boxes(plan, problem)
     if reason is not None:
         return Choice("triton", f"{decide}; the warp-specialised skeleton (gluon) was measured {reason}")
     if not fills_gpu:
@@ -140,11 +140,23 @@ def _choose_for_runs(
     return Choice("gluon", "warp-specialised: TMA, wgmma, five products, gradients of queries added as they come")
 
 
-def _slower_forward(plan: TilePlan, problem: Problem) -> str | None:
+def _slower_over_boxes(plan: TilePlan, problem: Problem) -> str | None:
     if max(problem.head_dim, problem.value_dim) < 128:
         return "no faster below head size 128"
-    if any(isinstance(x, Unary) and x.op not in ("neg", "not", "abs") for s in plan.variant.scores for x in walk(s)):
-        return "slower where scores call functions"
+    return _slower_forward(plan, problem)
+
+
+def _slower_forward(plan: TilePlan, problem: Problem) -> str | None:
+    from .gluon_forward import calls_functions
+
+    if calls_functions(plan):
+        return "slower where scores call functions, other than tanh"
+    if max(problem.head_dim, problem.value_dim) >= 96:
+        return None
+    if plan.variant.scores and not any(isinstance(x, Unary) for s in plan.variant.scores for x in walk(s)):
+        return "slower at head size 64 where scores are modified by cheap arithmetic"
+    if any(index_names(x.start) & set(TILE_NAMES) for x in plan.keys.may):
+        return "slower at head size 64 where queries see few keys"
     return None
 
 

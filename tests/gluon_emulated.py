@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import functools
 import math
+import re
 import threading
 import types
 from inspect import signature
@@ -21,10 +22,7 @@ from typing import Any
 
 import torch
 
-SECONDS = 30.0
-_condition = threading.Condition()
-_failures: list[BaseException] = []
-_program = threading.local()
+from gluon_barriers import Barrier, BarrierLayout, NamedBarriers, condition, failures, mbarrier, program
 
 
 class Number(int):
@@ -47,10 +45,6 @@ class Layout:
     @classmethod
     def get_default_for(cls, *arguments):
         return cls()
-
-
-class BarrierLayout(Layout):
-    pass
 
 
 class Pointer:
@@ -80,6 +74,10 @@ class Shared:
     def __init__(self, x: torch.Tensor):
         self.x = x
 
+    @property
+    def shape(self):
+        return list(self.x.shape)
+
     def index(self, i):
         assert 0 <= int(i) < self.x.shape[0]
         return Shared(self.x[int(i)])
@@ -101,48 +99,15 @@ class Shared:
         self.x.copy_(value)
 
 
-class Barrier:
-    """An mbarrier, or a row of them: completes a phase when all have arrived and all bytes are there."""
-
-    def __init__(self, count=1):
-        self.row = [self] if count == 1 else [Barrier() for _ in range(count)]
-        self.count = self.pending = self.missing = self.phase = 0
-
-    def index(self, i):
-        return self.row[int(i)]
-
-    def change(self, arrivals, missing):
-        with _condition:
-            self.pending -= arrivals
-            self.missing += missing
-            assert self.pending >= 0, "more arrivals than the barrier counts"
-            if self.pending == 0 and self.missing == 0:
-                self.phase ^= 1
-                self.pending = self.count
-            _condition.notify_all()
-
-
-class mbarrier:
-    MBarrierLayout = BarrierLayout
-
-    @staticmethod
-    def init(barrier, count):
-        barrier.count = barrier.pending = int(count)
-
-    @staticmethod
-    def expect(barrier, size):
-        barrier.change(1, int(size))
-
-    @staticmethod
-    def arrive(barrier):
-        barrier.change(1, 0)
-
-    @staticmethod
-    def wait(barrier, parity):
-        with _condition:
-            done = _condition.wait_for(lambda: _failures or barrier.phase != int(parity), SECONDS)
-        if _failures or not done:
-            raise TimeoutError("another partition failed" if _failures else "a barrier was never completed")
+def _inline_asm(asm, constraints, arguments, dtype, is_pure, pack):
+    """Barriers, and moves of the first argument to the result; or tanh."""
+    if "tanh" in asm:
+        return torch.tanh(*arguments)
+    outputs = constraints.count("=")
+    for operation, operand, threads in re.findall(r"bar\.(arrive|sync) \$(\d+), (\d+);", asm):
+        number = arguments[(int(operand) - outputs) // int(pack)]
+        getattr(program.named, operation)(int(number), int(threads))
+    return arguments[0]
 
 
 class TensorDescriptor:
@@ -183,7 +148,7 @@ class tma:
     @staticmethod
     def add(descriptor, where, source):
         part, inside = descriptor.place(where)
-        with _condition:
+        with condition:
             part += source.x[inside]
 
     async_copy_global_to_shared = async_load = load
@@ -200,9 +165,9 @@ class Product:
 
     def __init__(self, a, b, acc, use_acc):
         self.operands = a, b, acc if use_acc else None
-        if not hasattr(_program, "products"):
-            _program.products = []
-        _program.products.append(self)
+        if not hasattr(program, "products"):
+            program.products = []
+        program.products.append(self)
 
     @functools.cached_property
     def result(self):
@@ -221,14 +186,13 @@ def warpgroup_mma(a, b, acc, use_acc=True, is_async=False):
 
 def warpgroup_mma_wait(pending, deps):
     """All but the last ``pending`` products are computed now, not earlier, as late as the hardware may be."""
-    (product,) = deps
-    done = _program.products[: len(_program.products) - pending]
-    assert any(x is product for x in done), "read before it was waited for"
-    result = product.result
+    done = program.products[: len(program.products) - pending]
+    assert all(any(x is product for x in done) for product in deps), "read before it was waited for"
+    results = tuple(x.result for x in deps)
     for x in done:
         x.result  # noqa: B018
-    _program.products = _program.products[len(done) :]
-    return result
+    program.products = program.products[len(done) :]
+    return results[0] if len(results) == 1 else results
 
 
 def _tensor(x):
@@ -257,7 +221,7 @@ def _store(pointer, value, mask=None):
 
 
 def _atomic_add(pointer, value, sem):
-    with _condition:
+    with condition:
         old = pointer.x[0].clone()
         pointer.x[0] += value
     return old
@@ -271,24 +235,28 @@ def _allocate(dtype, shape, layout):
 
 
 def _warp_specialize(partitions, warps, registers):
-    def run(function, arguments):
-        _program.number, _program.count = place
+    def run(function, arguments, own_warps):
+        program.number, program.count = place
+        program.named, program.warps = named, own_warps
         try:
             function(*arguments)
         except BaseException as e:
-            with _condition:
-                _failures.append(e)
-                _condition.notify_all()
+            with condition:
+                failures.append(e)
+                condition.notify_all()
 
-    assert sum(128 * r for r in (registers[0], *registers)) <= 168 * 384
-    place = _program.number, _program.count
-    threads = [threading.Thread(target=run, args=x, daemon=True) for x in partitions]
+    assert sum(128 * r for r in (registers[0], *registers)) <= 1 << 16
+    place, named = (program.number, program.count), NamedBarriers()
+    threads = [
+        threading.Thread(target=run, args=(*x, int(n)), daemon=True)
+        for x, n in zip(partitions, (4, *warps), strict=True)
+    ]
     for t in threads:
         t.start()
     for t in threads:
         t.join()
-    if _failures:
-        raise next((e for e in _failures if not isinstance(e, TimeoutError)), _failures[0])
+    if failures:
+        raise next((e for e in failures if not isinstance(e, TimeoutError)), failures[0])
 
 
 def _full(shape, value, dtype, layout=None):
@@ -314,8 +282,8 @@ gl = types.SimpleNamespace(
     SwizzledSharedLayout=Layout,
     allocate_shared_memory=_allocate,
     warp_specialize=_warp_specialize,
-    program_id=lambda axis: torch.tensor(_program.number),
-    num_programs=lambda axis: torch.tensor(_program.count),
+    program_id=lambda axis: torch.tensor(program.number),
+    num_programs=lambda axis: torch.tensor(program.count),
     atomic_add=_atomic_add,
     load=_load,
     store=_store,
@@ -335,6 +303,7 @@ gl = types.SimpleNamespace(
     sum=lambda x, axis: x.sum(axis),
     barrier=lambda: None,
     thread_barrier=lambda: None,
+    inline_asm_elementwise=_inline_asm,
 )  # fmt: skip
 
 
@@ -401,6 +370,6 @@ def _launch(kernel, grid, *arguments, **options):
     for name, x in constants.items():
         constants[name] = tuple(map(Number, x)) if isinstance(x, tuple) else Number(x)
     for number in range(grid[0]):
-        _failures.clear()
-        _program.number, _program.count = number, grid[0]
+        failures.clear()
+        program.number, program.count = number, grid[0]
         kernel(*(argument(x) for x in arguments), **constants)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import gluon_barriers
 import gluon_emulated
 import regard as rg
 from generated_gluon import BF16, F16, Module, bias, module, tensors
@@ -130,7 +131,7 @@ def test_unseen_keys_may_hold_anything(parts: list[Part], q_len: int) -> None:
 
 
 def test_emulator_notices_a_missing_release(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gluon_emulated, "SECONDS", 1.0)
+    monkeypatch.setattr(gluon_barriers, "SECONDS", 1.0)
     text = module([], direction="backward").text
     broken = text.replace("mbarrier.arrive(tile_empty.index(stage))", "")
     assert broken != text

@@ -24,6 +24,7 @@ from regard.dsl import assemble
 from regard.ir.passes import run_pipeline
 from regard.ir.tiles import make_plan
 
+MOST_SPILLS = 64
 IMAGE, WIDE, VIDEO = rg.grid(20, 27), rg.grid(32, 24), rg.grid(5, 8, 12)
 
 
@@ -145,7 +146,7 @@ def test_compiled_for_sm_90(parts: list[Part], length: int, size: int) -> None:
     (binary,) = compile_launches(load(generated.text), H100, [*inputs, *values])
     sass = binary.sass()
     assert "HGMMA" in sass and re.search(r"UTMALDG\.[45]D", sass)
-    assert binary.spills() == 0
+    assert binary.spills() <= MOST_SPILLS, "more than a few numbers of a tile of queries, outside of loops over keys"
     assert binary.shared <= 227 << 10
 
 
