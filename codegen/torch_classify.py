@@ -157,11 +157,14 @@ def _emit_reductions(out: Emitter, conditions: list[Expr], scope: Scope) -> dict
     for i, x in enumerate(found):
         vectors[x] = Value(f"{_NAMES[x.op]}_{x.axis}_{i}", x.type)
         if x.axis == "both":
-            _emit_pair_reduction(out, vectors[x].name, x, scope)
             continue
         axis, block = (-2, "block_m") if x.axis == "q" else (-1, "block_n")
         over = as_tensor(inner[str(i)], x.x)
         out.line(f"{vectors[x].name} = per_tile({_REDUCE[x.op]}, {over}, {axis}, {block})")
+    # Afterwards: they take names of steps that those above have used by now.
+    for x in found:
+        if x.axis == "both":
+            _emit_pair_reduction(out, vectors[x].name, x, scope)
     return vectors
 
 

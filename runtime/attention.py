@@ -20,7 +20,7 @@ from ..ir.variant import Align, StaticParameter, Variant
 from . import autograd, ops
 from .arguments import check_is_tensor, check_scalar, check_tensors
 from .autograd import is_watched
-from .engine import edited_engine, engine_for
+from .engines import edited_engine, engine_for
 
 if TYPE_CHECKING:
     from .tuning import Tuning

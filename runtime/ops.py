@@ -16,7 +16,7 @@ from torch import Tensor
 from ..ir.errors import UnsupportedError
 from ..ir.types import F32
 from ..ir.variant import Variant
-from .engine import engine_of
+from .engines import engine_of
 
 _library = torch.library.Library("regard", "DEF")
 

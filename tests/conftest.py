@@ -41,9 +41,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def new_engines() -> None:
     """No test finds what another one prepared for the same variant."""
-    engine = sys.modules.get("regard.runtime.engine")
-    if engine is not None:
-        engine.__dict__["_kept"].clear()
+    engines = sys.modules.get("regard.runtime.engines")
+    if engines is not None:
+        engines.__dict__["_kept"].clear()
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from gluon_barriers import Barrier, BarrierLayout, NamedBarriers, condition, failures, mbarrier, program
+from gluon_literals import Literals
 
 
 class Number(int):
@@ -311,34 +312,13 @@ def _unsigned(x):
     return x.long() & 0xFFFFFFFF
 
 
-class _Literals(ast.NodeTransformer):
-    """Wraps integers in kernels, so that they have the methods of tensors."""
-
-    def visit_Constant(self, node):
-        if type(node.value) is int:
-            return ast.Call(ast.Name("Number", ast.Load()), [node], [])
-        return node
-
-    def visit_AugAssign(self, node):
-        """In a kernel it makes a new tensor, which may have another shape."""
-        old = ast.Name(node.target.id, ast.Load())
-        return ast.Assign([node.target], ast.BinOp(old, node.op, self.visit(node.value)))
-
-    def visit_Call(self, node):
-        """Unsigned integers are kept as larger signed ones, which torch can compare."""
-        match node:
-            case ast.Call(ast.Attribute(x, "to"), [ast.Attribute(attr="uint32")]):
-                return ast.Call(ast.Name("_unsigned", ast.Load()), [self.visit(x)], [])
-        return self.generic_visit(node)
-
-
 def load(text: str) -> Any:
     """A generated module as a namespace; its ``run`` takes tensors on the CPU."""
     tree = ast.parse(text)
     tree.body = [x for x in tree.body if not isinstance(x, ast.Import | ast.ImportFrom)]
     for x in tree.body:
         if isinstance(x, ast.FunctionDef) and x.decorator_list:
-            x.body = [_Literals().visit(y) for y in x.body]
+            x.body = [Literals().visit(y) for y in x.body]
     jit = lambda f=None, **options: f or (lambda g: g)  # noqa: E731
     names: dict[str, Any] = {
         "torch": torch, "functools": functools, "math": math, "gl": gl, "Number": Number,

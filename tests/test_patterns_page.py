@@ -30,7 +30,6 @@ SIZES = Sizes(1, HEADS, HEADS, LENGTH, LENGTH)
 # Where some tiles are called partial that are empty or full, and why.
 VAGUE = {
     "retrieval": "two parts of the disjunction may fill a tile together",
-    "layout": "an opaque table is evaluated on the device",
 }
 
 

@@ -110,7 +110,7 @@ def launches(driver: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ..
     """Arguments of the C function, for calls on the CPU that take it for an H100."""
     from triton.backends.nvidia.driver import CudaLauncher, wrap_handle_tensordesc
 
-    from regard.runtime import compile, engine
+    from regard.runtime import compile, engine, engines
     from regard.runtime.bounded import Bounded
 
     noted: list[tuple[Any, ...]] = []
@@ -137,8 +137,8 @@ def launches(driver: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ..
         return made
 
     monkeypatch.setattr(compile, "_programs", {})
-    monkeypatch.setattr(engine, "_engines", weakref.WeakValueDictionary())
-    monkeypatch.setattr(engine, "_kept", Bounded(64))
+    monkeypatch.setattr(engines, "_engines", weakref.WeakValueDictionary())
+    monkeypatch.setattr(engines, "_kept", Bounded(64))
     driver.encoded, driver.launched = 0, lambda launch: None
     driver.launcher_cls = launcher
     driver.utils.fill_tma_descriptor = driver.utils.fill_tma_descriptor_tiled = encode

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import regard as rg
 from regard import ArgumentError, ParameterError
-from regard.runtime import compile, engine
+from regard.runtime import compile, engines
 from regard.runtime.compile import Request
 
 
@@ -44,7 +44,7 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
 
     monkeypatch.setattr(compile, "generate", note)
     monkeypatch.setattr(compile, "_programs", {})
-    monkeypatch.setattr(engine, "_engines", {})
+    monkeypatch.setattr(engines, "_engines", {})
     return requests
 
 

@@ -57,7 +57,7 @@ def test_debug_prints(
         return (q >= kv) & (q - kv < 3)
 
     monkeypatch.setattr("regard.runtime.compile._programs", {})
-    monkeypatch.setattr("regard.runtime.engine._engines", {})
+    monkeypatch.setattr("regard.runtime.engines._engines", {})
     monkeypatch.setenv("REGARD_DEBUG", topic)
     rg.attention(near)(*(torch.zeros(1, 1, 5, 16) for _ in range(3)))
     printed = capsys.readouterr().err
