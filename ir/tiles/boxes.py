@@ -20,6 +20,7 @@ from ..types import I32
 from .classes import Classes, Relation, joined, relation
 from .digits import digit, rewritten, with_distances
 from .formula import All, Any, Atom, Formula, atoms, conjoin, negated, to_condition, to_formula
+from .narrowing import Narrowing, is_run
 from .overflow import is_exact, with_bounded_loads
 from .plan import BoxAxis, BoxTerm, Interval, Proof, Ranges, Side
 from .ranges import is_solved, tile_ranges
@@ -30,6 +31,7 @@ from .token_space import LINE, POSITIONS, Position, Space, declared_space, infer
 TERMS = 3
 
 Direction = Literal["keys", "queries"]
+DIRECTIONS: tuple[Direction, Direction] = ("keys", "queries")
 
 
 def find_boxes(mask: Expr) -> tuple[BoxTerm, ...]:
@@ -56,7 +58,7 @@ def _divides(e: Expr) -> bool:
 
 def _says_more(term: BoxTerm) -> bool:
     """Whether a term is more than runs of the flattened order: it has classes, or limits an inner axis."""
-    return any(a.has_classes or (i > 0 and _limits(a)) for i, a in enumerate(term.axes))
+    return term.is_nested or any(a.has_classes or (i > 0 and _limits(a)) for i, a in enumerate(term.axes))
 
 
 def _limits(axis: BoxAxis) -> bool:
@@ -128,9 +130,10 @@ def _over(f: Formula, space: Space) -> BoxTerm:
     ]
     keys, places = _ranges(rest, space, classes, "keys")
     queries, _ = _ranges(rest, space, classes, "queries")
+    within = [_ranges_within(rest, space, classes, direction) for direction in DIRECTIONS]
     axes = tuple(
-        BoxAxis(query, key, c.block, c.offset, c.residue, c.shift, k, q)
-        for query, key, c, k, q in zip(space.query, space.key, classes, keys, queries, strict=True)
+        BoxAxis(query, key, c.block, c.offset, c.residue, c.shift, k, q, *more)
+        for query, key, c, k, q, *more in zip(space.query, space.key, classes, keys, queries, *within, strict=True)
     )
     remaining = tuple(a for part, place in zip(rest, places, strict=True) if place is None for a in atoms(part))
     proofs = [*_proved_as_classes(parts, rest, relations), *_proved_along_axes(rest, places, space, classes)]
@@ -245,6 +248,35 @@ def _ranges(
         ends = _ends(space, c, axis)
         ranges.append(Ranges(_moved(possible.may, ends), _moved(certain.must, ends) if may_be_full else ()))
     return ranges, places
+
+
+def _ranges_within(
+    parts: Sequence[Formula], space: Space, classes: Sequence[Classes], direction: Direction
+) -> Sequence[Ranges | None]:
+    """The ranges of each axis for a pair of runs along those before it; None where none of them depends on these."""
+    table, limits = _digits(space, classes, direction)
+    mapped = [f for f in (_mapped(part, space, table, limits) for part in parts) if f is not None]
+    found = []
+    for axis, c in enumerate(classes):
+        narrowing = Narrowing(axis, limits)
+        own, implied, sufficient = list[Formula](), list[Formula](), list[Formula]()
+        for f in mapped:
+            axes = _axes_of(f) or {0}
+            if axes == {axis}:
+                own.append(f)
+            elif axis in axes:
+                implied.append(narrowing.implied(f))
+            if axis == max(axes) and len(axes) > 1:
+                sufficient.append(narrowing.sufficient(f))
+        certain, possible = (_along(own + more, axis, direction) for more in (sufficient, implied))
+        ends = _ends(space, c, axis)
+        may, must = (_moved(union, ends) for union in (possible.may, certain.must if len(mapped) == len(parts) else ()))
+        found.append(Ranges(*(narrowing.in_full(union, ends) for union in (may, must))))
+    return found if any(is_run(name) for r in found for name in _names(r)) else [None] * len(classes)
+
+
+def _names(r: Ranges) -> frozenset[str]:
+    return frozenset[str]().union(*(index_names(e) for i in (*r.may, *r.must) for e in (i.start, i.stop)))
 
 
 def _ends(space: Space, c: Classes, axis: int) -> dict[Expr, Expr]:

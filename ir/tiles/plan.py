@@ -82,6 +82,11 @@ class BoxAxis:
     the run ``tile_first <= x <= tile_last`` of queries of one class, ``queries`` the other way round; both may
     depend on the class of that run, named ``block`` and ``residue``, besides what any range depends on.
     Users clip them to the coordinates that exist: ``0 <= y < size``.
+
+    ``keys_within`` and ``queries_within`` are the same for a pair of runs along every axis before this one, whose ends
+    are the names of :func:`~.narrowing.run_of` and whose classes are ``block 0``, ``residue 0`` and so on; None where
+    axes do not depend on each other. Of a visited box the axes after it see what they may see with all of it, and it is
+    full where it lies in every ``must`` of these.
     """
 
     query: Side
@@ -92,6 +97,8 @@ class BoxAxis:
     shift: Expr
     keys: Ranges
     queries: Ranges
+    keys_within: Ranges | None = None
+    queries_within: Ranges | None = None
 
     @property
     def has_classes(self) -> bool:
@@ -113,6 +120,11 @@ class BoxTerm:
     proofs: tuple[Proof, ...]
     query_origin: Expr
     key_origin: Expr
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether what an axis allows depends on where boxes lie along the axes before it."""
+        return any(a.keys_within is not None for a in self.axes)
 
 
 Method = Literal["closed", "classified", "exact"]
