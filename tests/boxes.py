@@ -68,21 +68,29 @@ def holds(union: tuple[Interval, ...], env: dict[str, Any], x: Array) -> Array:
     return inside
 
 
-def product_of_axes(term: BoxTerm, call: Call, side: int, by: Position) -> tuple[Array, Array]:
-    """Pairs (Lq, Lkv) that the boxes may, and must, hold; ``side``: coordinates of a box along every axis."""
+def product_of_axes(
+    term: BoxTerm, call: Call, side: int, by: Position, *, within: bool = False
+) -> tuple[Array, Array]:
+    """Pairs (Lq, Lkv) that the boxes may, and must, hold; ``side``: coordinates of a box along every axis.
+
+    ``within``: along every axis for a pair of boxes of that side along the axes before it.
+    """
     other: Position = "kv" if by == "q" else "q"
     may = must = np.ones((1, 1), bool)
+    runs: dict[str, Array] = {}
     for i, a in enumerate(term.axes):
         d, e = digits(term, i, by, call), digits(term, i, other, call)
-        env = {**call.env, "block": d.block[:, None], "residue": d.residue[:, None]}
-        first = d.x // side * side
-        # A box ends where its class does.
-        same_class = (d.block[:, None] == d.block) & (d.residue[:, None] == d.residue)
-        last = np.minimum(first + side - 1, np.where(same_class, d.x, 0).max(1))
-        ends = {"tile_first": first[:, None], "tile_last": last[:, None]}
+        env = {**call.env, **runs, "block": d.block[:, None], "residue": d.residue[:, None]}
+        first, last = (x[:, None] for x in _run(d, side))
+        ends = {"tile_first": first, "tile_last": last}
+        runs |= {f"{by} first {i}": first, f"{by} last {i}": last}
+        runs |= dict(zip((f"{other} first {i}", f"{other} last {i}"), _run(e, side), strict=True))
+        runs |= {f"block {i}": d.block[:, None], f"residue {i}": d.residue[:, None]}
         shift = evaluate(a.shift, env) * (1 if by == "q" else -1)
         match = (d.block[:, None] == e.block) & ((d.residue[:, None] + shift) % a.residue == e.residue)
         ranges = a.keys if by == "q" else a.queries
+        if within:
+            ranges = (a.keys_within if by == "q" else a.queries_within) or ranges
         may = may & match & holds(ranges.may, {**env, **ends}, e.x)
         must = must & match & holds(ranges.must, {**env, **ends}, e.x)
     for position, origin in (("q", term.query_origin), ("kv", term.key_origin)):
@@ -92,6 +100,13 @@ def product_of_axes(term: BoxTerm, call: Call, side: int, by: Position) -> tuple
     shape = (call.length(by), call.length(other))
     may, must = (np.broadcast_to(x, shape) for x in (may, must))
     return (may, must) if by == "q" else (may.T, must.T)
+
+
+def _run(d: Digits, side: int) -> tuple[Array, Array]:
+    """First and last coordinate of the run of every position; it ends where its class does."""
+    first = d.x // side * side
+    same_class = (d.block[:, None] == d.block) & (d.residue[:, None] == d.residue)
+    return first, np.minimum(first + side - 1, np.where(same_class, d.x, 0).max(1))
 
 
 def misjudged(term: BoxTerm, call: Call, side: int, by: Position) -> int:

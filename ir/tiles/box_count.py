@@ -1,41 +1,27 @@
 """Counting over boxes: pairs and tiles of one call in closed form, axis by axis.
 
-Axes do not depend on each other, so what is counted along each multiplies: nothing grows with the number of tokens,
-only with the lengths of the axes.
+Where axes do not depend on each other, what is counted along each multiplies: nothing grows with the number of tokens,
+only with the lengths of the axes. Else boxes are counted one by one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from ..interpret import evaluate
-from ..traverse import index_names
+from .box_walk import Tiles, names_in, products, ranges_within, walk
 from .numeric import Array, Runs, Sizes, Values, leaves, runs
 from .plan import BoxAxis, BoxTerm, Interval
 from .stretches import stretches
 
 # Classes that differ are looked at one by one as long as they are so few.
 _FEW_CLASSES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """Runs of at most so many coordinates of one class of an axis: arrays (tiles,), ends included.
-
-    ``low`` and ``high`` are the keys that the class has, first and end; ``copies`` says for how many classes a run
-    stands, where these differ in nothing that ranges depend on.
-    """
-
-    block: Array
-    residue: Array
-    first: Array
-    last: Array
-    low: Array
-    high: Array
-    copies: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +44,7 @@ def tiles_along(axis: BoxAxis, box: int, sizes: Sizes, values: Values, *, each: 
     first, end = _class_ends(axis, size, block, residue)
     low, high = _class_ends(axis, keys, block, (residue + shift) % axis.residue)
     facts = np.stack([first, end, low, np.maximum(high, low)])
-    if each or _names(axis) & {"block", "residue"}:
+    if each or names_in([axis.keys]) & {"block", "residue"}:
         copies = np.ones_like(first)
     else:
         facts, some, copies = np.unique(facts, axis=1, return_index=True, return_counts=True)
@@ -110,11 +96,41 @@ def count_boxes(
     term: BoxTerm, queries: tuple[int, ...], keys: tuple[int, ...], sizes: Sizes, values: Values
 ) -> tuple[int, int]:
     """Visited and full tiles of a term, over all batches and heads, for boxes of such sides."""
+    if term.is_nested:
+        return _count_nested(term, queries, keys, sizes, values)
     along = [
         count_along(axis, box, sizes, values)
         for axis, box in zip(term.axes, zip(queries, keys, strict=True), strict=True)
     ]
     return _product([a.visited for a in along], sizes), _product([a.full for a in along], sizes)
+
+
+def _count_nested(
+    term: BoxTerm, queries: tuple[int, ...], keys: tuple[int, ...], sizes: Sizes, values: Values
+) -> tuple[int, int]:
+    """:func:`count_boxes` where axes depend on each other."""
+    ranges = ranges_within(term)
+    names = names_in(ranges)
+    each = any(name.startswith(("block", "residue")) for name in names)
+    tiles = [tiles_along(a, m, sizes, values, each=each) for a, m in zip(term.axes, queries, strict=True)]
+    visited = full = 0
+    for env, copies in environments(names, sizes, values):
+        for own in products(tiles):
+            alike = prod(t.copies for t in own)
+            found = walk(ranges, own, [np.full(len(alike), n) for n in keys], env)
+            visited += copies * int((found.visited * alike).sum())
+            full += copies * int((found.full * alike).sum())
+    return visited, full
+
+
+def environments(names: frozenset[str], sizes: Sizes, values: Values) -> Iterator[tuple[dict[str, Any], int]]:
+    """The values that ``names`` have for each batch item and head that may differ, and how many are the same."""
+    batches = sizes.batch if "batch" in names else min(sizes.batch, 1)
+    heads = sizes.heads if names & {"head", "kv_head"} else min(sizes.heads, 1)
+    group = max(sizes.heads // max(sizes.kv_heads, 1), 1)
+    for batch, head in product(range(batches), range(heads)):
+        at = {"batch": batch, "head": head, "kv_head": head // group}
+        yield {**leaves(sizes, values), **at}, (sizes.batch // batches) * (sizes.heads // heads)
 
 
 def count_pairs(term: BoxTerm, sizes: Sizes, values: Values) -> tuple[int, int]:
@@ -129,7 +145,7 @@ def count_pairs(term: BoxTerm, sizes: Sizes, values: Values) -> tuple[int, int]:
 def _pairs_along(axis: BoxAxis, sizes: Sizes, values: Values) -> AxisCount | None:
     """Pairs along one axis by stretches of coordinates; None where that is not possible, or not worth it."""
     whole = tiles_along(axis, 2**28, sizes, values)
-    if _names(axis) & {"batch", "head", "kv_head"} or len(whole.first) > _FEW_CLASSES:
+    if names_in([axis.keys]) & {"batch", "head", "kv_head"} or len(whole.first) > _FEW_CLASSES:
         return None
     totals = []
     for union in (axis.keys.may, axis.keys.must):
@@ -151,11 +167,6 @@ def _pairs_along(axis: BoxAxis, sizes: Sizes, values: Values) -> AxisCount | Non
 def _keys_of(one: Tiles, x: Array, union: tuple[Interval, ...], sizes: Sizes, values: Values) -> Array:
     """How many keys the single coordinates ``x`` of one class see."""
     return np.asarray(ranges_of(replace(one, first=x, last=x), union, sizes, values).total[0, 0])
-
-
-def _names(axis: BoxAxis) -> frozenset[str]:
-    ends = (e for i in (*axis.keys.may, *axis.keys.must) for e in (i.start, i.stop))
-    return frozenset[str]().union(*map(index_names, ends))
 
 
 def is_countable(term: BoxTerm, sizes: Sizes, values: Values) -> bool:

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..build import const
 from ..interpret import evaluate
-from .box_count import Tiles, ranges_of, tiles_along
+from .box_count import ranges_of, tiles_along
+from .box_walk import Tiles
 from .numeric import Array, Sizes, Values, leaves
 from .plan import BoxTerm
 

@@ -58,7 +58,9 @@ def _divides(e: Expr) -> bool:
 
 def _says_more(term: BoxTerm) -> bool:
     """Whether a term is more than runs of the flattened order: it has classes, or limits an inner axis."""
-    return term.is_nested or any(a.has_classes or (i > 0 and _limits(a)) for i, a in enumerate(term.axes))
+    if term.is_nested and not all(is_solved(Atom(with_bounded_loads(expanded(a)))) for a in term.remaining):
+        return True
+    return any(a.has_classes or (i > 0 and _limits(a)) for i, a in enumerate(term.axes))
 
 
 def _limits(axis: BoxAxis) -> bool:

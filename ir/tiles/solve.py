@@ -7,6 +7,7 @@ tile is given. Bounds may depend on ``tile`` but never on ``other``.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import isqrt
 from typing import Literal
 
@@ -112,6 +113,7 @@ def _atom(condition: Expr, tile: Axis, other: Axis) -> Solution | None:
             return None
 
 
+@lru_cache(maxsize=4096)
 def _at_most_zero(e: Expr, tile: Axis, other: Axis) -> Solution | None:
     """``e <= 0`` solved for ``other``; None where it has no closed form."""
     # kv - kv % w is linear in kv // w, while q % w alone is better left as it is: try both.

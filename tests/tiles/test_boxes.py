@@ -25,7 +25,10 @@ from spellings import SPELLINGS
 
 
 def check(plan: TilePlan, mask: Expr, call: Call, side: int) -> float:
-    """Asks that no claim is wrong; returns the share of pairs that single rows decide."""
+    """Asks that no claim is wrong; returns the share of pairs that single rows decide.
+
+    Where axes depend on each other, single pairs of boxes of one row and one key along the axes before.
+    """
     truth = call.allowed(mask)
     terms = [call.allowed(term.mask) for term in plan.boxes]
     assert (np.sum(terms, axis=0, dtype=int) == truth).all(), "terms overlap, or are not the mask"
@@ -34,9 +37,10 @@ def check(plan: TilePlan, mask: Expr, call: Call, side: int) -> float:
         by: Position
         for by in ("q", "kv"):
             for s in (1, side):
-                may, must = product_of_axes(term, call, s, by)
-                assert not (keep & ~may).any(), f"an allowed pair outside of the boxes, by {by}, side {s}"
-                assert not (must & ~keep).any(), f"a forbidden pair in a full box, by {by}, side {s}"
+                for within in (False, True):
+                    may, must = product_of_axes(term, call, s, by, within=within)
+                    assert not (keep & ~may).any(), f"an allowed pair outside of the boxes, by {by}, side {s}"
+                    assert not (must & ~keep).any(), f"a forbidden pair in a full box, by {by}, side {s}"
                 if s == 1:
                     decided += float((may == must).mean()) / 2
     return decided / len(plan.boxes)
