@@ -11,6 +11,7 @@ from ..ir.tiles.plan import BoxAxis, BoxTerm, Interval, Ranges, TilePlan
 from ..ir.traverse import index_names
 from .box_groups import Groups, Letter
 from .emitter import Emitter
+from .triton_box_nest import NestedVisits
 from .triton_box_tiles import BoxTiles
 from .triton_box_visits import BoxVisits
 from .triton_module import Part
@@ -28,7 +29,8 @@ def plan_of_boxes(plan: TilePlan) -> TilePlan:
     def ranges(all_ranges: list[Ranges]) -> Ranges:
         return Ranges(tuple(i for r in all_ranges for i in r.may), tuple(i for r in all_ranges for i in r.must))
 
-    keys, queries = ranges([a.keys for a in axes]), ranges([a.queries for a in axes])
+    keys = ranges([a.keys_within or a.keys for a in axes])
+    queries = ranges([a.queries_within or a.queries for a in axes])
     proofs = tuple(dict.fromkeys(p for term in terms for p in term.proofs))
     return replace(plan, method="closed", keys=keys, queries=queries, proofs=proofs, boxes=terms)
 
@@ -49,7 +51,10 @@ def _narrow_origin(origin: Expr) -> Expr:
 
 def _narrow_axis(axis: BoxAxis) -> BoxAxis:
     query, key = (replace(side, size=narrow(side.size)) for side in (axis.query, axis.key))
-    return replace(axis, query=query, key=key, keys=_narrow(axis.keys), queries=_narrow(axis.queries))
+    within = [None if r is None else _narrow(r) for r in (axis.keys_within, axis.queries_within)]
+    return BoxAxis(
+        query, key, axis.block, axis.offset, axis.residue, axis.shift, _narrow(axis.keys), _narrow(axis.queries), *within
+    )
 
 
 def _narrow(ranges: Ranges) -> Ranges:
@@ -70,7 +75,10 @@ class OverBoxes(Skeleton):
         """Makes a kernel one over the boxes of a group, at the end of its constructor."""
         self.groups, self.group = groups, groups.groups[number]
         self.suffix = f"_{number}" if number else ""
-        self.walks = [BoxVisits(w.term, own, w.on_line) for w in self.group.walks]
+        self.walks = [
+            NestedVisits(w.term, own) if w.term.is_nested else BoxVisits(w.term, own, w.on_line)
+            for w in self.group.walks
+        ]
         self.space = self.walks[0]
         # The walk whose loop is being written.
         self._here: BoxVisits | None = None

@@ -27,7 +27,7 @@ class BoxSpace:
         self.origins: dict[Letter, Expr] = {"q": term.query_origin, "k": term.key_origin}
         # Whether the ranges of single tokens along each axis are the mask.
         self.is_product = not (term.remaining or any(len(self.ranges(a).may) != 1 for a in self.axes))
-        self.has_full_boxes = all(self.ranges(a).must for a in self.axes)
+        self.has_full_boxes = all(self.within(a).must for a in self.axes)
 
     # --- sizes, as text that is both Triton and Python ---
 
@@ -80,6 +80,10 @@ class BoxSpace:
     def ranges(self, axis: BoxAxis) -> Ranges:
         """What a run of owned coordinates sees."""
         return axis.keys if self.own == "q" else axis.queries
+
+    def within(self, axis: BoxAxis) -> Ranges:
+        """The same within boxes along the axes before, where axes depend on each other."""
+        return (axis.keys_within if self.own == "q" else axis.queries_within) or self.ranges(axis)
 
     # --- the box that a program owns ---
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from ..ir.build import binary, const
 from ..ir.nodes import ZERO, Const, Expr
+from ..ir.tiles.narrowing import run_of
 from ..ir.tiles.plan import BoxAxis, BoxTerm, Ranges
 from ..ir.types import I64
 from .box_groups import Letter
@@ -19,7 +20,7 @@ from .triton_values import Guard, Values
 
 
 @dataclass(slots=True)
-class _Visit:
+class Visit:
     """What is visited along one axis, as text: intervals of coordinates, and the number of boxes."""
 
     may: list[tuple[str, str]]
@@ -35,7 +36,7 @@ class BoxVisits(BoxSpace):
 
     def __init__(self, term: BoxTerm, own: Letter, on_line: bool = False) -> None:
         super().__init__(term, own, on_line)
-        self._visits: list[_Visit] = []
+        self.visits: list[Visit] = []
         self._bounds: list[tuple[str, str]] = []
 
     def emit_other(self, out: Emitter) -> None:
@@ -59,8 +60,8 @@ class BoxVisits(BoxSpace):
 
         ``box`` is the space of the box that is owned.
         """
-        self._visits = [self._emit_axis(out, i) for i in range(len(self.axes))]
-        counts = [v.ends[-1] for v in self._visits if v.ends]
+        self.visits = [self.emit_axis(out, i) for i in range(len(self.axes))]
+        counts = [v.ends[-1] for v in self.visits if v.ends]
         count = " * ".join(counts) or "1"
         out.line(f"count = {box.if_exists(count)}")
 
@@ -73,22 +74,38 @@ class BoxVisits(BoxSpace):
         ]
         return f"tl.where({' & '.join(exist)}, {count}, 0)" if exist else count
 
-    def emit_ranges(self, out: Emitter, i: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-        """What the owned box may, and must, see along one axis: intervals within the class, as text."""
-        ranges = self.ranges(self.axes[i])
+    def emit_ranges(
+        self, out: Emitter, i: int, full: bool = True
+    ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """What the owned box may, and with ``full`` must, see along one axis: intervals within the class, as text."""
+        ranges = self.within(self.axes[i])
+        ranges = ranges if full else Ranges(ranges.may, ())
         own = ("first_row", "last_row") if self.on_line else (f"{self.own}_at_{i}", f"last_{i}")
         names = {"tile_first": own[0], "tile_last": own[1], "block": f"block_{i}"}
         names["residue"] = f"residue_{i}" if self.axes[i].residue > 1 else "0"
-        values = Values(ranges_results(ranges), INDICES | names, prefix=f"along_{i}_")
+        values = Values(ranges_results(ranges), INDICES | names | self.names_before(i), prefix=f"along_{i}_")
         values.emit(out, "program", tuple(ranges_results(ranges)), Guard())
         may = [self._clipped(out, values, i, "may", j, x.start, x.stop) for j, x in enumerate(ranges.may)]
         must = [self._clipped(out, values, i, "must", j, x.start, x.stop) for j, x in enumerate(ranges.must)]
         return may, must
 
-    def _emit_axis(self, out: Emitter, i: int) -> _Visit:
-        may, must = self.emit_ranges(out, i)
-        visit = _Visit(sorted_intervals(out, f"may_{i}", may), must)
-        if self.extent(self.axes[i], self.other) == "1":
+    def names_before(self, i: int) -> dict[str, str]:
+        """What ranges along an axis call the boxes along the axes before it."""
+        found: dict[str, str] = {}
+        position: dict[Letter, str] = {"q": "q", "k": "kv"}
+        for j in range(i):
+            for letter in (self.own, self.other):
+                first, last = run_of(position[letter], j)
+                end = f"last_{j}" if letter == self.own else f"{letter}_last_{j}"
+                found |= {first.name: f"{letter}_at_{j}", last.name: end}
+            found |= {f"block {j}": f"block_{j}", f"residue {j}": f"residue_{j}" if self.axes[j].residue > 1 else "0"}
+        return found
+
+    def emit_axis(self, out: Emitter, i: int, full: bool = True) -> Visit:
+        """The boxes to visit along one axis, and how many there are."""
+        may, must = self.emit_ranges(out, i, full)
+        visit = Visit(sorted_intervals(out, f"may_{i}", may), must)
+        if not self.is_moving(i):
             return visit
         side, total = self.sides(self.other)[i], ""
         for j, (start, stop) in enumerate(visit.may):
@@ -165,18 +182,19 @@ class BoxVisits(BoxSpace):
         axis, end = self.axes[i], self.end_of(i, self.other)
         if isinstance(stop, Const) and axis.block and stop.value >= axis.block // axis.residue:
             return end
-        return end if Values({"stop": stop}, INDICES | _NOWHERE).result("stop") == end else ""
+        names = INDICES | _NOWHERE | dict.fromkeys(self.names_before(i), "?")
+        return end if Values({"stop": stop}, names).result("stop") == end else ""
 
     def emit_loop(
         self, out: Emitter, numbers: str, step: Callable[[Masked], None], masked: Masked, positions: Callable[[], None]
     ) -> None:
         """The loop over the boxes; ``numbers`` is its range with places for the ends."""
-        moving = [i for i, v in enumerate(self._visits) if v.ends]
+        moving = [i for i in range(len(self.axes)) if self.is_moving(i)]
         if len(moving) > 1:
             out.line(f"{', '.join(f't_{i}' for i in moving)} = {', '.join('0' for _ in moving)}")
         with out.block(f"for t in {numbers.format('0', 'count')}:"):
-            for i, visit in enumerate(self._visits):
-                self._emit_start(out, i, visit, f"t_{i}" if len(moving) > 1 else "t")
+            for i in range(len(self.axes)):
+                self.emit_place(out, i, f"t_{i}" if len(moving) > 1 else "t")
             if len(moving) > 1:
                 out.line(f"t_{moving[-1]} += 1")
             for before, i in reversed(list(pairwise(moving))):
@@ -188,8 +206,13 @@ class BoxVisits(BoxSpace):
                 self._emit_full(out)
             step(masked)
 
-    def _emit_start(self, out: Emitter, i: int, visit: _Visit, number: str) -> None:
-        """The first coordinate of a box, and the end of the interval that it is in."""
+    def is_moving(self, i: int) -> bool:
+        """Whether there may be several boxes along an axis."""
+        return self.extent(self.axes[i], self.other) != "1"
+
+    def emit_place(self, out: Emitter, i: int, number: str) -> None:
+        """The first coordinate of box ``number`` along an axis, and the end of the interval that it is in."""
+        visit = self.visits[i]
         other, side = self.labels[self.other], self.sides(self.other)[i]
         start, stop = visit.may[-1]
         if not visit.ends:
@@ -209,7 +232,7 @@ class BoxVisits(BoxSpace):
 
     def stop(self, i: int) -> str:
         """The end of the interval that the box is in."""
-        visit = self._visits[i]
+        visit = self.visits[i]
         return visit.may[0][1] if len(visit.may) == 1 else f"stop_{i}"
 
     def emit_positions(self, out: Emitter, name: str) -> None:
@@ -222,12 +245,13 @@ class BoxVisits(BoxSpace):
     def _emit_full(self, out: Emitter) -> None:
         """``full``: whether all rows see the whole box."""
         terms = []
-        for i, (visit, side) in enumerate(zip(self._visits, self.sides(self.other), strict=True)):
+        for i, (visit, side) in enumerate(zip(self.visits, self.sides(self.other), strict=True)):
             x = f"{self.labels[self.other]}_at_{i}"
             choices = [
                 " & ".join([*([f"({x} >= {a})"] if a != "0" else []), f"({x} + {side} <= {b})"]) for a, b in visit.must
             ]
             terms.append(choices[0] if len(choices) == 1 else f"({' | '.join(f'({c})' for c in choices)})")
+        terms += self.full_within()
         if self.is_offset(self.other):
             terms.append(f"({self.other}_first >= 0)")
         if self.ends_unevenly(self.other):
@@ -239,6 +263,10 @@ class BoxVisits(BoxSpace):
         out.line(f"full = {terms[0]}")
         for term in terms[1:]:
             out.line(f"full &= {term}")
+
+    def full_within(self) -> list[str]:
+        """What besides the ranges that all rows see asks of a full box."""
+        return []
 
 
 # Names that no end of a class has.
