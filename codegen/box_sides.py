@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from math import prod
 from typing import Literal
 
 import numpy as np
 
 from ..ir.nodes import Const, Expr, Load, Param
+from ..ir.tiles.box_walk import Tiles, walk_boxes
 from ..ir.tiles.numeric import Array, Sizes, leaves, runs
 from ..ir.tiles.plan import BoxAxis, Interval, Ranges
 from ..ir.traverse import loads, parameter_names, substitute, walk
@@ -21,6 +23,11 @@ _SMALLEST = 16
 # What integer parameters of ranges are taken to be where shapes are chosen; and the length of an axis of no fixed one.
 _GUESSES = (5, 7, 9, 11, 13, 17, 21, 24, 33, 48, 64, 80)
 _LONG = 4096
+# The same where axes depend on each other, and where along an axis boxes are looked at, as shares of it.
+_NESTED_GUESSES = (5, 9, 16, 28)
+_PLACES = (0.5, 0.0, 0.25, 0.75)
+# How many shapes are compared at all of these places, after all that are not oblong were at one.
+_COMPARED = 16
 # Boxes of an axis that are looked at, at most.
 _SAMPLES = 32
 # What a pair of boxes costs, with the mask and without it.
@@ -57,10 +64,14 @@ def box_shapes(axes: tuple[BoxAxis, ...], own: Literal["q", "k"], block_m: int, 
     """Up to four shapes of at most ``block_m`` queries by ``block_n`` keys, of which one suits any parameters.
 
     Boxes of ``own`` visit those of the other. The first shape is the best for most; classes that are smaller make
-    boxes smaller.
+    boxes smaller. Where axes depend on each other, boxes are counted here, and a host chooses by what each axis says alone.
     """
     extents = [_extent(a) for a in axes]
     shapes = [Shape(q, k) for q in _boxes(extents, block_m) for k in _boxes(extents, block_n)]
+    # Equal ones are told apart by their innermost sides: tokens that lie together in memory.
+    shapes.sort(key=lambda s: [-x for x in (*s.queries[::-1], *s.keys[::-1])])
+    if any(a.keys_within is not None for a in axes):
+        return _nested_shapes(axes, own, extents, shapes)
     guesses = _guesses(axes, own, extents)
 
     @cache
@@ -79,10 +90,49 @@ def box_shapes(axes: tuple[BoxAxis, ...], own: Literal["q", "k"], block_m: int, 
             counts = [boxes(i, *pair, value) for i, (pair, value) in enumerate(zip(sides, values, strict=True))]
             visited, full = (prod(x) for x in zip(*counts, strict=True))
             costs[s].append(PARTIAL * visited - (PARTIAL - FULL) * full)
-    # Equal ones are told apart by their innermost sides: tokens that lie together in memory.
-    shapes.sort(key=lambda s: [-x for x in (*s.queries[::-1], *s.keys[::-1])])
     table = np.array([costs[s] for s in shapes]).clip(min=1)
     return tuple(shapes[i] for i in _chosen((table / table.min(0)) ** 2))
+
+
+def _nested_shapes(
+    axes: tuple[BoxAxis, ...], own: Literal["q", "k"], extents: list[int], shapes: list[Shape]
+) -> tuple[Shape, ...]:
+    """:func:`box_shapes` where axes depend on each other."""
+    alike = [s for s in shapes if all(max(x) <= 4 * min(x) for x in zip(s.queries, s.keys, strict=True))] or shapes
+    ranges = [(a.keys_within if own == "q" else a.queries_within) or a.keys for a in axes]
+    guesses = _NESTED_GUESSES if any(map(_is_guessed, ranges)) else (0,)
+    middle = guesses[len(guesses) // 2]
+    first = _nested_costs(axes, ranges, own, extents, alike, _PLACES[:1], middle)
+    best = [alike[i] for i in sorted(np.argsort(first, kind="stable")[:_COMPARED])]
+    places = _PLACES if len(axes) < 3 else _PLACES[:2]
+    table = np.stack([_nested_costs(axes, ranges, own, extents, best, places, guess) for guess in guesses], 1)
+    return tuple(best[i] for i in _chosen((table / table.min(0)) ** 2))
+
+
+def _nested_costs(
+    axes: Sequence[BoxAxis], ranges: Sequence[Ranges], own: Literal["q", "k"], extents: list[int],
+    shapes: Sequence[Shape], places: Sequence[float], value: int,
+) -> Array:  # fmt: skip
+    """What shapes cost, (shapes,), from boxes at ``places`` along every axis, as shares of it.
+
+    ``value``: what every parameter, and what is read from a tensor, is taken to be.
+    """
+    sides = np.array([(s.queries, s.keys) if own == "q" else (s.keys, s.queries) for s in shapes])
+    starts = np.array(list(product(places, repeat=len(axes))))
+    which = np.repeat(np.arange(len(shapes)), len(starts))
+    tiles = []
+    for i, extent in enumerate(extents):
+        side = np.minimum(sides[which, 0, i], extent)
+        first = (np.tile(starts[:, i], len(shapes)) * -(-extent // side)).astype(np.int64) * side
+        zero, last = np.zeros_like(first), np.minimum(first + side, extent) - 1
+        tiles.append(Tiles(zero, zero, first, last, zero, zero + extent, zero + 1))
+    length = prod(e * a.residue for e, a in zip(extents, axes, strict=True))
+    guessed = [Ranges(*(_guessed_union(u, value) for u in (r.may, r.must))) for r in ranges]
+    env = leaves(Sizes(1, 1, 1, length, length), {})
+    found = walk_boxes(guessed, tiles, [sides[which, 1, i] for i in range(len(axes))], env, "q" if own == "q" else "kv")
+    each = (PARTIAL * found.visited - (PARTIAL - FULL) * found.full).reshape(len(shapes), -1).sum(1)
+    boxes = np.prod([-(-e // sides[:, 0, i]) for i, e in enumerate(extents)], axis=0)
+    return np.asarray(np.maximum(each, 1) * boxes)
 
 
 def _chosen(losses: Array) -> list[int]:
@@ -118,7 +168,7 @@ def _extent(axis: BoxAxis) -> int:
 def _seen(axis: BoxAxis, own: Literal["q", "k"], side: int, extent: int, value: int) -> _Seen:
     """``value``: what every parameter, and what is read from a tensor, is taken to be."""
     may, must = (
-        tuple(Interval(_guessed(i.start, value), _guessed(i.stop, value)) for i in union)
+        _guessed_union(union, value)
         for union in ((axis.keys.may, axis.keys.must) if own == "q" else (axis.queries.may, axis.queries.must))
     )
     first = np.arange(0, extent, side * max(extent // side // _SAMPLES, 1))
@@ -130,6 +180,10 @@ def _seen(axis: BoxAxis, own: Literal["q", "k"], side: int, extent: int, value: 
     inner = [x[:1, 0, 0] for x in (every.starts, every.stops)]
     weight = -(-extent // side) / len(first)
     return _Seen(start, stop, np.maximum(inner[0], start), np.minimum(inner[1], stop), weight)
+
+
+def _guessed_union(union: tuple[Interval, ...], value: int) -> tuple[Interval, ...]:
+    return tuple(Interval(_guessed(i.start, value), _guessed(i.stop, value)) for i in union)
 
 
 def _guessed(e: Expr, value: int) -> Expr:

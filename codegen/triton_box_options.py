@@ -34,10 +34,13 @@ def boxes_of_call(plan: TilePlan, schedule: Schedule, sizes: Sizes, values: Valu
     found = []
     for term in plan.boxes:
         counted = []
+        alone = term.axis_by_axis()
         for s in shapes_of(BoxSpace(term, "q"), schedule):
-            visited, full = count_boxes(term, s.queries, s.keys, sizes, values)
-            boxes = Boxes(s.queries, s.keys, visited // (sizes.batch * sizes.heads))
-            counted.append((PARTIAL * visited - (PARTIAL - FULL) * full, boxes))
+            visited, full = count_boxes(alone, s.queries, s.keys, sizes, values)
+            cost = PARTIAL * visited - (0 if term.is_nested else (PARTIAL - FULL) * full)
+            if term.is_nested:
+                visited, _ = count_boxes(term, s.queries, s.keys, sizes, values)
+            counted.append((cost, Boxes(s.queries, s.keys, visited // (sizes.batch * sizes.heads))))
         found.append(min(counted, key=lambda x: x[0])[1])
     return tuple(found)
 
@@ -82,11 +85,12 @@ def emit_choice(out: Emitter, plan: TilePlan, space: BoxSpace, schedule: Schedul
         return
     scope, own, other = host_scope(plan), space.own, space.other
     names = "".join(f", {x}" for x in host_inputs(plan))
+    counts_full = space.has_full_boxes and not space.is_nested
     out.section()
     with out.block(f"def cost_of_{_NAMES[own]}{suffix}(sides{names}):"):
         price = f"{PARTIAL} for a pair of boxes, {FULL} where every token of one sees all of the other"
         out.line(f'"""What boxes of such sides cost in one of the classes: {price}."""')
-        out.line(f"count, {'inner, ' if space.has_full_boxes else ''}residue = 1, {'1, ' * space.has_full_boxes}0")
+        out.line(f"count, {'inner, ' if counts_full else ''}residue = 1, {'1, ' * counts_full}0")
         for i, axis in enumerate(space.axes):
             extent, others = (in_python(space.extent(axis, x)) for x in (own, other))
             side, other_side = (f'sides["{space.sides(x)[i]}"]' for x in (own, other))
@@ -95,7 +99,7 @@ def emit_choice(out: Emitter, plan: TilePlan, space: BoxSpace, schedule: Schedul
                 (blocks,) = (count for name, count in space.counts(own) if name == f"block_{i}")
                 out.line(f"block = {in_python(blocks)} // 2")
             out.line("visited = 0")
-            if space.has_full_boxes:
+            if counts_full:
                 out.line("full = 0")
             out.comment("All boxes along the axis, or every so many.")
             with out.block(f"for tile_first in range(0, extent, {side} * max(extent // {side} // 64, 1)):"):
@@ -104,14 +108,14 @@ def emit_choice(out: Emitter, plan: TilePlan, space: BoxSpace, schedule: Schedul
                     start, stop = (print_torch(e, scope).text for e in (interval.start, interval.stop))
                     out.line(f"start, stop = max({start}, 0), min({stop}, {others})")
                     out.line(f"visited += triton.cdiv(max(stop - start, 0), {other_side})")
-                for interval in space.ranges(axis).must[:1] if space.has_full_boxes else ():
+                for interval in space.ranges(axis).must[:1] if counts_full else ():
                     first, last = (print_torch(e, scope).text for e in (interval.start, interval.stop))
                     out.line(f"first, last = max({first}, start) - start, min({last}, stop) - start")
                     out.line(f"full += max(last // {other_side} - triton.cdiv(first, {other_side}), 0)")
             out.line(f"count *= visited * max(extent // {side} // 64, 1)")
-            if space.has_full_boxes:
+            if counts_full:
                 out.line(f"inner *= full * max(extent // {side} // 64, 1)")
-        out.line(f"return {PARTIAL} * count - {PARTIAL - FULL} * inner" if space.has_full_boxes else "return count")
+        out.line(f"return {PARTIAL} * count - {PARTIAL - FULL} * inner" if counts_full else "return count")
     out.section("@functools.cache")
     with out.block(f"def choose_boxes_of_{_NAMES[own]}{suffix}(choices{names}):"):
         out.line('"""The sides of ``choices``, a tuple of tuples, that cost the least."""')

@@ -27,6 +27,7 @@ class BoxSpace:
         self.origins: dict[Letter, Expr] = {"q": term.query_origin, "k": term.key_origin}
         # Whether the ranges of single tokens along each axis are the mask.
         self.is_product = not (term.remaining or any(len(self.ranges(a).may) != 1 for a in self.axes))
+        self.is_nested = term.is_nested
         self.has_full_boxes = all(self.within(a).must for a in self.axes)
 
     # --- sizes, as text that is both Triton and Python ---

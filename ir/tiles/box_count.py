@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..interpret import evaluate
-from .box_walk import Tiles, names_in, products, ranges_within, walk
+from .box_walk import Tiles, names_in, products, ranges_within, walk_boxes
 from .numeric import Array, Runs, Sizes, Values, leaves, runs
 from .plan import BoxAxis, BoxTerm, Interval
 from .stretches import stretches
@@ -117,7 +117,7 @@ def _count_nested(
     for env, copies in environments(names, sizes, values):
         for own in products(tiles):
             alike = prod(t.copies for t in own)
-            found = walk(ranges, own, [np.full(len(alike), n) for n in keys], env)
+            found = walk_boxes(ranges, own, [np.full(len(alike), n) for n in keys], env)
             visited += copies * int((found.visited * alike).sum())
             full += copies * int((found.full * alike).sum())
     return visited, full

@@ -63,7 +63,7 @@ def products(tiles: Sequence[Tiles]) -> Iterator[list[Tiles]]:
         yield [t[place] for t, place in zip(tiles, places, strict=True)]
 
 
-def walk(
+def walk_boxes(
     ranges: Sequence[Ranges], own: Sequence[Tiles], sides: Sequence[Array], env: Values, by: Axis = "q"
 ) -> Visited:
     """What boxes visit; ``own`` has the run of every box along each axis, ``sides`` those of what it visits, (boxes,).

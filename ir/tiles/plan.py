@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..location import Location
@@ -125,6 +125,10 @@ class BoxTerm:
     def is_nested(self) -> bool:
         """Whether what an axis allows depends on where boxes lie along the axes before it."""
         return any(a.keys_within is not None for a in self.axes)
+
+    def axis_by_axis(self) -> BoxTerm:
+        """The same term with what each axis allows by itself."""
+        return replace(self, axes=tuple(replace(a, keys_within=None, queries_within=None) for a in self.axes))
 
 
 Method = Literal["closed", "classified", "exact"]

@@ -57,6 +57,35 @@ def circle(q: Any, kv: Any) -> Any:
 
 
 @rg.mask
+def sphere(q: Any, kv: Any, radius: Any) -> Any:
+    (t, a, b), (s, c, d) = VIDEO(q), VIDEO(kv)
+    return (t - s) ** 2 + (a - c) ** 2 + (b - d) ** 2 < radius**2
+
+
+@rg.mask
+def radial(q: Any, kv: Any) -> Any:
+    """A window that narrows with the distance of rows, which ends somewhere."""
+    (a, b), (c, d) = IMAGE(q), IMAGE(kv)
+    apart = abs(a - c)
+    reach = rg.where(apart >= 4, 1, rg.where(apart >= 2, 2, rg.where(apart >= 1, 4, 11)))
+    return (abs(b - d) < reach) & (apart < 7)
+
+
+@rg.mask
+def leaning(q: Any, kv: Any) -> Any:
+    """Some rows that a box could see hold nothing for it."""
+    (a, b), (c, d) = IMAGE(q), IMAGE(kv)
+    return (abs(3 * (a - c) - (b - d)) <= 2) | (b == d - 10)
+
+
+@rg.mask
+def circle_of_columns(q: Any, kv: Any) -> Any:
+    """A circle inside of classes: every third column, blocks of rows."""
+    (a, b), (c, d) = IMAGE(q), IMAGE(kv)
+    return (b % 3 == d % 3) & (a // 5 == c // 5) & ((a - c) ** 2 + (b - d) ** 2 <= 20)
+
+
+@rg.mask
 def circle_beside_text(q: Any, kv: Any, text: Any) -> Any:
     """Text before an image sees everything and is seen by all."""
     (a, b), (c, d) = IMAGE(q - text), IMAGE(kv - text)
@@ -112,6 +141,9 @@ CASES: dict[str, Callable[[], list[Part]]] = {
     "rows without keys": lambda: [even_rows()],
     "told from divisions": lambda: [told_from_divisions()],
     "circle": lambda: [circle()],
+    "radial": lambda: [radial()],
+    "leaning": lambda: [leaning()],
+    "circle of columns": lambda: [circle_of_columns()],
     "padding": lambda: [rg.dilated(3) & rg.padding(torch.tensor([0, 50]))],
     "softcap": lambda: [rg.neighborhood(IMAGE, 3), rg.softcap(2.0)],
     "per head": lambda: [rg.windows(IMAGE, 4), rg.alibi(slopes=captured(2))],
@@ -204,6 +236,17 @@ def test_classes_cut_short_come_by_pointers() -> None:
 def test_three_axes() -> None:
     parts: list[Part] = [rg.neighborhood(VIDEO, 3), rg.causal()]
     check(parts, inputs(F16, 60, 60, 24, 40), F16, blocks=(16, 32))
+
+
+@pytest.mark.parametrize("radius", [3, 1])
+def test_three_axes_that_depend_on_each_other(radius: int) -> None:
+    check([sphere(radius=radius)], inputs(F16, 60, 60, 24, 40), F16, blocks=(16, 16))
+
+
+@pytest.mark.parametrize("name", ["circle", "radial", "circle of columns"])
+@pytest.mark.parametrize("blocks", [(16, 64), (64, 16)])
+def test_axes_that_depend_on_each_other(name: str, blocks: tuple[int, int]) -> None:
+    check([*CASES[name](), rg.softcap(3.0)], inputs(F16), F16, blocks=blocks)
 
 
 def test_batch_and_heads_in_any_order() -> None:
