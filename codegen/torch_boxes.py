@@ -12,6 +12,7 @@ from ..ir.tiles.plan import BoxTerm
 from .emitter import Emitter
 from .print_torch import Printed, Scope, print_torch
 from .torch_definitions import Call, emit_ranges
+from .torch_nested_boxes import NESTED_NAMES, SEEN, emit_nested, names_before
 
 # Names that the printed loop uses; see `RESERVED` in torch_definitions.
 BOX_NAMES = frozenset((
@@ -19,7 +20,7 @@ BOX_NAMES = frozenset((
     "stacked", "sides_of", "hull", "block", "residue", "offset", "shift", "size", "side", "sides", "tiles",
     "visits", "lows", "highs", "low", "high", "may", "must", "axes", "term", "rows", "columns", "full", "waiting",
     "shape", "boxes", "places", "count", "q_origin", "kv_origin", "step", "intervals", "result", "axis", "at",
-    "limit", "start", "stop", "box", "x",
+    "limit", "start", "stop", "box", "x", "products_of", *NESTED_NAMES,
 ))  # fmt: skip
 
 _CLASSES = '''
@@ -60,10 +61,10 @@ def columns_of(tiles):
 
 _VISITS = '''
 def hull(bound, reduce, count):
-    """One bound for each tile over all heads and batch items, as a list."""
+    """One bound for each tile over all heads and batch items."""
     bound = torch.as_tensor(bound, device="cpu")
     bound = bound.expand(torch.broadcast_shapes(bound.shape, (count, 1)))
-    return reduce(bound.movedim(-2, -1).reshape(-1, count), 0).tolist()
+    return reduce(bound.movedim(-2, -1).reshape(-1, count), 0)
 
 
 def joined(intervals, low, high):
@@ -84,8 +85,8 @@ def visits_along(tiles, keys, may, must, query_stride, key_stride, block, offset
     ``keys`` are the classes of keys. A run is (first position, number, distance) along this axis.
     """
     count = len(tiles)
-    may = [(hull(a, torch.amin, count), hull(b, torch.amax, count)) for a, b in may]
-    must = [(hull(a, torch.amax, count), hull(b, torch.amin, count)) for a, b in must]
+    may = [(hull(a, torch.amin, count).tolist(), hull(b, torch.amax, count).tolist()) for a, b in may]
+    must = [(hull(a, torch.amax, count).tolist(), hull(b, torch.amin, count).tolist()) for a, b in must]
     visits = []
     for i, (b, c, first, last) in enumerate(tiles):
         name = b, (c + shift) % residue
@@ -110,17 +111,22 @@ def places_of(axes, origin, length):
     return total[total < length]
 
 
-def stacked(axes, q_origin, q_len, kv_origin, kv_len, limit):
+def products_of(axes, q_origin, q_len, kv_origin, kv_len):
+    """Every box of queries with the keys that it visits: (rows, columns, whether all pairs are allowed)."""
+    for visits in itertools.product(*axes):
+        queries, keys, full = zip(*visits)
+        yield places_of(queries, q_origin, q_len), places_of(keys, kv_origin, kv_len), all(full)
+
+
+def stacked(visits, limit):
     """Boxes of equal shape together: (rows (g, M), columns (g, N), whether all pairs are allowed), g * M * N <= limit.
 
     The keys of a box that is larger alone are cut.
     """
     waiting = {}
-    for visits in itertools.product(*axes):
-        queries, keys, full = zip(*visits)
-        rows, columns = places_of(queries, q_origin, q_len), places_of(keys, kv_origin, kv_len)
+    for rows, columns, full in visits:
         for part in columns.split(max(limit // max(len(rows), 1), 1)):
-            shape = len(rows), len(part), all(full)
+            shape = len(rows), len(part), full
             boxes = waiting.setdefault(shape, [])
             boxes.append((rows, part))
             if (len(boxes) + 1) * len(rows) * len(part) > limit:
@@ -139,16 +145,20 @@ def emit_box_loop(out: Emitter, terms: tuple[BoxTerm, ...], scope: Scope) -> Cal
     """
     for text in (_CLASSES, _VISITS, _BOXES):
         out.definition(text)
-    known: dict[Expr, Printed] = {**scope.known, **{digit(name): Printed(name) for name in ("block", "residue")}}
-    inner = Scope(known, scope.buffers)
+    if any(term.is_nested for term in terms):
+        out.definition(SEEN)
+    names = {"block": "block", "residue": "residue"} | names_before(max(len(term.axes) for term in terms))
+    inner = Scope({**scope.known, **{digit(name): Printed(text) for name, text in names.items()}}, scope.buffers)
     calls = [
         [
-            emit_ranges(out, f"keys_along_{axis}" + (f"_of_term_{term}" if len(terms) > 1 else ""), a.keys, inner)
+            emit_ranges(
+                out, f"keys_along_{axis}" + (f"_of_term_{term}" if len(terms) > 1 else ""), a.keys_within or a.keys, inner
+            )
             for axis, a in enumerate(t.axes)
         ]
         for term, t in enumerate(terms)
     ]
-    own = ("first", "last", "block", "residue", "q_len", "kv_len")
+    own = ("first", "last", "q_len", "kv_len", *names.values())
     needed = dict.fromkeys(x for term in calls for call in term for x in call.arguments if x not in own)
     loop = Call("box_loop", ("q_len", "kv_len", "limit", *needed))
     with out.define(str(loop)):
@@ -168,6 +178,10 @@ def _emit_term(out: Emitter, number: int, term: BoxTerm, ranges: list[Call], sco
         )
         out.line(f"{name} = [{classes}]")
     out.line("extents = [max((end - first for first, end in classes.values()), default=0) for classes in queries]")
+    if term.is_nested:
+        emit_nested(out, term, ranges, shown)
+        _emit_stacked(out, number)
+        return
     out.line("axes, sides = [], sides_of(extents, BLOCK_M)")
     for axis, (a, call) in enumerate(zip(term.axes, ranges, strict=True)):
         out.line(f"tiles = tiles_along(queries[{axis}], sides[{axis}])")
@@ -178,5 +192,10 @@ def _emit_term(out: Emitter, number: int, term: BoxTerm, ranges: list[Call], sco
             out.line(f"axes.append(visits_along(tiles, keys[{axis}], may, must, {facts}))")
     with out.block(f"if len(axes) == {len(term.axes)}:"):
         origins = (shown(term.query_origin), shown(term.key_origin))
-        out.line(f"for rows, columns, full in stacked(axes, {origins[0]}, q_len, {origins[1]}, kv_len, limit):")
-        out.line(f"    yield {number}, rows, columns, full")
+        out.line(f"visits = products_of(axes, {origins[0]}, q_len, {origins[1]}, kv_len)")
+        _emit_stacked(out, number)
+
+
+def _emit_stacked(out: Emitter, number: int) -> None:
+    out.line("for rows, columns, full in stacked(visits, limit):")
+    out.line(f"    yield {number}, rows, columns, full")

@@ -177,6 +177,7 @@ def _proved_along_axes(
     table, limits = _digits(space, classes, "keys")
     for part, axis in zip(parts, places, strict=True):
         over_digits = _mapped(part, space, table, limits)
+        narrowed = [] if over_digits is None else _narrowed(over_digits, limits)
         for atom in atoms(part):
             if axis is not None and over_digits is not None and len(_axes_of(over_digits)) > 1:
                 yield Proof(atom, "closed form", f"follows from what is asked along axis {axis}", atom.loc)
@@ -191,11 +192,23 @@ def _proved_along_axes(
                 may = _shown(bounds, space, classes, i)[0]
                 if may != _shown([], space, classes, i)[0]:
                     found.append(f"{may} along axis {i}")
-            if found:
-                bounded = f"keys within {' and '.join(found)}; evaluated inside of boxes"
-                yield Proof(atom, "interval", bounded, atom.loc)
+            reasons = [f"keys within {' and '.join(found)}"] if found else []
+            reasons += [f"fewer along {' and '.join(narrowed)} by where boxes lie along axes before"] if narrowed else []
+            if reasons:
+                yield Proof(atom, "interval", f"{'; '.join(reasons)}; evaluated inside of boxes", atom.loc)
             else:
                 yield Proof(atom, "partial", "belongs to no axis alone: evaluated inside of boxes", atom.loc)
+
+
+def _narrowed(f: Formula, limits: Mapping[str, Range]) -> list[str]:
+    """Axes along which ``f`` allows fewer keys where boxes along the axes before are known."""
+    found = []
+    for axis in sorted(_axes_of(f))[1:]:
+        narrowing = Narrowing(axis, limits)
+        may = narrowing.in_full(_along([narrowing.implied(f)], axis, "keys").may, {})
+        if any(is_run(name) for name in _names(Ranges(may, ()))):
+            found.append(f"axis {axis}")
+    return found
 
 
 def _shown(parts: Sequence[Formula], space: Space, classes: Sequence[Classes], axis: int) -> tuple[str, str]:
