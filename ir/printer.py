@@ -6,12 +6,13 @@ shows every type. ``regard.ir.parser`` reads both back.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
 from . import build
 from .errors import RegardError
-from .lowered import Lowered
+from .lowered import Lowered, lower
 from .nodes import (
     ZERO,
     Binary,
@@ -29,8 +30,8 @@ from .nodes import (
     Unary,
     Value,
 )
-from .tiles.plan import BoxAxis, BoxTerm, Interval, TilePlan
-from .traverse import walk
+from .tiles.plan import BoxAxis, BoxTerm, Interval, Ranges, TilePlan
+from .traverse import substitute, walk
 from .types import BOOL, F32, I32, I64, ScalarType
 from .variant import BufferParameter, Parameter, ScalarParameter, StaticParameter, Variant
 
@@ -48,6 +49,8 @@ OPERATORS: dict[BinaryOp, tuple[str, int]] = {
     "pow": ("**", POWER),
 }  # fmt: skip
 SURFACE_CASTS: dict[ScalarType, str] = {BOOL: "bool", I32: "i32", I64: "int", F32: "float"}
+# Characters of an expression that is written out wherever it stands.
+_INLINE = 30
 SCALAR_NAMES: dict[ScalarType, str] = {BOOL: "bool", I32: "int", I64: "i64", F32: "float"}
 
 
@@ -245,7 +248,8 @@ def print_lowered(lowered: Lowered) -> str:
 def print_boxes(terms: Sequence[BoxTerm]) -> str:
     """What was proved about each axis of the token space, one paragraph a term.
 
-    Ranges are those of ``x`` in :class:`BoxAxis`, for a run of queries of one class.
+    Ranges are those of ``x`` in :class:`BoxAxis`, for a run of queries of one class. Where axes depend on each other,
+    ``q first 0`` to ``q last 0`` and ``kv first 0`` to ``kv last 0`` are the runs along axis 0.
     """
     lines = []
     for term in terms:
@@ -256,10 +260,37 @@ def print_boxes(terms: Sequence[BoxTerm]) -> str:
             lines.append(f"a grid that starts at {origins}")
         for number, axis in enumerate(term.axes):
             lines.append(f"axis {number}: {_axis(axis)}")
+            if axis.keys_within is not None:
+                lines += _ranges_within(axis.keys_within)
+                continue
             lines.append(f"  may attend  {print_union(axis.keys.may)}")
             lines.append(f"  all attend  {print_union(axis.keys.must)}")
         lines += [f"of no axis alone: {print_expr(e)}" for e in term.remaining]
     return "\n".join(lines)
+
+
+def _ranges_within(ranges: Ranges) -> list[str]:
+    """What some and all of a run attend to; long expressions that come several times stand below, under names."""
+    ends = [e for i in (*ranges.may, *ranges.must) for e in (i.start, i.stop)]
+    lowered = lower({str(i): e for i, e in enumerate(ends)})
+    uses = Counter(x.name for e in _roots(lowered) for x in walk(e) if isinstance(x, Value))
+    names: dict[Expr, Expr] = {}
+    where: list[str] = []
+    for step in lowered.steps:
+        e = substitute(step.expr, names)
+        if uses[step.name] > 1 and len(print_expr(e)) > _INLINE:
+            names[Value(step.name, step.expr.type)] = Value(f"x{len(where)}", step.expr.type)
+            where.append(f"    where x{len(where)} = {print_expr(e)}")
+        else:
+            names[Value(step.name, step.expr.type)] = e
+    found = [substitute(e, names) for _, e in lowered.results]
+    intervals = [Interval(*pair) for pair in zip(found[::2], found[1::2], strict=True)]
+    may, must = intervals[: len(ranges.may)], intervals[len(ranges.may) :]
+    return [f"  may attend  {print_union(may)}", f"  all attend  {print_union(must)}", *where]
+
+
+def _roots(lowered: Lowered) -> list[Expr]:
+    return [*(step.expr for step in lowered.steps), *(e for _, e in lowered.results)]
 
 
 def _axis(axis: BoxAxis) -> str:

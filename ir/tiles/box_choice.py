@@ -9,9 +9,12 @@ from math import prod
 
 import numpy as np
 
-from .box_count import count_along, tiles_along
+from .box_count import count_along, count_boxes, tiles_along
 from .numeric import Sizes, Values
 from .plan import BoxAxis, BoxTerm
+
+# Shapes whose boxes are counted one by one, where axes depend on each other.
+_COUNTED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +48,28 @@ def choose_boxes(term: BoxTerm, sizes: Sizes, values: Values, block_m: int, bloc
     def visited(axis: int, m: int, n: int) -> int:
         return int(np.max(count_along(term.axes[axis], (m, n), sizes, values).visited, initial=0))
 
+    def rank(b: Boxes) -> tuple[int, list[int]]:
+        return b.visited, [-side for side in (*b.queries[::-1], *b.keys[::-1])]
+
     choices = (
         Boxes(queries, keys, prod(visited(i, m, n) for i, (m, n) in enumerate(zip(queries, keys, strict=True))))
         for queries in _boxes(sides, block_m)
         for keys in _boxes(sides, block_n)
     )
-    return min(choices, key=lambda b: (b.visited, [-side for side in (*b.queries[::-1], *b.keys[::-1])]))
+    if term.is_nested:
+        return min((_counted(term, b, sizes, values) for b in _compared(sorted(choices, key=rank))), key=rank)
+    return min(choices, key=rank)
+
+
+def _compared(choices: list[Boxes]) -> list[Boxes]:
+    """Of ``choices``, the best by what axes allow one by one first, some whose boxes are to be counted one by one."""
+    alike = [b for b in choices if all(max(x) <= 2 * min(x) for x in zip(b.queries, b.keys, strict=True))]
+    return (alike or choices)[:_COUNTED]
+
+
+def _counted(term: BoxTerm, b: Boxes, sizes: Sizes, values: Values) -> Boxes:
+    visited, _ = count_boxes(term, b.queries, b.keys, sizes, values)
+    return Boxes(b.queries, b.keys, visited // max(sizes.batch * sizes.heads, 1))
 
 
 def _useful_sides(axis: BoxAxis, sizes: Sizes, values: Values, most: int) -> list[int]:

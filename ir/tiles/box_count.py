@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from ..interpret import evaluate
-from .box_walk import Tiles, names_in, products, ranges_within, walk_boxes
+from .box_walk import Tiles, full_boxes, names_in, products, ranges_within, walk_boxes
 from .numeric import Array, Runs, Sizes, Values, leaves, runs
 from .plan import BoxAxis, BoxTerm, Interval
 from .stretches import stretches
 
 # Classes that differ are looked at one by one as long as they are so few.
 _FEW_CLASSES = 64
+# Where axes depend on each other, pairs are counted by queries and their keys along all axes but the last, if so few.
+_MOST_LINES = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +83,7 @@ def count_along(axis: BoxAxis, boxes: tuple[int, int], sizes: Sizes, values: Val
     must = ranges_of(tiles, axis.keys.must, sizes, values)
     n = boxes[1]
     visited = (-(-(may.stops - may.starts) // n)).sum(axis=0)
-    # Those of a run that lie in a full run whole; the last one may be cut short with the run.
-    full = np.zeros_like(visited)
-    for start, stop in zip(may.starts, may.stops, strict=True):
-        for a, b in zip(must.starts, must.stops, strict=True):
-            low, high = np.maximum(a, start), np.minimum(b, stop)
-            from_tile = -(-(low - start) // n)
-            to_tile = np.where(high == stop, -(-(high - start) // n), (high - start) // n)
-            full = full + np.where(low < high, np.maximum(to_tile - from_tile, 0), 0)
+    full = full_boxes(may, must, n)
     return AxisCount((visited * tiles.copies).sum(axis=-1), (full * tiles.copies).sum(axis=-1))
 
 
@@ -106,7 +101,7 @@ def count_boxes(
 
 
 def _count_nested(
-    term: BoxTerm, queries: tuple[int, ...], keys: tuple[int, ...], sizes: Sizes, values: Values
+    term: BoxTerm, queries: tuple[int, ...], keys: tuple[int, ...], sizes: Sizes, values: Values, spare: bool = True
 ) -> tuple[int, int]:
     """:func:`count_boxes` where axes depend on each other."""
     ranges = ranges_within(term)
@@ -116,8 +111,8 @@ def _count_nested(
     visited = full = 0
     for env, copies in environments(names, sizes, values):
         for own in products(tiles):
-            alike = prod(t.copies for t in own)
-            found = walk_boxes(ranges, own, [np.full(len(alike), n) for n in keys], env)
+            alike = np.prod([t.copies for t in own], axis=0)
+            found = walk_boxes(ranges, own, [np.full(len(alike), n) for n in keys], env, spare=spare)
             visited += copies * int((found.visited * alike).sum())
             full += copies * int((found.full * alike).sum())
     return visited, full
@@ -138,8 +133,19 @@ def count_pairs(term: BoxTerm, sizes: Sizes, values: Values) -> tuple[int, int]:
 
     The least is a bound only where :func:`is_countable`.
     """
+    if term.is_nested and _is_short(term, sizes, values):
+        ones = (1,) * len(term.axes)
+        return _count_nested(term, ones, ones, sizes, values, spare=False)
     along = [_pairs_along(axis, sizes, values) or count_along(axis, (1, 1), sizes, values) for axis in term.axes]
     return _product([a.visited for a in along], sizes), _product([a.full for a in along], sizes)
+
+
+def _is_short(term: BoxTerm, sizes: Sizes, values: Values) -> bool:
+    """Whether queries with the keys that they see along all axes but the last are few enough to be counted by."""
+    *outer, last = term.axes
+    along = [int(count_along(a, (1, 1), sizes, values).visited.max(initial=0)) for a in outer]
+    tiles = tiles_along(last, 1, sizes, values)
+    return prod(along) * int(tiles.copies.sum()) <= _MOST_LINES
 
 
 def _pairs_along(axis: BoxAxis, sizes: Sizes, values: Values) -> AxisCount | None:

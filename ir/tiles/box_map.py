@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 
 from ..build import const
 from ..interpret import evaluate
-from .box_count import ranges_of, tiles_along
-from .box_walk import Tiles
-from .numeric import Array, Sizes, Values, leaves
+from .box_count import environments, ranges_of, tiles_along
+from .box_walk import Tiles, along, class_names, names_in, ranges_within
+from .numeric import Array, Sizes, Values, chunks, leaves, runs
 from .plan import BoxTerm
 
 
@@ -38,8 +38,8 @@ def box_map(
     every_row = [tiles_along(a, m, sizes, values, each=True) for a, m in zip(term.axes, queries, strict=True)]
     total = prod(len(_classes(rows)) for rows in every_row)
     every_row = _first_classes(every_row, most)
-    may = must = np.ones((1, 1, 1, 1), bool)
     every_column: list[Tiles] = []
+    every_same: list[Array] = []
     for axis, rows, n in zip(term.axes, every_row, keys, strict=True):
         mirrored = replace(axis, query=axis.key, key=axis.query, shift=const(0))
         columns = tiles_along(mirrored, n, sizes, values, each=True)
@@ -47,17 +47,64 @@ def box_map(
         same = (rows.block[:, None] == columns.block) & (
             (rows.residue[:, None] + shift) % axis.residue == columns.residue
         )
-        columns, same = _picked(columns, same.any(0)), same[:, same.any(0)]
-        some, every = (ranges_of(rows, union, sizes, values) for union in (axis.keys.may, axis.keys.must))
-        start, stop = (x[..., None] for x in (some.starts, some.stops))
-        touched = ((start <= columns.last) & (stop > columns.first) & (start < stop)).any(0) & same
-        start, stop = (x[..., None] for x in (every.starts, every.stops))
-        covered = ((start <= columns.first) & (stop > columns.last)).any(0) & same
-        may, must = _outer(may, touched), _outer(must, covered)
-        every_column.append(columns)
-    tiles = may.astype(np.int8) + (may & must)
+        every_column.append(columns[same.any(0)])
+        every_same.append(same[:, same.any(0)])
+    classes = _classes_within if term.is_nested else _classes_by_axis
+    tiles = classes(term, every_row, every_column, every_same, sizes, values)
     (row_order, row_ends), (column_order, column_ends) = map(_class_by_class, (every_row, every_column))
     return BoxMap(tiles[:, :, row_order][..., column_order], row_ends, column_ends, len(row_ends), total)
+
+
+def _classes_by_axis(
+    term: BoxTerm, rows: Sequence[Tiles], columns: Sequence[Tiles], same: Sequence[Array], sizes: Sizes, values: Values
+) -> Array:
+    """Classes of pairs of boxes, in the order of the products of axes: (batch or 1, head or 1, rows, columns).
+
+    ``same``: which runs along each axis are of classes that see each other.
+    """
+    may = must = np.ones((1, 1, 1, 1), bool)
+    for axis, own, others, alike in zip(term.axes, rows, columns, same, strict=True):
+        some, every = (ranges_of(own, union, sizes, values) for union in (axis.keys.may, axis.keys.must))
+        may = _outer(may, _touched(some.starts[..., None], some.stops[..., None], others) & alike)
+        must = _outer(must, _covered(every.starts[..., None], every.stops[..., None], others) & alike)
+    return np.asarray(may.astype(np.int8) + (may & must))
+
+
+def _touched(start: Array, stop: Array, columns: Tiles) -> Array:
+    """Whether a run of keys has some of a range, one of several along the first axis."""
+    return np.asarray(((start <= columns.last) & (stop > columns.first) & (start < stop)).any(0))
+
+
+def _covered(start: Array, stop: Array, columns: Tiles) -> Array:
+    """Whether a run of keys lies in a range whole."""
+    return np.asarray(((start <= columns.first) & (stop > columns.last)).any(0))
+
+
+def _classes_within(
+    term: BoxTerm, rows: Sequence[Tiles], columns: Sequence[Tiles], same: Sequence[Array], sizes: Sizes, values: Values
+) -> Array:
+    """:func:`_classes_by_axis` where axes depend on each other: pair of boxes by pair, some rows at a time."""
+    ranges = ranges_within(term)
+    names = names_in(ranges)
+    own_counts, counts = ([len(t.first) for t in tiles] for tiles in (rows, columns))
+    shape = sizes.batch if "batch" in names else 1, -1, prod(own_counts), prod(counts)
+    found = []
+    for env, _ in environments(names, sizes, values):
+        for part in chunks(prod(own_counts), 16 * prod(counts)):
+            pairs = np.indices((part.stop - part.start, prod(counts))).reshape(2, -1)
+            places = np.unravel_index(pairs[0] + part.start, own_counts), np.unravel_index(pairs[1], counts)
+            may = must = np.ones(pairs.shape[1], bool)
+            at = dict(env)
+            for i, (r, own, others, alike) in enumerate(zip(ranges, rows, columns, same, strict=True)):
+                q, kv = own[places[0][i]], others[places[1][i]]
+                at |= class_names(i, q) | {"block": q.block[:, None], "residue": q.residue[:, None]}
+                seen, full = (runs(u, q.first, q.last, q.high, at, low=q.low) for u in (r.may, r.must))
+                match = alike[places[0][i], places[1][i]]
+                may = may & match & _touched(seen.starts[:, 0, 0], seen.stops[:, 0, 0], kv)
+                must = must & match & _covered(full.starts[:, 0, 0], full.stops[:, 0, 0], kv)
+                at |= along("q", i, q.first, q.last) | along("kv", i, kv.first, kv.last)
+            found.append((may.astype(np.int8) + (may & must)).reshape(-1, prod(counts)))
+    return np.concatenate(found).reshape(shape)
 
 
 def _first_classes(every: Sequence[Tiles], most: int) -> list[Tiles]:
@@ -70,17 +117,13 @@ def _first_classes(every: Sequence[Tiles], most: int) -> list[Tiles]:
     found = []
     for tiles, all_of_them, count in zip(every, classes, kept, strict=True):
         name = np.stack([tiles.block, tiles.residue], -1)
-        found.append(_picked(tiles, (name[:, None] == all_of_them[:count]).all(-1).any(1)))
+        found.append(tiles[(name[:, None] == all_of_them[:count]).all(-1).any(1)])
     return found
 
 
 def _classes(tiles: Tiles) -> Array:
     """Block and residue of each class, (classes, 2)."""
     return np.unique(np.stack([tiles.block, tiles.residue], -1), axis=0)
-
-
-def _picked(tiles: Tiles, which: Array) -> Tiles:
-    return Tiles(**{f.name: getattr(tiles, f.name)[which] for f in fields(Tiles)})
 
 
 def _class_by_class(tiles: Sequence[Tiles]) -> tuple[Array, Array]:

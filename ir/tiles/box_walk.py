@@ -63,25 +63,41 @@ def products(tiles: Sequence[Tiles]) -> Iterator[list[Tiles]]:
         yield [t[place] for t, place in zip(tiles, places, strict=True)]
 
 
+def full_boxes(may: Runs, must: Runs, side: int | Array) -> Array:
+    """How many boxes of ``side`` coordinates, from the start of each run that may be seen on, lie in a full run whole.
+
+    The last one may be cut short with the run.
+    """
+    found = np.zeros(may.starts.shape[1:], np.int64)
+    for start, stop in zip(may.starts, may.stops, strict=True):
+        for a, b in zip(must.starts, must.stops, strict=True):
+            low, high = np.maximum(a, start), np.minimum(b, stop)
+            to_box = np.where(high == stop, -(-(high - start) // side), (high - start) // side)
+            found += np.where(low < high, np.maximum(to_box - -(-(low - start) // side), 0), 0)
+    return found
+
+
 def walk_boxes(
-    ranges: Sequence[Ranges], own: Sequence[Tiles], sides: Sequence[Array], env: Values, by: Axis = "q"
-) -> Visited:
+    ranges: Sequence[Ranges], own: Sequence[Tiles], sides: Sequence[Array], env: Values, by: Axis = "q",
+    spare: bool = True,
+) -> Visited:  # fmt: skip
     """What boxes visit; ``own`` has the run of every box along each axis, ``sides`` those of what it visits, (boxes,).
 
     ``by``: whether the boxes are of queries or of keys; ``env`` is of one batch item and head. Visited boxes start
-    where the first coordinate is that the box sees. Where an axis inside is left without any, one box is visited.
+    where the first coordinate is that the box sees. Where an axis inside is left without any, one ``spare`` box is
+    visited, as kernels do.
     """
     visited = np.zeros(len(own[0].first), np.int64)
     full = np.zeros_like(visited)
     for start in range(0, len(visited), CHUNK // 64):
         which = np.arange(start, min(start + CHUNK // 64, len(visited)))
-        _walk(ranges, own, sides, dict(env), by, 0, which, np.ones(len(which), bool), visited, full)
+        _walk(ranges, own, sides, dict(env), by, spare, 0, which, np.ones(len(which), bool), visited, full)
     return Visited(visited, full)
 
 
 def _walk(
     ranges: Sequence[Ranges], own: Sequence[Tiles], sides: Sequence[Array], env: dict[str, Array | bool | int | float],
-    by: Axis, axis: int, which: Array, certain: Array, visited: Array, full: Array,
+    by: Axis, spare: bool, axis: int, which: Array, certain: Array, visited: Array, full: Array,
 ) -> None:  # fmt: skip
     """Adds what is visited from ``axis`` on by the boxes ``which``, each with a box along the axes before.
 
@@ -95,8 +111,12 @@ def _walk(
     )
     may, must = (Runs(r.starts[:, 0, 0], r.stops[:, 0, 0]) for r in (may, must))
     counts = -(-(may.stops - may.starts) // side)
-    if axis:  # one box, outside of what is seen
+    if axis and spare:
         counts[-1] += counts.sum(0) == 0
+    if axis == len(ranges) - 1:
+        np.add.at(visited, which, counts.sum(0))
+        np.add.at(full, which, np.where(certain, full_boxes(may, must, side), 0))
+        return
     run, box = np.nonzero(counts)
     repeats = counts[run, box]
     number = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
@@ -106,17 +126,13 @@ def _walk(
     inside = ((must.starts[:, box] <= first) & (last < must.stops[:, box])).any(0) & (first <= last)
     certain = certain[box] & inside
     which = which[box]
-    if axis == len(ranges) - 1:
-        np.add.at(visited, which, 1)
-        np.add.at(full, which[certain], 1)
-        return
     env = {k: x[box] if isinstance(x, np.ndarray) and is_of_box(k) else x for k, x in env.items()}
     env |= along(by, axis, tiles.first[box], tiles.last[box])
     env |= along("kv" if by == "q" else "q", axis, first, last)
     for start in range(0, len(which), CHUNK // 16):
         part = slice(start, start + CHUNK // 16)
         some = {k: x[part] if isinstance(x, np.ndarray) and is_of_box(k) else x for k, x in env.items()}
-        _walk(ranges, own, sides, some, by, axis + 1, which[part], certain[part], visited, full)
+        _walk(ranges, own, sides, some, by, spare, axis + 1, which[part], certain[part], visited, full)
 
 
 def along(position: Axis, axis: int, first: Array, last: Array) -> dict[str, Array]:

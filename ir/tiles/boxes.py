@@ -193,7 +193,8 @@ def _proved_along_axes(
                 if may != _shown([], space, classes, i)[0]:
                     found.append(f"{may} along axis {i}")
             reasons = [f"keys within {' and '.join(found)}"] if found else []
-            reasons += [f"fewer along {' and '.join(narrowed)} by where boxes lie along axes before"] if narrowed else []
+            if narrowed:
+                reasons.append(f"fewer along {' and '.join(narrowed)} by where boxes lie along axes before")
             if reasons:
                 yield Proof(atom, "interval", f"{'; '.join(reasons)}; evaluated inside of boxes", atom.loc)
             else:
