@@ -64,7 +64,7 @@ def box_shapes(axes: tuple[BoxAxis, ...], own: Literal["q", "k"], block_m: int, 
     """Up to four shapes of at most ``block_m`` queries by ``block_n`` keys, of which one suits any parameters.
 
     Boxes of ``own`` visit those of the other. The first shape is the best for most; classes that are smaller make
-    boxes smaller. Where axes depend on each other, boxes are counted here, and a host chooses by what each axis says alone.
+    boxes smaller. Where axes depend on each other, boxes are counted here, and a host chooses by each axis alone.
     """
     extents = [_extent(a) for a in axes]
     shapes = [Shape(q, k) for q in _boxes(extents, block_m) for k in _boxes(extents, block_n)]

@@ -7,6 +7,7 @@ gathered by position, and boxes of equal shape go through one batched product.
 from __future__ import annotations
 
 from ..ir.nodes import Expr
+from ..ir.tiles.box_walk import ranges_within
 from ..ir.tiles.digits import digit
 from ..ir.tiles.plan import BoxTerm
 from .emitter import Emitter
@@ -149,14 +150,13 @@ def emit_box_loop(out: Emitter, terms: tuple[BoxTerm, ...], scope: Scope) -> Cal
         out.definition(SEEN)
     names = {"block": "block", "residue": "residue"} | names_before(max(len(term.axes) for term in terms))
     inner = Scope({**scope.known, **{digit(name): Printed(text) for name, text in names.items()}}, scope.buffers)
+    suffixes = [f"_of_term_{term}" if len(terms) > 1 else "" for term in range(len(terms))]
     calls = [
         [
-            emit_ranges(
-                out, f"keys_along_{axis}" + (f"_of_term_{term}" if len(terms) > 1 else ""), a.keys_within or a.keys, inner
-            )
-            for axis, a in enumerate(t.axes)
+            emit_ranges(out, f"keys_along_{axis}{suffix}", ranges, inner)
+            for axis, ranges in enumerate(ranges_within(term))
         ]
-        for term, t in enumerate(terms)
+        for suffix, term in zip(suffixes, terms, strict=True)
     ]
     own = ("first", "last", "q_len", "kv_len", *names.values())
     needed = dict.fromkeys(x for term in calls for call in term for x in call.arguments if x not in own)

@@ -15,7 +15,7 @@ from .torch_definitions import Call
 
 SEEN = '''
 def seen(may, must, count, low, high):
-    """Of the coordinates low..high those that each of ``count`` lines sees: (line, coordinate (n, 1), by all queries)."""
+    """The coordinates low..high that ``count`` lines see: (line, coordinate (n, 1), whether all queries see it)."""
     x = torch.arange(low, high, device="cpu")
 
     def inside(union, least, most):
@@ -56,32 +56,32 @@ def emit_nested(out: Emitter, term: BoxTerm, ranges: Sequence[Call], shown: Call
 
     ``queries``, ``keys`` and ``extents`` have the classes and sizes along the axes; ``shown`` prints a number.
     """
-    with out.block("def every_box():"):
-        with out.block("for tiles in itertools.product(*map(tiles_along, queries, sides_of(extents, BLOCK_M))):"):
-            for i in range(len(term.axes)):
-                out.line(f"block_{i}, residue_{i}, q_first_{i}, q_last_{i} = columns_of(tiles[{i}:{i + 1}])")
-            out.line(f'places = torch.tensor([[{shown(term.key_origin)}]], device="cpu")')
-            out.line('certain = torch.ones(1, dtype=torch.bool, device="cpu")')
-            for i, (a, call) in enumerate(zip(term.axes, ranges, strict=True)):
-                out.line(f"block, residue, first, last = block_{i}, residue_{i}, q_first_{i}, q_last_{i}")
-                out.line(f"may, must = {call}")
-                shift = "" if a.residue == 1 else f" + {shown(a.shift)}"
-                out.line(f"b, c = tiles[{i}][0], (tiles[{i}][1]{shift}) % {a.residue}")
-                out.line(f"low, high = keys[{i}].get((b, c), (0, 0))")
-                out.line("line, x, every = seen(may, must, len(places), low, high)")
-                y = f"{a.block} * b - {a.offset} + c + {a.residue} * x" if a.has_classes else "x"
-                out.line(f"places = places[line] + {a.key.stride} * ({y})")
-                out.line("certain = certain[line] & every")
-                for j in range(i):
-                    out.line(f"kv_first_{j} = kv_last_{j} = kv_first_{j}[line]")
-                out.line(f"kv_first_{i} = kv_last_{i} = x")
-            runs = [
-                f"[run_of(tiles[{i}], {a.query.stride}, {a.block}, {a.offset}, {a.residue})]"
-                for i, a in enumerate(term.axes)
-            ]
-            out.line(f"rows = places_of([{', '.join(runs)}], {shown(term.query_origin)}, q_len)")
-            out.line("places = places.flatten()")
-            with out.block("for full in (True, False):"):
-                out.line("yield rows, places[(certain == full) & (places < kv_len)], full")
+    every_tile = "itertools.product(*map(tiles_along, queries, sides_of(extents, BLOCK_M)))"
+    with out.block("def every_box():"), out.block(f"for tiles in {every_tile}:"):
+        for i in range(len(term.axes)):
+            out.line(f"block_{i}, residue_{i}, q_first_{i}, q_last_{i} = columns_of(tiles[{i}:{i + 1}])")
+        out.line(f'places = torch.tensor([[{shown(term.key_origin)}]], device="cpu")')
+        out.line('certain = torch.ones(1, dtype=torch.bool, device="cpu")')
+        for i, (a, call) in enumerate(zip(term.axes, ranges, strict=True)):
+            out.line(f"block, residue, first, last = block_{i}, residue_{i}, q_first_{i}, q_last_{i}")
+            out.line(f"may, must = {call}")
+            shift = "" if a.residue == 1 else f" + {shown(a.shift)}"
+            out.line(f"b, c = tiles[{i}][0], (tiles[{i}][1]{shift}) % {a.residue}")
+            out.line(f"low, high = keys[{i}].get((b, c), (0, 0))")
+            out.line("line, x, every = seen(may, must, len(places), low, high)")
+            y = f"{a.block} * b - {a.offset} + c + {a.residue} * x" if a.has_classes else "x"
+            out.line(f"places = places[line] + {a.key.stride} * ({y})")
+            out.line("certain = certain[line] & every")
+            for j in range(i):
+                out.line(f"kv_first_{j} = kv_last_{j} = kv_first_{j}[line]")
+            out.line(f"kv_first_{i} = kv_last_{i} = x")
+        runs = [
+            f"[run_of(tiles[{i}], {a.query.stride}, {a.block}, {a.offset}, {a.residue})]"
+            for i, a in enumerate(term.axes)
+        ]
+        out.line(f"rows = places_of([{', '.join(runs)}], {shown(term.query_origin)}, q_len)")
+        out.line("places = places.flatten()")
+        with out.block("for full in (True, False):"):
+            out.line("yield rows, places[(certain == full) & (places < kv_len)], full")
     out.line()
     out.line("visits = every_box()")

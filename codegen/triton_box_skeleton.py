@@ -52,9 +52,8 @@ def _narrow_origin(origin: Expr) -> Expr:
 def _narrow_axis(axis: BoxAxis) -> BoxAxis:
     query, key = (replace(side, size=narrow(side.size)) for side in (axis.query, axis.key))
     within = [None if r is None else _narrow(r) for r in (axis.keys_within, axis.queries_within)]
-    return BoxAxis(
-        query, key, axis.block, axis.offset, axis.residue, axis.shift, _narrow(axis.keys), _narrow(axis.queries), *within
-    )
+    own = [_narrow(r) for r in (axis.keys, axis.queries)]
+    return BoxAxis(query, key, axis.block, axis.offset, axis.residue, axis.shift, *own, *within)
 
 
 def _narrow(ranges: Ranges) -> Ranges:

@@ -6,6 +6,7 @@ depends on it has bounds, as expressions of its ends. They stand in the conditio
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from math import inf
 
@@ -24,6 +25,7 @@ from .several_axes import at_most_zero, axes_in
 
 # Roots of larger numbers are not exact in float32 with one correction.
 _LONGEST = 2**17
+_COORDINATE = re.compile(r"(q|kv) (\d+)")
 
 
 def run_of(position: str, axis: int) -> tuple[Index, Index]:
@@ -152,7 +154,7 @@ class Narrowing:
             return e, e
         match e:
             case Index(name):
-                position, _, axis = name.partition(" ")
+                position, axis = _COORDINATE.findall(name)[0]
                 return run_of(position, int(axis)) if int(axis) < self._axis else self._always(e)
             case Binary("mul", Unary("abs") as a, b) if a == b:
                 low, high = self._extremes(a)
@@ -202,7 +204,7 @@ def _compared(op: str, low: Expr, high: Expr) -> tuple[Expr, Expr]:
 
 def _coordinates_in(e: Expr) -> bool:
     """Whether ``e`` depends on a coordinate, and not only on the class of the boxes."""
-    return any(name.startswith(("q ", "kv ")) and not is_run(name) for name in index_names(e))
+    return any(map(_COORDINATE.fullmatch, index_names(e)))
 
 
 def _root(e: Expr) -> Expr:
