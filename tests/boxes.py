@@ -206,6 +206,45 @@ EXACT = {
 }
 
 
+DISTANCE, FRAMES = (along("abs(Q - K)", Y), along("abs(Q - K)", T))
+SQUARES = " + ".join(along("(Q - K) * (Q - K)", x) for x in (Y, X))
+# Masks that are no product of axes, but whose inner axes narrow by where boxes lie along the outer ones.
+NESTED = {
+    "circle": (IMAGE, f"{SQUARES} < n * n"),
+    "circle of one size": (IMAGE, f"{SQUARES} <= 9"),
+    "circle, the other way round": (IMAGE, f"not (n * n <= {SQUARES})"),
+    "ellipse": (IMAGE, f"4 * ({along('(Q - K) * (Q - K)', Y)}) + {along('(Q - K) * (Q - K)', X)} <= n * n"),
+    "circle in a window": (IMAGE, every(f"{SQUARES} < n * n", along("Q - K < 2", X), along("abs(Q - K) <= 3", Y))),
+    "diamond": (IMAGE, f"{DISTANCE} + {along('abs(Q - K)', X)} <= n"),
+    "raster order": (IMAGE, every("q >= kv", along("abs(Q - K) <= n", Y), along("abs(Q - K) <= 2", X))),
+    "radial": (IMAGE, along(f"abs(Q - K) < where({DISTANCE} >= 3, 1, where({DISTANCE} >= 1, n, 7))", X)),
+    "radial by factors": (
+        IMAGE, along(f"abs(Q - K) * where({DISTANCE} == 0, 1, 2) <= n + where({DISTANCE} < 2, 2, 0)", X)
+    ),
+    "cases": (
+        IMAGE,
+        " or ".join(
+            every(f"{DISTANCE} {apart}", along(f"abs(Q - K) <= {reach}", X))
+            for apart, reach in (("== 0", "n"), ("== 1", "2"), ("== 2", "1"), (">= 3", "0"))
+        ),
+    ),
+    "leaning": (IMAGE, f"abs(2 * ({along('Q - K', Y)}) - ({along('Q - K', X)})) <= n"),
+    "dilated circle": (IMAGE, every(f"{SQUARES} <= 20", along("Q % 2 == K % 2", X), along("Q // 3 == K // 3", Y))),
+    "circle after text": (
+        ANY,
+        "q >= 2 and kv >= 2 and "
+        + SQUARES.replace("coordinate(q,", "coordinate(q - 2,").replace("coordinate(kv,", "coordinate(kv - 2,")
+        + " < n * n",
+    ),
+    "sphere": (VIDEO, " + ".join(along("(Q - K) * (Q - K)", x) for x in (T, H, W)) + " < n * n"),
+    "radial video": (
+        VIDEO,
+        every(*(along(f"abs(Q - K) < where({FRAMES} >= 2, 1, where({FRAMES} >= 1, 2, n))", x) for x in (H, W))),
+    ),
+    "first axis free": (VIDEO, " + ".join(along("abs(Q - K)", x) for x in (H, W)) + " <= 3"),
+}
+
+
 def calls(tokens: int, n: int) -> list[Call]:
     if tokens == TWO_GRIDS:
         return [Call(35, 15, {"n": n})]

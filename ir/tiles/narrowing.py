@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from math import inf
+from typing import Literal
 
 from ..bounds import SCALAR, Range, interval
 from ..build import binary, cast, const, select, unary
 from ..nodes import COMPARISONS, FALSE, TRUE, Binary, Const, Expr, Index, Param, Select, Unary
-from ..symbolic import Linear, linear, simplify, to_expr
+from ..symbolic import Linear, Monomial, linear, simplify, to_expr
 from ..traverse import index_names, substitute
 from ..types import BOOL, F32, I32, I64
 from . import arithmetic
@@ -25,6 +26,8 @@ from .several_axes import at_most_zero, axes_in
 
 # Roots of larger numbers are not exact in float32 with one correction.
 _LONGEST = 2**17
+# Terms that are taken apart in turn, each into two.
+_SPLITS = 4
 _COORDINATE = re.compile(r"(q|kv) (\d+)")
 
 
@@ -84,7 +87,26 @@ class Narrowing:
         forms = at_most_zero(condition)
         if not forms:  # says nothing that is known
             return All(()) if easiest else Any(())
-        return conjoin(tuple(self._sum(form, easiest=easiest) for form in forms))
+        return conjoin(tuple(self._split(form, _SPLITS, easiest=easiest) for form in forms))
+
+    def _split(self, form: Linear, depth: int, *, easiest: bool) -> Formula:
+        """``form <= 0``, where terms that mix the axis with others are taken apart: distances, extremes and choices."""
+        for term in form.terms if depth else ():
+            monomial, c = term
+            parts = _parts(monomial) if {self._axis} < set[int]().union(*map(axes_in, monomial)) else None
+            if parts is None:
+                continue
+            condition, a, b = parts
+            rest = Linear(form.constant, tuple(t for t in form.terms if t is not term))
+            sums = (linear(binary("add", to_expr(rest), binary("mul", const(c), x))) for x in (a, b))
+            first, second = (self._split(x, depth - 1, easiest=easiest) for x in sums)
+            match condition:
+                case "largest" | "smallest":
+                    return (conjoin if (condition == "largest") == (c > 0) else disjoin)((first, second))
+                case _:
+                    yes, no = (self._about(to_formula(condition, x), easiest=easiest) for x in (False, True))
+                    return disjoin((conjoin((yes, first)), conjoin((no, second))))
+        return self._sum(form, easiest=easiest)
 
     def _sum(self, form: Linear, *, easiest: bool) -> Formula:
         """``form <= 0``, where what does not belong to the axis is at its least, or at its most."""
@@ -186,6 +208,22 @@ class Narrowing:
                 return _compared(op, low, high)
             case _:
                 return TRUE, FALSE
+
+
+def _parts(monomial: Monomial) -> tuple[Expr | Literal["largest", "smallest"], Expr, Expr] | None:
+    """Which of two sums a product is: by a condition, or the larger or smaller one."""
+    match monomial:
+        case (Unary("abs", x),):
+            return "largest", x, unary("neg", x)
+        case (Binary("max" | "min" as op, a, b),):
+            return ("largest" if op == "max" else "smallest"), a, b
+    for i, factor in enumerate(monomial):
+        if isinstance(factor, Select):
+            others: Expr = const(1)
+            for x in (*monomial[:i], *monomial[i + 1 :]):
+                others = binary("mul", others, x)
+            return factor.condition, binary("mul", others, factor.a), binary("mul", others, factor.b)
+    return None
 
 
 def _compared(op: str, low: Expr, high: Expr) -> tuple[Expr, Expr]:

@@ -15,7 +15,11 @@ from torch import Tensor
 
 import regard as rg
 from generated_boxes import generated
+from generated_triton import load
 from oracle import Part, gradients, oracle
+from regard.codegen.box_sides import box_shapes
+from regard.ir.tiles.box_count import count_boxes
+from regard.ir.tiles.numeric import Sizes
 
 F16, F32 = torch.float16, torch.float32
 IMAGE, VIDEO = rg.grid(9, 11), rg.grid(3, 4, 5)
@@ -247,6 +251,23 @@ def test_three_axes_that_depend_on_each_other(radius: int) -> None:
 @pytest.mark.parametrize("blocks", [(16, 64), (64, 16)])
 def test_axes_that_depend_on_each_other(name: str, blocks: tuple[int, int]) -> None:
     check([*CASES[name](), rg.softcap(3.0)], inputs(F16), F16, blocks=blocks)
+
+
+@pytest.mark.parametrize("name", ["circle", "radial", "leaning"])
+def test_what_is_counted_is_visited(name: str) -> None:
+    """The number of turns of the loop, over all programs of one head."""
+    source = generated(CASES[name](), sizes=(16, 16), dtype=F16, blocks=(16, 16), descriptors=False)
+    loop = "    for t in range(0, count):"
+    assert source.sources[0].count(loop) == 1
+    text = source.sources[0].replace(loop, f"    tl.atomic_add(visits, count)\n{loop}")
+    text = text.replace("    lse,\n", "    lse, visits,\n", 1).replace("target_lse, query,", "target_lse, visits, query,")
+    text = text.replace("[i for i in range(", "[i for i in range(1 + ").replace("def run(query", "def run(visits, query")
+    visits = torch.zeros(1, dtype=torch.int32)
+    load(text).run(visits, *inputs(F16))
+    term = source.plan.boxes[0]
+    sides = box_shapes(term.axes, "q", 16, 16)[0]
+    found, _ = count_boxes(term, sides.queries, sides.keys, Sizes(1, 1, 1, 99, 99), {})
+    assert visits.item() == found * 2 * 2
 
 
 def test_batch_and_heads_in_any_order() -> None:
