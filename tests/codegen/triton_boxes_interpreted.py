@@ -253,15 +253,15 @@ def test_axes_that_depend_on_each_other(name: str, blocks: tuple[int, int]) -> N
     check([*CASES[name](), rg.softcap(3.0)], inputs(F16), F16, blocks=blocks)
 
 
-@pytest.mark.parametrize("name", ["circle", "radial", "leaning"])
+@pytest.mark.parametrize("name", ["circle", "radial", "circle of columns"])
 def test_what_is_counted_is_visited(name: str) -> None:
     """The number of turns of the loop, over all programs of one head."""
     source = generated(CASES[name](), sizes=(16, 16), dtype=F16, blocks=(16, 16), descriptors=False)
     loop = "    for t in range(0, count):"
     assert source.sources[0].count(loop) == 1
     text = source.sources[0].replace(loop, f"    tl.atomic_add(visits, count)\n{loop}")
-    text = text.replace("    lse,\n", "    lse, visits,\n", 1).replace("target_lse, query,", "target_lse, visits, query,")
-    text = text.replace("[i for i in range(", "[i for i in range(1 + ").replace("def run(query", "def run(visits, query")
+    text = text.replace("    lse,\n", "    lse, visits,\n", 1).replace("[i for i in range(", "[i for i in range(1 + ")
+    text = text.replace("target_lse, query,", "target_lse, visits, query,").replace("def run(", "def run(visits, ")
     visits = torch.zeros(1, dtype=torch.int32)
     load(text).run(visits, *inputs(F16))
     term = source.plan.boxes[0]

@@ -27,6 +27,21 @@ def circle_beside_text(q: Any, kv: Any, text: Any) -> Any:
 
 
 @rg.mask
+def circle(q: Any, kv: Any, radius: Any) -> Any:
+    """Boxes along the columns narrow by where they lie along the rows."""
+    (a, b), (c, d) = WIDE(q), WIDE(kv)
+    return (a - c) ** 2 + (b - d) ** 2 < radius**2
+
+
+@rg.mask
+def radial(q: Any, kv: Any) -> Any:
+    """A window in space that narrows with the distance of frames."""
+    (t, a, b), (s, c, d) = VIDEO(q), VIDEO(kv)
+    reach = rg.where(abs(t - s) >= 2, 1, rg.where(abs(t - s) >= 1, 3, 12))
+    return (abs(a - c) < reach) & (abs(b - d) < reach)
+
+
+@rg.mask
 def same_place_or_first_frame(q: Any, kv: Any) -> Any:
     (_, a, b), (t, c, d) = VIDEO(q), VIDEO(kv)
     return ((abs(a - c) <= 1) & (abs(b - d) <= 2)) | (t == 0)
@@ -57,6 +72,8 @@ VARIANTS: dict[str, tuple[int, Parts]] = {
     "columns": (540, lambda: (rg.axial(IMAGE, axis=0, causal=True),)),
     "padding": (520, lambda: (rg.dilated(4), rg.padding(torch.tensor([100, 520], device="cuda", dtype=torch.int32)))),
     "softcap": (540, lambda: (rg.neighborhood(IMAGE, 5), rg.softcap(2.0))),
+    "circle": (768, lambda: (circle(radius=9),)),
+    "radial": (480, lambda: (radial(), rg.softcap(3.0))),
     "text beside an image": (540, lambda: (circle_beside_text(text=40),)),
     "uneven image": (531, lambda: (circle_beside_text(text=40), rg.softcap(3.0))),
     "first frame": (480, lambda: (same_place_or_first_frame(),)),
@@ -125,7 +142,7 @@ def test_strides_and_head_sizes(name: str) -> None:
     check(make(), tensors(torch.float16, length, 80, 40, strided=True))
 
 
-@pytest.mark.parametrize("name", ["dilated", "neighbourhood", "text beside an image", "local and dilated"])
+@pytest.mark.parametrize("name", ["dilated", "neighbourhood", "circle", "text beside an image", "local and dilated"])
 def test_single_precision(name: str) -> None:
     length, make = VARIANTS[name]
     check(make(), tensors(torch.float32, length, 64, 32, strided=True))
