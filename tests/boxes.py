@@ -27,10 +27,12 @@ class Call:
     q_len: int
     kv_len: int
     values: dict[str, Any]
+    head: int = 0
 
     @property
     def env(self) -> dict[str, Any]:
-        return {**self.values, "q_len": self.q_len, "kv_len": self.kv_len, "head": 0, "kv_head": 0, "batch": 0}
+        who = {"head": self.head, "kv_head": self.head // 2, "batch": self.head % 2}
+        return {**self.values, **who, "q_len": self.q_len, "kv_len": self.kv_len}
 
     def length(self, position: Position) -> int:
         return self.q_len if position == "q" else self.kv_len
@@ -56,7 +58,7 @@ def digits(term: BoxTerm, axis: int, position: Position, call: Call) -> Digits:
     y = (np.arange(call.length(position)) - origin) // side.stride
     if axis:
         y = y % int(evaluate(side.size, call.env))
-    y = y + a.offset
+    y = y + int(evaluate(a.offset, call.env))
     block, within = (y // a.block, y % a.block) if a.block else (0 * y, y)
     return Digits(block, within // a.residue, within % a.residue)
 
@@ -181,6 +183,25 @@ EXACT = {
         ANY,
         "q >= n and kv >= n and n > 0 and coordinate(q - n, 1, 5, 7) == coordinate(kv - n, 1, 5, 7) and q >= kv",
     ),
+    "residue of a head": (ANY, "(q - kv) % 4 == head % 4 and q >= kv"),
+    "residue of a head from a table": (ANY, "(q - kv + shift[head]) % 3 == 0 and abs(q - kv) < n"),
+    "segments of a head": (ANY, "q % 3 == head % 3 and kv % 3 == head % 3 and q // 12 == kv // 12"),
+    "other residues of a head": (ANY, "q % 4 == head % 4 and kv % 4 == (head + 1) % 4 and q >= kv"),
+    "residues that are out of range": (ANY, "q % 3 == shift[head] and kv % 3 == shift[head]"),
+    "keys of a head": (ANY, "kv % 4 == head % 4 and abs(q // 4 - kv // 4) <= n"),
+    "blocks of a head": (ANY, "(q + 3 * head) // 8 == (kv + 3 * head) // 8 and q >= kv"),
+    "blocks by a table, or diagonals": (
+        ANY, "(q - shift[head]) // 6 == (kv - shift[head]) // 6 or (q - kv) % 6 == 0"
+    ),
+    "shards of a head": (ANY, "q >= kv and (q // 4 - kv // 4 < 2 or (q // 4 - kv // 4 - head) % 3 == 0)"),
+    "segments and dilation of a head": (
+        ANY, "(q + 2 * head) // 12 == (kv + 2 * head) // 12 and q % 3 == kv % 3 and q >= kv"
+    ),
+    "windows shifted by heads": (
+        IMAGE,
+        every(along("(Q + head) // 2 == (K + head) // 2", Y),
+              along("(Q + where(head < 2, 0, 1)) // 3 == (K + where(head < 2, 0, 1)) // 3", X)),
+    ),
     "cube": (VIDEO, every(along("abs(Q - K) <= 1", T), along("Q >= K", H), along("Q // 2 == K // 2", W))),
     "frames": (VIDEO, every(along("abs(Q - K) <= n", T), along("Q == K", H))),
     "two grids": (
@@ -191,8 +212,15 @@ EXACT = {
 }
 
 
-def calls(tokens: int, n: int) -> list[Call]:
-    if tokens == TWO_GRIDS:
-        return [Call(35, 15, {"n": n})]
+# What masks of several heads read, besides n.
+DECLARED = "n: int, shift: i32[head]"
+SHIFTS = np.array([0, -5, 2, 7], np.int32)
+
+
+def calls(tokens: int, n: int, keep: str = "") -> list[Call]:
+    """Calls to ask about; where ``keep`` differs from head to head, for several heads."""
     lengths = [(tokens, tokens)] if tokens else [(37, 37), (29, 41), (48, 24), (1, 1)]
-    return [Call(q, kv, {"n": n}) for q, kv in lengths]
+    if tokens == TWO_GRIDS:
+        lengths = [(35, 15)]
+    values = {"n": n, "shift": SHIFTS}
+    return [Call(q, kv, values, head) for q, kv in lengths for head in range(4 if "head" in keep else 1)]

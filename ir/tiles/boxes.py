@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, assert_never
 
 from .. import printer
-from ..bounds import Range
+from ..bounds import Range, interval
 from ..build import binary, const
 from ..nodes import COMPARISONS, ZERO, Binary, BinaryOp, Const, Coordinate, Expr, Index
 from ..passes.expand_coordinates import expanded
 from ..symbolic import Linear, linear, simplify, to_expr
 from ..traverse import index_names, substitute, walk
 from ..types import I32
-from .classes import Classes, Relation, joined, relation
+from .classes import Classes, Relation, SameResidue, joined, relation, remainder_of
 from .digits import digit, rewritten, with_distances
 from .formula import All, Any, Atom, Formula, atoms, conjoin, negated, to_condition, to_formula
 from .overflow import is_exact, with_bounded_loads
@@ -117,9 +117,11 @@ def _over_coordinates(condition: Expr, space: Space) -> Expr:
 
 def _over(f: Formula, space: Space) -> BoxTerm:
     parts = f.parts if isinstance(f, All) else (f,)
-    relations = [_relation(part, space) for part in parts]
+    conditions = [_comparison(part, space) for part in parts]
+    relations = [_relation(condition, space) for condition in conditions]
     classes = [
-        joined([known for axis, known in filter(None, relations) if axis == i]) for i in range(len(space.query))
+        joined([known for axis, known in filter(None, relations) if axis == i] + _common_residues(conditions, i))
+        for i in range(len(space.query))
     ]
     rest = [
         part
@@ -145,16 +147,34 @@ def _over(f: Formula, space: Space) -> BoxTerm:
     )
 
 
-def _relation(part: Formula, space: Space) -> tuple[int, Relation] | None:
-    """The axis that ``part`` puts into classes, and how."""
+def _comparison(part: Formula, space: Space) -> Expr | None:
+    """``part`` over coordinates, if it is a comparison of integers."""
     if not isinstance(part, Atom) or not _is_integer_comparison(part.condition):
         return None
-    condition = _over_coordinates(part.condition, space)
-    for axis in range(len(space.query)):
+    return _over_coordinates(part.condition, space)
+
+
+def _relation(condition: Expr | None, space: Space) -> tuple[int, Relation] | None:
+    """The axis that ``condition`` puts into classes, and how."""
+    for axis in range(len(space.query)) if condition is not None else ():
+        assert condition is not None
         known = relation(condition, f"q{axis}", f"kv{axis}")
         if known is not None:
             return axis, known
     return None
+
+
+def _common_residues(conditions: Sequence[Expr | None], axis: int) -> list[Relation]:
+    """What follows from ``q % d == a`` beside ``kv % d == b``: queries and keys of one residue each, of all classes."""
+    of_queries, of_keys = (
+        dict(filter(None, (remainder_of(c, f"{position}{axis}") for c in conditions if c is not None)))
+        for position in POSITIONS
+    )
+    return [
+        SameResidue(d, simplify(binary("mod", binary("sub", of_keys[d], of_queries[d]), const(d))))
+        for d in of_queries
+        if d in of_keys
+    ]
 
 
 def _proved_as_classes(
@@ -237,7 +257,7 @@ def _ranges(
             own[axis].append(over_digits)
             places.append(axis if is_solved(_named_as_positions(over_digits, axis)) else None)
     for i, axis, enough in pending:  # what suffices may be asked for anyway
-        if enough and all(x in own[axis] for x in enough):
+        if enough and all(any(_follows(x, given) for given in own[axis]) for x in enough):
             places[i] = axis
     ranges = []
     for axis, c in enumerate(classes):
@@ -245,6 +265,17 @@ def _ranges(
         ends = _ends(space, c, axis)
         ranges.append(Ranges(_moved(possible.may, ends), _moved(certain.must, ends) if may_be_full else ()))
     return ranges, places
+
+
+def _follows(wanted: Formula, given: Formula) -> bool:
+    """Whether ``wanted``, a sum that is at most 0, follows from ``given`` because that asks for no more of the sum."""
+    if wanted == given:
+        return True
+    if not all(isinstance(f, Atom) and _is_integer_comparison(f.condition) for f in (wanted, given)):
+        return False
+    assert isinstance(wanted, Atom) and isinstance(given, Atom)
+    needed, known = at_most_zero(wanted.condition), at_most_zero(given.condition)
+    return bool(needed) and all(any(x.terms == y.terms and x.constant >= y.constant for x in known) for y in needed)
 
 
 def _ends(space: Space, c: Classes, axis: int) -> dict[Expr, Expr]:
@@ -268,7 +299,7 @@ def _digits(
         limits[residue.name] = (0, c.residue - 1)
         for position in ("q", "kv"):
             x = digit(f"{position} {axis}")
-            most = int(spaces[f"{position}{axis}"][1]) + c.offset
+            most = int(spaces[f"{position}{axis}"][1] + interval(c.offset, {})[1])
             limits[x.name] = (0, (c.block - 1 if c.block else most) // c.residue)
             if c.block:
                 limits[block.name] = (0, max(most // c.block, limits.get(block.name, (0, 0))[1]))
@@ -276,7 +307,7 @@ def _digits(
             if c.shift != ZERO and (position == "kv") == (direction == "keys"):
                 sign: BinaryOp = "add" if position == "kv" else "sub"
                 remainder = binary("mod", binary(sign, residue, c.shift), const(c.residue))
-            y = binary("sub", binary("mul", const(c.block), block) if c.block else ZERO, const(c.offset))
+            y = binary("sub", binary("mul", const(c.block), block) if c.block else ZERO, c.offset)
             y = binary("add", y, binary("mul", const(c.residue), x if c.block != c.residue else ZERO))
             table[digit(f"{position}{axis}")] = y if c.residue == 1 else binary("add", y, remainder)
     return table, limits
@@ -301,8 +332,20 @@ def _mapped(
             # In two steps: the last class of an axis may be cut short, which coordinates as a whole know.
             moved = with_distances(rewritten(_over_coordinates(condition, space), table, limits))
             assert isinstance(moved, Binary)
+            moved = _without_remainder(moved, limits)
             form = linear(_renamed_lengths(binary("sub", moved.a, moved.b)))
             return to_formula(simplify(binary(moved.op, to_expr(Linear(0, form.terms)), const(-form.constant))))
+
+
+def _without_remainder(condition: Binary, limits: Mapping[str, Range]) -> Binary:
+    """``x == r % 4`` for ``(x - r) % 4 == 0`` where the coordinate ``x`` is in 0 … 3."""
+    for name in index_names(condition) & limits.keys():
+        found = remainder_of(condition, name)
+        if found is not None and limits[name][0] >= 0 and limits[name][1] < found[0]:
+            changed = binary("eq", digit(name), found[1])
+            assert isinstance(changed, Binary)
+            return changed
+    return condition
 
 
 def _renamed_lengths(e: Expr) -> Expr:

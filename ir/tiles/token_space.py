@@ -14,7 +14,7 @@ from ..nodes import ZERO, Binary, Cast, Const, Coordinate, Expr, Index
 from ..symbolic import Linear, linear, simplify, to_expr
 from ..traverse import walk
 from ..types import I32
-from .classes import is_uniform
+from .classes import is_settled, is_uniform
 from .digits import digit
 from .plan import Side
 
@@ -129,10 +129,10 @@ def inferred_space(conditions: Sequence[Expr]) -> Space | None:
             match e:
                 case Binary("mod", a, Const(value=w)) if w > 1 and e.type.is_integer:
                     quotients = [int(x.b.value) for x in walk(a) if _is_quotient(x) and isinstance(x.b, Const)]
-                    match _plain(a):
-                        case Index("q0" | "kv0"):
+                    match [_plain(x) for (x, *_), _ in linear(a).terms if not is_settled(x)]:
+                        case [Index()]:
                             found.append(int(w))
-                        case Binary("floordiv") if quotients:
+                        case [Binary("floordiv")] if quotients:
                             found += [quotients[0], quotients[0] * int(w)]
                         case _:
                             found += quotients
