@@ -63,6 +63,35 @@ def early_rows_only(q: Any, kv: Any) -> Any:
     return (IMAGE(q)[0] < 4) & (IMAGE(q)[1] % 3 == IMAGE(kv)[1] % 3)
 
 
+@rg.mask
+def residue_of_a_head(q: Any, kv: Any, head: Any) -> Any:
+    return (q >= kv) & ((q - kv) % 4 == head % 4)
+
+
+@rg.mask
+def segments_of_a_head(q: Any, kv: Any, head: Any, batch: Any) -> Any:
+    """LongNet, arXiv:2307.02486: every head its own offset, every batch item its own too."""
+    return (q % 4 == (head + batch) % 4) & (kv % 4 == (head + batch) % 4) & (q // 20 == kv // 20)
+
+
+@rg.mask
+def shards_of_a_head(q: Any, kv: Any, head: Any) -> Any:
+    """S2-Attention: local blocks, and every third block from another one on."""
+    return (q >= kv) & ((q // 5 - kv // 5 < 2) | ((q // 5 - kv // 5 - head) % 3 == 0))
+
+
+@rg.mask
+def windows_of_a_head(q: Any, kv: Any, head: Any, shifts: Any) -> Any:
+    (a, b), (c, d) = IMAGE(q), IMAGE(kv)
+    by = shifts[head]
+    return ((a + by) // 4 == (c + by) // 4) & ((b + by) // 4 == (d + by) // 4)
+
+
+@rg.mask
+def residue_of_a_scalar(q: Any, kv: Any, n: int) -> Any:
+    return (q - kv) % 4 == n % 4
+
+
 @rg.score
 def bias(s: Any, q: Any, kv: Any, head: Any, table: Any) -> Any:
     (a, b), (c, d) = IMAGE(q), IMAGE(kv)
@@ -83,6 +112,13 @@ CASES: dict[str, Parts] = {
     "windows": lambda: [windows],
     "columns": lambda: [columns],
     "columns of a head": lambda: [columns_of_a_head(widths=torch.tensor([0, 2, 5, 30]))],
+    "residue of a head": lambda: [residue_of_a_head, rg.alibi(slopes=(randn(4) / 8).requires_grad_())],
+    "segments of a head": lambda: [segments_of_a_head],
+    "shards of a head": lambda: [shards_of_a_head, row_bias(rows=randn(2, 99, requires_grad=True))],
+    "windows of a head": lambda: [
+        windows_of_a_head(shifts=torch.tensor([0, 2, 2, 1], dtype=torch.int32)), bias(table=randn(4, 17, 21, requires_grad=True))
+    ],
+    "residue of a scalar": lambda: [residue_of_a_scalar(n=7)],
     "circle": lambda: [circle],
     "round, after text": lambda: [round_image_after_text(text=17, radius=3)],
     "rows without keys": lambda: [early_rows_only],
@@ -126,7 +162,7 @@ def test_masks_and_scores(case: str) -> None:
     check(CASES[case], inputs())
 
 
-@pytest.mark.parametrize("case", ["strided", "neighbourhood", "columns of a head", "bias"])
+@pytest.mark.parametrize("case", ["strided", "neighbourhood", "columns of a head", "windows of a head", "bias"])
 def test_groups_and_half_precision(case: str) -> None:
     check(CASES[case], inputs(kv_heads=1))
     check(CASES[case], inputs(torch.bfloat16, kv_heads=4))
@@ -144,7 +180,7 @@ def test_three_axes() -> None:
     check(lambda: [near(grid=VIDEO, radius=1), rg.causal], (q, k, v.expand(2, 2, 105, 16)))
 
 
-@pytest.mark.parametrize("case", ["windows", "columns of a head", "rows without keys"])
+@pytest.mark.parametrize("case", ["windows", "columns of a head", "segments of a head", "rows without keys"])
 def test_keys_that_no_query_sees_may_hold_anything(case: str) -> None:
     parts = CASES[case]()
     q, k, v = inputs()
@@ -179,4 +215,6 @@ def test_work_is_that_of_the_boxes() -> None:
     grid = rg.grid(32, 32)
     # Boxes of 8 × 16 see at most 12 × 20 keys.
     assert 1024 * 25 < flops([near(grid=grid, radius=2)], 1024) <= 1024 * 12 * 20
+    assert flops([residue_of_a_head], 1024) <= 1024 * (128 + 256) // 2  # in classes of 256
+    assert flops([segments_of_a_head], 1000) == 250 * 5
     assert flops([rg.sliding_window(64) & rg.causal & rg.dilated(8)], 4096) < 4096 * (128 + 8)
