@@ -81,6 +81,36 @@ def image_after_text_alone(q: Any, kv: Any, text: Any) -> Any:
     return (q >= text) & (kv >= text) & (abs(a - c) <= 1) & (abs(b - d) <= 2)
 
 
+@rg.mask
+def residue_of_a_head(q: Any, kv: Any, head: Any) -> Any:
+    return (q >= kv) & ((q - kv + 3 * head) % 4 == 0)
+
+
+@rg.mask
+def segments_of_a_head(q: Any, kv: Any, head: Any) -> Any:
+    """LongNet, arXiv:2307.02486: every head its own offset."""
+    return (q % 3 == head % 3) & (kv % 3 == head % 3) & (q // 30 == kv // 30)
+
+
+@rg.mask
+def dilated_blocks_of_a_head(q: Any, kv: Any, head: Any, shifts: Any) -> Any:
+    by = shifts[head]
+    return ((q + by) // 30 == (kv + by) // 30) & (q % 3 == kv % 3)
+
+
+@rg.mask
+def shards_of_a_head(q: Any, kv: Any, head: Any) -> Any:
+    """S2-Attention: local blocks, and every third block from another one on."""
+    return (q >= kv) & ((q // 8 - kv // 8 < 2) | ((q // 8 - kv // 8 - head) % 3 == 0))
+
+
+@rg.mask
+def windows_of_a_head(q: Any, kv: Any, head: Any, shifts: Any) -> Any:
+    (a, b), (c, d) = IMAGE(q), IMAGE(kv)
+    by = shifts[head]
+    return ((a + by) // 4 == (c + by) // 4) & ((b + by) // 4 == (d + by) // 4)
+
+
 @rg.score
 def per_key(s: Any, batch: Any, kv: Any, bias: Any) -> Any:
     return s + bias[batch, kv]
@@ -108,6 +138,10 @@ CASES: dict[str, Callable[[], list[Part]]] = {
     "shifted windows": lambda: [rg.windows(IMAGE, 4, shift=(1, 3))],
     "columns": lambda: [rg.axial(IMAGE, axis=0, causal=True)],
     "columns of a head": lambda: [columns_of_a_head(widths=torch.tensor([0, 2]))],
+    "residue of a head": lambda: [residue_of_a_head(), rg.alibi(slopes=captured(2))],
+    "segments of a head": lambda: [segments_of_a_head()],
+    "dilated blocks of a head": lambda: [dilated_blocks_of_a_head(shifts=torch.tensor([0, 14], dtype=torch.int32))],
+    "windows of a head": lambda: [windows_of_a_head(shifts=torch.tensor([0, 2], dtype=torch.int32))],
     "two intervals": lambda: [borders()],
     "rows without keys": lambda: [even_rows()],
     "told from divisions": lambda: [told_from_divisions()],
@@ -128,6 +162,7 @@ SEVERAL: dict[str, tuple[int, bool, Callable[[], list[Part]]]] = {
     "image after text": (104, False, lambda: [image_after_text_alone(text=5)]),
     "first row": (99, False, lambda: [same_column_or_first_row(), rg.softcap(2.0)]),
     "local or dilated": (75, True, lambda: [local_or_dilated(), per_key(bias=captured(2, 75))]),
+    "shards of a head": (75, True, lambda: [shards_of_a_head()]),
     "rows or columns": (99, True, lambda: [rg.axial(IMAGE, 0) | rg.axial(IMAGE, 1), rg.alibi(slopes=captured(2))]),
 }
 
@@ -183,7 +218,7 @@ def test_several_terms_in_single_precision_by_pointers(name: str) -> None:
     check(make(), inputs(F32, length, length), F32, blocks=(64, 64), descriptors=False)
 
 
-@pytest.mark.parametrize("name", ["dilated", "residues of keys are others", "strided neighbourhood", "shifted windows"])
+@pytest.mark.parametrize("name", ["dilated", "residues of keys are others", "strided neighbourhood", "shifted windows", "dilated blocks of a head"])
 def test_tensor_descriptors(name: str) -> None:
     check(CASES[name](), inputs(F16, value_size=32), F16, blocks=(32, 64))
 
