@@ -8,19 +8,18 @@ from __future__ import annotations
 from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
 from .schedule import Problem, Schedule, Source
-from .torch_backward import ACCUMULATE, TIMES
 from .torch_box_program import (
     BOX_PROGRAM_NAMES,
     BoxProgram,
     emit_alike,
     emit_box_program,
     emit_box_scores,
-    emit_finite,
     emit_vectors,
     finish_boxes,
 )
-from .torch_definitions import Call, emit_float_parameters, emit_score_gradients
+from .torch_definitions import Call, emit_float_parameters
 from .torch_module import emit_sizes
+from .torch_printed import backward_inputs, emit_buffer_gradients, emit_finite, emit_zero_gradients
 
 _START = """
 empty = (lse == float("-inf")).unsqueeze(-1)  # rows that attend to nothing
@@ -79,20 +78,13 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule) -> Sourc
     """
     out = Emitter(BOX_PROGRAM_NAMES | {"add_at"})
     program = emit_box_program(out, plan)
-    wanted = [p.name for p, needed in zip(plan.variant.buffers, problem.buffer_gradients, strict=False) if needed]
-    gradients = {name: out.fresh(f"grad_{program.scope.buffers[name]}") for name in wanted}
-    chain = emit_score_gradients(out, plan.variant, program.scope, gradients)
+    gradients, chain = emit_buffer_gradients(out, program, problem)
     out.definition(_ADD_AT)
-    if chain:
-        out.definition(TIMES)
-    if gradients:
-        out.definition(ACCUMULATE)
-    inputs = ["query", "key", "value", "out", "lse", "grad_out", "grad_lse", *program.parameters]
     if program.by_head:
         call = emit_alike(out, program)
-        with out.define(f"run_alike({', '.join([*inputs, 'batch', 'head', 'kv_head', 'scale'])})"):
+        with out.define(f"run_alike({backward_inputs(program, 'batch, head, kv_head, scale')})"):
             _emit_run(out, program, gradients, chain)
-    with out.define(f"run({', '.join([*inputs, 'scale=None', 'tiles=None'])})"):
+    with out.define(f"run({backward_inputs(program)})"):
         if program.by_head:
             _emit_each(out, program, gradients, call)
         else:
@@ -109,7 +101,7 @@ def _emit_run(out: Emitter, program: BoxProgram, gradients: dict[str, str], chai
         emit_float_parameters(out, v, program.scope)
         emit_vectors(out, program)
         emit_finite(out, program, "key")
-        if program.groups_differ:
+        if program.mask_differs_by_head:
             out.line("copies = key.shape[1] // grad_key.shape[1]")
             out.line("grad_key, grad_value = (x.repeat_interleave(copies, 1) for x in (grad_key, grad_value))")
         out.lines(_START)
@@ -120,7 +112,7 @@ def _emit_run(out: Emitter, program: BoxProgram, gradients: dict[str, str], chai
             for call, stage in reversed(list(zip(chain, stages, strict=False))):
                 out.line(f"grad = {call.passing(stage, to='s')}")
             out.lines(_PRODUCTS)
-        if program.groups_differ:
+        if program.mask_differs_by_head:
             out.line("grad_key, grad_value = (x.unflatten(1, (-1, copies)).sum(2) for x in (grad_key, grad_value))")
     if program.by_head:
         out.line(f"return {', '.join(['grad_query * scale', 'grad_key', 'grad_value', *gradients.values()])}")
@@ -137,8 +129,7 @@ def _emit_results(out: Emitter, program: BoxProgram, gradients: dict[str, str], 
 def _emit_zeros(out: Emitter, program: BoxProgram, gradients: dict[str, str]) -> None:
     zeros = 'torch.zeros(x.shape, dtype=torch.float32, device="cpu")'
     out.line(f"grad_query, grad_key, grad_value = ({zeros} for x in (query, key, value))")
-    for buffer, name in gradients.items():
-        out.line(f'{name} = torch.zeros({program.scope.buffers[buffer]}.shape, dtype=torch.float64, device="cpu")')
+    emit_zero_gradients(out, program, gradients)
 
 
 def _emit_each(out: Emitter, program: BoxProgram, gradients: dict[str, str], call: str) -> None:

@@ -15,12 +15,12 @@ from .torch_box_program import (
     emit_alike,
     emit_box_program,
     emit_box_scores,
-    emit_finite,
     emit_vectors,
     finish_boxes,
 )
 from .torch_definitions import emit_float_parameters
 from .torch_module import emit_sizes
+from .torch_printed import emit_finite
 
 
 def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule) -> Source:
@@ -54,7 +54,7 @@ top[:, :, rows] = peak
 
 
 _EACH = """
-\"\"\"Output (B, H, Lq, Dv) and log-sum-exp (B, H, Lq): of heads with the same classes at a time, as one batch item.\"\"\"
+\"\"\"Output (B, H, Lq, Dv) and log-sum-exp (B, H, Lq): heads with the same classes at a time, as one batch item.\"\"\"
 batch_size, heads, q_len = query.shape[:3]
 kv_heads, kv_len = key.shape[1:3]
 out = query.new_zeros(batch_size, heads, q_len, value.shape[3])

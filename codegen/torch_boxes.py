@@ -156,7 +156,8 @@ def emit_box_loop(out: Emitter, terms: tuple[BoxTerm, ...], scope: Scope) -> Cal
         for term, t in enumerate(terms)
     ]
     own = ("first", "last", "block", "residue", "q_len", "kv_len")
-    facts = [e for t in terms for e in (t.query_origin, t.key_origin, *(x for a in t.axes for x in (a.offset, a.shift)))]
+    facts = [e for t in terms for e in (t.query_origin, t.key_origin)]
+    facts += [e for t in terms for a in t.axes for e in (a.query.size, a.key.size, a.offset, a.shift)]
     read = [*(x for term in calls for call in term for x in call.arguments), *arguments(facts, scope)]
     needed = dict.fromkeys(x for x in read if x not in own)
     loop = Call("box_loop", ("q_len", "kv_len", "limit", *needed))

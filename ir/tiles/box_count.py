@@ -51,8 +51,8 @@ class AxisCount:
 def axes_of_heads(axis: BoxAxis, sizes: Sizes, values: Values) -> Iterator[tuple[BoxAxis, Array]]:
     """``axis`` with numbers for what makes its classes differ, and who has those: bool (batch or 1, head or 1)."""
     env = leaves(sizes, values)
-    numbers = np.stack(np.broadcast_arrays(*(evaluate(e, env) for e in (axis.offset, axis.shift)), np.zeros((1, 1, 1, 1))))
-    numbers = numbers[:2, :, :, 0, 0].astype(np.int64)
+    facts = np.broadcast_arrays(evaluate(axis.offset, env), evaluate(axis.shift, env), np.zeros((1, 1, 1, 1)))
+    numbers = np.stack(facts[:2])[..., 0, 0].astype(np.int64)
     for offset, shift in np.unique(numbers.reshape(2, -1), axis=1).T:
         alike = (numbers == np.array([offset, shift])[:, None, None]).all(0)
         yield replace(axis, offset=const(int(offset)), shift=const(int(shift))), alike

@@ -116,7 +116,8 @@ CASES: dict[str, Parts] = {
     "segments of a head": lambda: [segments_of_a_head],
     "shards of a head": lambda: [shards_of_a_head, row_bias(rows=randn(2, 99, requires_grad=True))],
     "windows of a head": lambda: [
-        windows_of_a_head(shifts=torch.tensor([0, 2, 2, 1], dtype=torch.int32)), bias(table=randn(4, 17, 21, requires_grad=True))
+        windows_of_a_head(shifts=torch.tensor([0, 2, 2, 1], dtype=torch.int32)),
+        bias(table=randn(4, 17, 21, requires_grad=True)),
     ],
     "residue of a scalar": lambda: [residue_of_a_scalar(n=7)],
     "circle": lambda: [circle],

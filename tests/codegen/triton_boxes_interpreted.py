@@ -218,7 +218,12 @@ def test_several_terms_in_single_precision_by_pointers(name: str) -> None:
     check(make(), inputs(F32, length, length), F32, blocks=(64, 64), descriptors=False)
 
 
-@pytest.mark.parametrize("name", ["dilated", "residues of keys are others", "strided neighbourhood", "shifted windows", "dilated blocks of a head"])
+DESCRIBED = (
+    "dilated", "residues of keys are others", "strided neighbourhood", "shifted windows", "dilated blocks of a head",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
 def test_tensor_descriptors(name: str) -> None:
     check(CASES[name](), inputs(F16, value_size=32), F16, blocks=(32, 64))
 

@@ -135,14 +135,14 @@ def test_maps_of_boxes_hold_the_mask(name: str) -> None:
     call = calls(tokens, 4)[0]
     sizes = Sizes(1, 4, 2, call.q_len, call.kv_len)
     countable = [term for term in plan.boxes if is_countable(term, sizes, call.values)]
-    for term, call in itertools.product(countable, of_heads(call)):
+    for term, of_head in itertools.product(countable, of_heads(call)):
         sides = (2,) * len(term.axes)
-        own = term_of_head(term, 0, call.head, sizes, call.values)
+        own = term_of_head(term, 0, of_head.head, sizes, call.values)
         tiles = box_map(own, sides, sides, sizes, call.values, most=10**6).tiles[0]
-        classes = tiles[call.head % len(tiles)]
-        rows, columns = (_places(term, position, call) for position in ("q", "kv"))
+        classes = tiles[of_head.head % len(tiles)]
+        rows, columns = (_places(term, position, of_head) for position in ("q", "kv"))
         found = classes[rows[:, None], columns]
-        allowed = call.allowed(term.mask)[-len(rows) :, -len(columns) :]
+        allowed = of_head.allowed(term.mask)[-len(rows) :, -len(columns) :]
         assert not (allowed & (found == 0)).any() and not (~allowed & (found == 2)).any()
 
 

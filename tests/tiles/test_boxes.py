@@ -12,7 +12,22 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from boxes import ANY, DECLARED, EXACT, IMAGE, SHIFTS, Call, Position, X, Y, along, calls, every, plan_of, product_of_axes
+from boxes import (
+    ANY,
+    DECLARED,
+    EXACT,
+    IMAGE,
+    SHIFTS,
+    Call,
+    Position,
+    X,
+    Y,
+    along,
+    calls,
+    every,
+    plan_of,
+    product_of_axes,
+)  # fmt: skip
 from regard.ir.interpret import evaluate
 from regard.ir.nodes import Expr
 from regard.ir.passes import run_pipeline
@@ -111,8 +126,9 @@ def test_no_boxes_where_runs_say_as_much(keep: str) -> None:
 # --- random masks ------------------------------------------------------------------------------------------------
 
 TEMPLATES = (
-    "Q % {d} == head % {d} and K % {d} == head % {d}", "(Q - K + {r} * head) % {d} == 0", "K % {d} == (head + {r}) % {d}",
-    "(Q + shift[head]) // {d} == (K + shift[head]) // {d}", "(Q // {d} - K // {d} - head) % {e} == 0",
+    "Q % {d} == head % {d} and K % {d} == head % {d}", "(Q - K + {r} * head) % {d} == 0",
+    "K % {d} == (head + {r}) % {d}", "(Q + shift[head]) // {d} == (K + shift[head]) // {d}",
+    "(Q // {d} - K // {d} - head) % {e} == 0",
     "Q - K {op} {c}", "abs(Q - K) <= {c}", "(Q - K) % {d} == {r}", "(K - Q) % {d} {op} {r}", "Q % {d} == K % {d}",
     "(Q + {r}) // {d} == (K + {r}) // {d}", "K // {d} {op} Q // {d} + {r}", "(Q // {d} - K // {d}) % {e} == {r}",
     "Q % {d} // {e} == K % {d} // {e}", "K >= max(min(Q - {r}, {d}), 0)", "K <= min(max(Q + {r}, n), {d})",
