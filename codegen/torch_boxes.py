@@ -108,12 +108,12 @@ def visits_along(tiles, keys, may, must, query_stride, key_stride, block, offset
 
 _BOXES = '''
 def places_of(axes, origin, length):
-    """The positions of a box below ``length``: all sums of ``origin`` and one position along every axis."""
+    """The positions of a box in 0..length: all sums of ``origin`` and one position along every axis."""
     total = torch.tensor([origin], dtype=torch.int64, device="cpu")
     for runs in axes:
         places = torch.cat([torch.arange(count, device="cpu") * step + first for first, count, step in runs])
         total = (total[:, None] + places).flatten()
-    return total[total < length]
+    return total[(total >= 0) & (total < length)]
 
 
 def stacked(axes, q_origin, q_len, kv_origin, kv_len, limit):

@@ -25,6 +25,7 @@ class BoxSpace:
         # What names begin with; visited runs of positions stand beside boxes in one kernel.
         self.labels: dict[Letter, str] = {own: own, self.other: "line" if on_line else self.other}
         self.origins: dict[Letter, Expr] = {"q": term.query_origin, "k": term.key_origin}
+        self.ends: dict[Letter, Expr | None] = {"q": term.query_end, "k": term.key_end}
         # Whether the ranges of single tokens along each axis are the mask.
         self.is_product = not (term.remaining or any(len(self.ranges(a).may) != 1 for a in self.axes))
         self.has_full_boxes = all(self.ranges(a).must for a in self.axes)
@@ -244,7 +245,9 @@ class BoxSpace:
             found.append(f"0 <= {letter}_origin <= {tokens}")
             tokens = f"({tokens} - {letter}_origin)"
         if self.is_uneven(letter):
-            found.append(f"{tokens} % {_side(self.axes[0], letter).stride} == 0")
+            row, rows = _side(self.axes[0], letter).stride, self.size(self.axes[0], letter)
+            is_end = self.ends[letter] is None  # of all positions
+            found.append(f"{tokens} % {row} == 0" if is_end else f"{row} * ({rows}) <= {tokens}")
         for axis in self.axes:
             size = _side(axis, letter).size
             if axis.residue == 1:

@@ -87,8 +87,11 @@ def product_of_axes(term: BoxTerm, call: Call, side: int, by: Position) -> tuple
         ranges = a.keys if by == "q" else a.queries
         may = may & match & holds(ranges.may, {**env, **ends}, e.x)
         must = must & match & holds(ranges.must, {**env, **ends}, e.x)
-    for position, origin in (("q", term.query_origin), ("kv", term.key_origin)):
-        exists = np.arange(call.length(position)) >= int(evaluate(origin, call.env))  # type: ignore[arg-type]
+    position: Position
+    for position, origin, end in (("q", term.query_origin, term.query_end), ("kv", term.key_origin, term.key_end)):
+        places = np.arange(call.length(position))
+        exists = places >= int(evaluate(origin, call.env))
+        exists &= end is None or places < int(evaluate(end, call.env))
         exists = exists[:, None] if position == by else exists
         may, must = may & exists, must & exists
     shape = (call.length(by), call.length(other))
@@ -125,13 +128,23 @@ def along(text: str, coordinate: str) -> str:
     return text.replace("Q", coordinate.format("q")).replace("K", coordinate.format("kv"))
 
 
+class _FromEnd(str):
+    """A coordinate whose query counts from where the last tokens meet."""
+
+    def format(self, *names: object, **_: object) -> str:
+        return str(self).replace("{}", "q + kv_len - q_len" if names == ("q",) else str(names[0]))
+
+
+FROM_END = _FromEnd(Y)
+
+
 def every(*parts: str) -> str:
     return " and ".join(parts)
 
 
 CLAMPED = "max(min(Q - n // 2, 7 - n), 0)"
 # By the number of tokens of the grid; 0 where any length will do.
-ANY, IMAGE, VIDEO, TWO_GRIDS = 0, 35, 60, -1
+ANY, IMAGE, VIDEO, TWO_GRIDS, LAST = 0, 35, 60, -1, -2
 EXACT = {
     "dilated": (ANY, "(q - kv) % 4 == 0"),
     "dilated window": (ANY, "q >= kv and q - kv < n and (kv - q) % 4 == 0"),
@@ -202,6 +215,29 @@ EXACT = {
         every(along("(Q + head) // 2 == (K + head) // 2", Y),
               along("(Q + where(head < 2, 0, 1)) // 3 == (K + where(head < 2, 0, 1)) // 3", X)),
     ),
+    "text after an image": (
+        ANY,
+        "q >= 21 or kv >= 21 or abs(coordinate(q, 0, 3, 7) - coordinate(kv, 0, 3, 7)) <= n"
+        " and abs(coordinate(q, 1, 3, 7) - coordinate(kv, 1, 3, 7)) <= 1",
+    ),
+    "image between n tokens and others": (
+        ANY,
+        "q < n or kv < n or n + 20 < q or kv - n >= 21 or"
+        " coordinate(q - n, 0, 3, 7) // 2 == coordinate(kv - n, 0, 3, 7) // 2 and"
+        " abs(coordinate(q - n, 1, 3, 7) - coordinate(kv - n, 1, 3, 7)) <= 1",
+    ),
+    "image alone between others": (
+        ANY,
+        "q >= 2 and kv >= 2 and q < 23 and kv < 23 and coordinate(q - 2, 1, 3, 7) == coordinate(kv - 2, 1, 3, 7)",
+    ),
+    "last rows": (
+        LAST,
+        every(along("abs(Q - K) <= n", FROM_END), "coordinate(q + kv_len - q_len, 1, 5, 7) >= " + X.format("kv")),
+    ),
+    "last rows, dilated": (
+        LAST, along("(Q - K) % 2 == 0", FROM_END) + " and " + X.format("q + (kv_len - q_len)") + " == " + X.format("kv")
+    ),
+    "last rows, windows": (LAST, along("Q // 2 == K // 2", FROM_END) + " and " + X.format("kv") + " < 4"),
     "cube": (VIDEO, every(along("abs(Q - K) <= 1", T), along("Q >= K", H), along("Q // 2 == K // 2", W))),
     "frames": (VIDEO, every(along("abs(Q - K) <= n", T), along("Q == K", H))),
     "two grids": (
@@ -222,5 +258,7 @@ def calls(tokens: int, n: int, keep: str = "") -> list[Call]:
     lengths = [(tokens, tokens)] if tokens else [(37, 37), (29, 41), (48, 24), (1, 1)]
     if tokens == TWO_GRIDS:
         lengths = [(35, 15)]
+    if tokens == LAST:  # queries are the last tokens of the grid
+        lengths = [(14, 35), (35, 35), (1, 35), (10, 35)]
     values = {"n": n, "shift": SHIFTS}
     return [Call(q, kv, values, head) for q, kv in lengths for head in range(4 if "head" in keep else 1)]

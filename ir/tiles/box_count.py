@@ -195,12 +195,13 @@ def is_countable(term: BoxTerm, sizes: Sizes, values: Values) -> bool:
     """Whether the grid has as many tokens as there are positions: a grid told from divisions may end in a part."""
     env = leaves(sizes, values)
     outermost = term.axes[0]
-    queries = (outermost.query, term.query_origin, sizes.q_len)
-    keys = (outermost.key, term.key_origin, sizes.kv_len)
-    return all(
-        int(evaluate(side.size, env)) * side.stride == length - int(evaluate(origin, env))
-        for side, origin, length in (queries, keys)
-    )
+    queries = (outermost.query, term.query_origin, term.query_end, sizes.q_len)
+    keys = (outermost.key, term.key_origin, term.key_end, sizes.kv_len)
+    for side, origin, end, length in (queries, keys):
+        first, last = int(evaluate(origin, env)), length if end is None else min(int(evaluate(end, env)), length)
+        if first < 0 or int(evaluate(side.size, env)) * side.stride != last - first:
+            return False
+    return True
 
 
 def _product(counts: list[Array], sizes: Sizes) -> int:

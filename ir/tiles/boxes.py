@@ -19,12 +19,12 @@ from ..traverse import index_names, substitute, walk
 from ..types import I32
 from .classes import Classes, Relation, SameResidue, joined, relation, remainder_of
 from .digits import digit, rewritten, with_distances
-from .formula import All, Any, Atom, Formula, atoms, conjoin, negated, to_condition, to_formula
+from .formula import All, Any, Atom, Formula, atoms, conjoin, disjoin, negated, to_condition, to_formula
 from .overflow import is_exact, with_bounded_loads
 from .plan import BoxAxis, BoxTerm, Interval, Proof, Ranges, Side
 from .ranges import is_solved, tile_ranges
 from .several_axes import at_most_zero, axes_in, implied_along, sufficient_along
-from .token_space import LINE, POSITIONS, Position, Space, declared_space, inferred_space
+from .token_space import LINE, POSITIONS, Space, declared_space, first_position, inferred_space, starts_where
 
 # Disjoint parts that a disjunction is written as, at most: each costs a skeleton another walk.
 TERMS = 3
@@ -70,25 +70,35 @@ def _disjoint(f: Formula, reverse: bool) -> tuple[Formula, ...]:
     Each excludes those before it: simple ones come first, because the opposite of a band is two bands, or last.
     """
     parts = f.parts if isinstance(f, All) else (f,)
-    choices = [p for p in parts if isinstance(p, Any) and len(p.parts) <= TERMS]
+    choices = [(p, few) for p in parts if isinstance(p, Any) and len(few := _alternatives(p)) <= TERMS]
     if not choices:
         return (f,)
-    rest = tuple(p for p in parts if p is not choices[0])
-    divisions = {p: sum(_divides(e) for a in atoms(p) for e in walk(a)) for p in choices[0].parts}
+    choice, alternatives = choices[0]
+    rest = tuple(p for p in parts if p is not choice)
+    divisions = {p: sum(_divides(e) for a in atoms(p) for e in walk(a)) for p in alternatives}
     ordered = sorted(divisions, key=divisions.__getitem__, reverse=reverse)
     return tuple(
         conjoin((*rest, part, *(negated(before) for before in ordered[:i]))) for i, part in enumerate(ordered)
     )
 
 
+def _alternatives(f: Any) -> tuple[Formula, ...]:
+    """The parts of ``f``; where they are too many, those that divide nothing are one: ranges of positions."""
+    plain = [p for p in f.parts if not any(_divides(e) for a in atoms(p) for e in walk(a))]
+    if len(f.parts) <= TERMS or len(plain) < 2:
+        return f.parts
+    return (disjoin(tuple(plain)), *(p for p in f.parts if p not in plain))
+
+
 def _term(f: Formula, whole: Formula) -> BoxTerm:
     """``f``, a part of ``whole``, over the declared axes, or, where remainders are left over, over those they make."""
-    declared = declared_space(atoms(f))
+    mask, required = _comparisons(atoms(whole)), _required(f)
+    declared = declared_space(atoms(f), required, mask)
     if declared is not None and len(declared.query) > 1:
         # One part may read the grid of keys alone: the others know how many queries there are.
-        wider = declared_space(atoms(whole))
+        wider = declared_space(atoms(whole), required, mask)
         declared = wider if wider is not None and wider.is_like(declared) else declared
-    if declared is None or not all(_starts_at(f, position, declared.origin(position)) for position in POSITIONS):
+    if declared is None or not all(starts_where(declared, position, required, mask) for position in POSITIONS):
         declared = LINE
     term = _over(f, declared)
     if term.remaining and len(declared.query) == 1:
@@ -98,17 +108,13 @@ def _term(f: Formula, whole: Formula) -> BoxTerm:
     return term
 
 
-def _starts_at(f: Formula, position: Position, origin: Expr) -> bool:
-    """Whether ``f`` asks of every pair that its query, or key, does not lie before ``origin``."""
-    if origin == ZERO:
-        return True
-    wanted = linear(binary("sub", origin, Index(position, I32)))  # origin - position + something <= 0
-    for part in f.parts if isinstance(f, All) else (f,):
-        if isinstance(part, Atom) and _is_integer_comparison(part.condition):
-            for form in at_most_zero(part.condition):
-                if form.terms == wanted.terms and form.constant >= wanted.constant:
-                    return True
-    return False
+def _comparisons(conditions: Iterable[Expr]) -> list[Expr]:
+    return [e for e in conditions if _is_integer_comparison(e)]
+
+
+def _required(f: Formula) -> list[Expr]:
+    """Comparisons that hold for every pair of ``f``."""
+    return _comparisons(p.condition for p in (f.parts if isinstance(f, All) else (f,)) if isinstance(p, Atom))
 
 
 def _over_coordinates(condition: Expr, space: Space) -> Expr:
@@ -142,8 +148,10 @@ def _over(f: Formula, space: Space) -> BoxTerm:
         axes=axes,
         remaining=tuple(dict.fromkeys(remaining)),
         proofs=tuple(sorted(proofs, key=lambda p: order.index(p.atom))),
-        query_origin=space.query_origin,
+        query_origin=first_position(space),
         key_origin=space.key_origin,
+        query_end=space.query_end,
+        key_end=space.key_end,
     )
 
 
@@ -193,6 +201,9 @@ def _proved_along_axes(
     for part, axis in zip(parts, places, strict=True):
         over_digits = _mapped(part, space, table, limits)
         for atom in atoms(part):
+            if over_digits == All(()):
+                yield Proof(atom, "closed form", "holds for all tokens of the grid", atom.loc)
+                continue
             if axis is not None and over_digits is not None and len(_axes_of(over_digits)) > 1:
                 yield Proof(atom, "closed form", f"follows from what is asked along axis {axis}", atom.loc)
                 continue
@@ -330,7 +341,10 @@ def _mapped(
             if not _is_integer_comparison(condition):
                 return None
             # In two steps: the last class of an axis may be cut short, which coordinates as a whole know.
-            moved = with_distances(rewritten(_over_coordinates(condition, space), table, limits))
+            whole = _over_coordinates(condition, space)
+            if all(interval(to_expr(x), space.ranges())[1] <= 0 for x in at_most_zero(whole) or [Linear(1, ())]):
+                return All(())
+            moved = with_distances(rewritten(whole, table, limits))
             assert isinstance(moved, Binary)
             moved = _without_remainder(moved, limits)
             form = linear(_renamed_lengths(binary("sub", moved.a, moved.b)))

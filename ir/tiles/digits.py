@@ -69,7 +69,7 @@ def with_distances(e: Expr) -> Expr:
 def _divided(op: str, form: Linear, w: int, ranges: Mapping[str, Range]) -> Expr | None:
     """``form // w`` or ``form % w`` where what multiples of a divisor ``d`` of ``w`` leave stays within one period.
 
-    For ``b`` in 0 … d - 1: ``(d * a + b) // w`` is ``a // (w // d)``, ``(d * a + b) % w`` is ``d * (a % (w // d)) + b``.
+    With ``b`` in 0 … d - 1: ``(d * a + b) // w`` is ``a // (w // d)``, and the remainder ``d * (a % (w // d)) + b``.
     """
     for d in sorted({gcd(c, w) for _, c in form.terms} | {w}, reverse=True):
         rest = Linear(form.constant % d, tuple((m, c) for m, c in form.terms if c % d))

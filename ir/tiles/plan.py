@@ -112,7 +112,8 @@ class BoxTerm:
 
     ``mask`` says exactly which pairs belong to the term, on rows and columns. ``remaining`` are atoms that the axes
     only approximate; without any, the product of the axes is the mask. The point of all coordinates 0 has the position
-    ``query_origin`` or ``key_origin``; no pair before it belongs to the term.
+    ``query_origin`` or ``key_origin``; no pair before it belongs to the term, nor one from ``query_end`` or ``key_end``
+    on, where there are positions after the grid.
     """
 
     mask: Expr
@@ -121,6 +122,8 @@ class BoxTerm:
     proofs: tuple[Proof, ...]
     query_origin: Expr
     key_origin: Expr
+    query_end: Expr | None = None
+    key_end: Expr | None = None
 
 
 Method = Literal["closed", "classified", "exact"]

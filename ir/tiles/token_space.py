@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from typing import Literal, TypeGuard
 
-from ..bounds import POSITION, Range
-from ..build import binary, const
+from ..bounds import POSITION, Range, interval
+from ..build import binary, const, unary
 from ..nodes import ZERO, Binary, Cast, Const, Coordinate, Expr, Index
 from ..symbolic import Linear, linear, simplify, to_expr
 from ..traverse import walk
@@ -17,6 +17,7 @@ from ..types import I32
 from .classes import is_settled, is_uniform
 from .digits import digit
 from .plan import Side
+from .several_axes import at_most_zero
 
 Position = Literal["q", "kv"]
 POSITIONS: tuple[Position, ...] = ("q", "kv")
@@ -26,13 +27,16 @@ POSITIONS: tuple[Position, ...] = ("q", "kv")
 class Space:
     """Queries and keys as points of grids of equally many axes, outermost first.
 
-    ``query_origin`` and ``key_origin`` are the positions of their first points, the same for all heads.
+    ``query_origin`` and ``key_origin`` are the positions of their first points, the same for all heads; ``query_end``
+    and ``key_end`` those after their last ones, where other positions may follow.
     """
 
     query: tuple[Side, ...]
     key: tuple[Side, ...]
     query_origin: Expr = ZERO
     key_origin: Expr = ZERO
+    query_end: Expr | None = None
+    key_end: Expr | None = None
 
     def sides(self, position: Position) -> tuple[Side, ...]:
         return self.query if position == "q" else self.key
@@ -62,7 +66,7 @@ class Space:
     def ranges(self) -> dict[str, Range]:
         """The values that the coordinates can take."""
         return {
-            f"{position}{i}": (0, side.size.value - 1 if isinstance(side.size, Const) else POSITION[1])
+            f"{position}{i}": (0, min(interval(side.size, {})[1] - 1, POSITION[1]))
             for position in POSITIONS
             for i, side in enumerate(self.sides(position))
         }
@@ -87,11 +91,14 @@ class _Found:
     origin: Expr = ZERO
 
 
-def declared_space(conditions: Iterable[Expr]) -> Space | None:
+def declared_space(
+    conditions: Iterable[Expr], required: Sequence[Expr] = (), mask: Sequence[Expr] = ()
+) -> Space | None:
     """The space of the grids that ``conditions`` read positions in; the line of positions where there is none.
 
-    A grid may start later: ``coordinate(q - text, 0, 16, 32)``. None where the grids of queries and keys have
-    different numbers of axes.
+    A grid may start later, ``coordinate(q - text, 0, 16, 32)``, which has no pair before only if ``required`` says so,
+    and end before the last position, where ``required`` says that too. ``required`` holds for all pairs, and ``mask``
+    are all conditions of the mask. None where the grids of queries and keys have different numbers of axes.
     """
     found: dict[Position, _Found] = {}
     for e in (x for condition in conditions for x in walk(condition)):
@@ -102,13 +109,81 @@ def declared_space(conditions: Iterable[Expr]) -> Space | None:
                 if grid.origin == origin:
                     strides = [prod(e.sizes[i:]) for i in range(1, len(e.sizes))]
                     grid.cuts = _chain((*grid.cuts, *strides))
-                    grid.tokens = prod(e.sizes) if origin == ZERO else None
+                    grid.tokens = prod(e.sizes)
     # A position that is read in no grid is cut as the other one.
     query = found.get("q") or _Found(found["kv"].cuts if "kv" in found else ())
     key = found.get("kv") or _Found(query.cuts)
     if len(query.cuts) != len(key.cuts):
         return None
-    return Space(_sides("q", query), _sides("kv", key), query.origin, key.origin)
+    (queries, *of_queries), (keys, *of_keys) = (_placed(p, g, required, mask) for p, g in (("q", query), ("kv", key)))
+    return Space(queries, keys, of_queries[0], of_keys[0], of_queries[1], of_keys[1])
+
+
+def _placed(
+    position: Position, grid: _Found, required: Sequence[Expr], mask: Sequence[Expr]
+) -> tuple[tuple[Side, ...], Expr, Expr | None]:
+    """The axes of a grid, its first position, and the one after its last if others may follow."""
+    if grid.tokens is None:
+        return _sides(position, grid), grid.origin, None
+    if is_whole(position, grid.origin, grid.tokens, mask):
+        if grid.origin == ZERO:
+            return _sides(position, grid, grid.tokens), ZERO, None
+        # Queries are the last tokens: the rows before theirs are left out.
+        rows = (grid.cuts or (1,))[0]
+        skipped = binary("mul", const(rows), binary("floordiv", unary("neg", grid.origin), const(rows)))
+        grid = replace(grid, origin=simplify(binary("add", grid.origin, skipped)))
+        return _sides(position, grid), grid.origin, None
+    end = simplify(binary("add", grid.origin, const(grid.tokens)))
+    if not _says(required, binary("le", binary("add", Index(position, I32), const(1)), end)):
+        return _sides(position, grid), grid.origin, None
+    return _sides(position, grid, most=grid.tokens), grid.origin, end
+
+
+def is_whole(position: Position, origin: Expr, tokens: int, mask: Sequence[Expr]) -> bool:
+    """Whether the call checks that a grid ends with the last position, and starts with the first or before.
+
+    Not where the mask itself asks whether a position comes after the grid: then there may be such positions.
+    """
+    if origin != ZERO and not (position == "q" and linear(origin) == linear(_FROM_END)):
+        return False
+    inside = linear(binary("sub", Index(position, I32), binary("add", origin, const(tokens - 1))))
+    outside = linear(unary("neg", binary("sub", to_expr(inside), const(1))))
+    return not any(form in (inside, outside) for e in mask for form in at_most_zero(e))
+
+
+# The origin of queries that are the last tokens of the grid of keys.
+_FROM_END = binary("sub", Index("q_len", I32), Index("kv_len", I32))
+
+
+def starts_where(space: Space, position: Position, required: Sequence[Expr], mask: Sequence[Expr]) -> bool:
+    """Whether no pair has a query, or key, before the first point of ``space``."""
+    origin = space.origin(position)
+    from_end = any(
+        isinstance(e, Coordinate) and position == "q" and is_from_end(e.x) and is_whole("q", _FROM_END, prod(e.sizes), mask)
+        for condition in mask
+        for e in walk(condition)
+    )
+    return origin == ZERO or from_end or _says(required, binary("le", origin, Index(position, I32)))
+
+
+def is_from_end(x: Expr) -> bool:
+    """Whether ``x`` is the position of the key that a query meets where the last ones meet."""
+    return linear(x) == linear(binary("sub", Index("q", I32), _FROM_END))
+
+
+def first_position(space: Space) -> Expr:
+    """``query_origin``, in a form that shows where it is never positive."""
+    rows = space.query[0].stride
+    before = unary("neg", binary("mod", unary("neg", _FROM_END), const(rows)))
+    skipped = binary("mul", const(rows), binary("floordiv", unary("neg", _FROM_END), const(rows)))
+    is_last = linear(space.query_origin) == linear(binary("add", _FROM_END, skipped))
+    return simplify(before) if is_last else space.query_origin
+
+
+def _says(required: Sequence[Expr], comparison: Expr) -> bool:
+    """Whether ``comparison`` follows from one of ``required``, because that asks for no more of the same sum."""
+    (wanted,) = at_most_zero(comparison)
+    return any(x.terms == wanted.terms and x.constant >= wanted.constant for e in required for x in at_most_zero(e))
 
 
 def origin_of(e: Expr, position: Position) -> Expr | None:
@@ -162,12 +237,14 @@ def _chain(cuts: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(kept, reverse=True))
 
 
-def _sides(position: Position, grid: _Found) -> tuple[Side, ...]:
+def _sides(position: Position, grid: _Found, tokens: int | None = None, most: int | None = None) -> tuple[Side, ...]:
+    """The axes of a grid of so many tokens, at most, or of as many as there are positions."""
     strides = (*grid.cuts, 1)
-    if grid.tokens is not None:
-        size: Expr = const(grid.tokens // strides[0])
-    else:
-        length = binary("sub", Index(f"{position}_len", I32), grid.origin)
-        size = simplify(binary("floordiv", binary("add", length, const(strides[0] - 1)), const(strides[0])))
+    length = binary("sub", Index(f"{position}_len", I32), grid.origin)
+    size: Expr = binary("floordiv", binary("add", length, const(strides[0] - 1)), const(strides[0]))
+    if tokens is not None:
+        size = const(tokens // strides[0])
+    elif most is not None:
+        size = binary("min", size, const(most // strides[0]))
     inner = (Side(stride, const(wider // stride)) for wider, stride in pairwise(strides))
-    return (Side(strides[0], size), *inner)
+    return (Side(strides[0], simplify(size)), *inner)
