@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..codegen.skeletons import walks_boxes
 from ..ir.errors import ArgumentError, ParameterError, UnsupportedError
-from ..ir.grids import check_lengths
+from ..ir.lengths import check_lengths
 from ..ir.tiles import TilePlan
 from ..ir.tiles.box_choice import choose_boxes
 from ..ir.tiles.box_count import term_of_head

@@ -115,28 +115,34 @@ def declared_space(
     key = found.get("kv") or _Found(query.cuts)
     if len(query.cuts) != len(key.cuts):
         return None
-    (queries, *of_queries), (keys, *of_keys) = (_placed(p, g, required, mask) for p, g in (("q", query), ("kv", key)))
-    return Space(queries, keys, of_queries[0], of_keys[0], of_queries[1], of_keys[1])
+    queries, query_origin, query_end = _placed("q", query, required, mask)
+    keys, key_origin, key_end = _placed("kv", key, required, mask)
+    return Space(queries, keys, query_origin, key_origin, query_end, key_end)
 
 
 def _placed(
     position: Position, grid: _Found, required: Sequence[Expr], mask: Sequence[Expr]
 ) -> tuple[tuple[Side, ...], Expr, Expr | None]:
     """The axes of a grid, its first position, and the one after its last if others may follow."""
-    if grid.tokens is None:
-        return _sides(position, grid), grid.origin, None
-    if is_whole(position, grid.origin, grid.tokens, mask):
-        if grid.origin == ZERO:
-            return _sides(position, grid, grid.tokens), ZERO, None
+    origin, tokens = grid.origin, grid.tokens
+    if tokens is None:
+        return _sides(position, grid), origin, None
+    if is_whole(position, origin, tokens, mask):
+        if origin == ZERO:
+            return _sides(position, grid, tokens), ZERO, None
         # Queries are the last tokens: the rows before theirs are left out.
-        rows = (grid.cuts or (1,))[0]
-        skipped = binary("mul", const(rows), binary("floordiv", unary("neg", grid.origin), const(rows)))
-        grid = replace(grid, origin=simplify(binary("add", grid.origin, skipped)))
+        grid = replace(grid, origin=_last_rows((*grid.cuts, 1)[0]))
         return _sides(position, grid), grid.origin, None
-    end = simplify(binary("add", grid.origin, const(grid.tokens)))
+    end = simplify(binary("add", origin, const(tokens)))
     if not _says(required, binary("le", binary("add", Index(position, I32), const(1)), end)):
-        return _sides(position, grid), grid.origin, None
-    return _sides(position, grid, most=grid.tokens), grid.origin, end
+        return _sides(position, grid), origin, None
+    return _sides(position, grid, most=tokens), origin, end
+
+
+def _last_rows(row: int) -> Expr:
+    """Where the row of the grid begins that holds the first query, counted from that query."""
+    before = binary("floordiv", unary("neg", FROM_END), const(row))
+    return simplify(binary("add", FROM_END, binary("mul", const(row), before)))
 
 
 def is_whole(position: Position, origin: Expr, tokens: int, mask: Sequence[Expr]) -> bool:
@@ -144,7 +150,7 @@ def is_whole(position: Position, origin: Expr, tokens: int, mask: Sequence[Expr]
 
     Not where the mask itself asks whether a position comes after the grid: then there may be such positions.
     """
-    if origin != ZERO and not (position == "q" and linear(origin) == linear(_FROM_END)):
+    if origin != ZERO and not (position == "q" and linear(origin) == linear(FROM_END)):
         return False
     inside = linear(binary("sub", Index(position, I32), binary("add", origin, const(tokens - 1))))
     outside = linear(unary("neg", binary("sub", to_expr(inside), const(1))))
@@ -152,32 +158,28 @@ def is_whole(position: Position, origin: Expr, tokens: int, mask: Sequence[Expr]
 
 
 # The origin of queries that are the last tokens of the grid of keys.
-_FROM_END = binary("sub", Index("q_len", I32), Index("kv_len", I32))
+FROM_END = binary("sub", Index("q_len", I32), Index("kv_len", I32))
 
 
-def starts_where(space: Space, position: Position, required: Sequence[Expr], mask: Sequence[Expr]) -> bool:
+def starts_where(space: Space, position: Position, required: Sequence[Expr]) -> bool:
     """Whether no pair has a query, or key, before the first point of ``space``."""
     origin = space.origin(position)
-    from_end = any(
-        isinstance(e, Coordinate) and position == "q" and is_from_end(e.x) and is_whole("q", _FROM_END, prod(e.sizes), mask)
-        for condition in mask
-        for e in walk(condition)
-    )
-    return origin == ZERO or from_end or _says(required, binary("le", origin, Index(position, I32)))
+    if origin == ZERO or _says(required, binary("le", origin, Index(position, I32))):
+        return True
+    return position == "q" and linear(origin) == linear(_last_rows(space.query[0].stride))
 
 
 def is_from_end(x: Expr) -> bool:
     """Whether ``x`` is the position of the key that a query meets where the last ones meet."""
-    return linear(x) == linear(binary("sub", Index("q", I32), _FROM_END))
+    return linear(x) == linear(binary("sub", Index("q", I32), FROM_END))
 
 
 def first_position(space: Space) -> Expr:
     """``query_origin``, in a form that shows where it is never positive."""
-    rows = space.query[0].stride
-    before = unary("neg", binary("mod", unary("neg", _FROM_END), const(rows)))
-    skipped = binary("mul", const(rows), binary("floordiv", unary("neg", _FROM_END), const(rows)))
-    is_last = linear(space.query_origin) == linear(binary("add", _FROM_END, skipped))
-    return simplify(before) if is_last else space.query_origin
+    row = space.query[0].stride
+    if linear(space.query_origin) != linear(_last_rows(row)):
+        return space.query_origin
+    return simplify(unary("neg", binary("mod", unary("neg", FROM_END), const(row))))
 
 
 def _says(required: Sequence[Expr], comparison: Expr) -> bool:
