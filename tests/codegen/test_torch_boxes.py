@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -56,6 +56,28 @@ def circle(q: Any, kv: Any) -> Any:
 def round_image_after_text(q: Any, kv: Any, text: int, radius: int) -> Any:
     (a, b), (c, d) = IMAGE(q - text), IMAGE(kv - text)
     return (q < text) | (kv < text) | ((a - c) ** 2 + (b - d) ** 2 < radius**2)
+
+
+SMALL = rg.grid(7, 11)
+
+
+@rg.mask
+def beyond(q: Any, kv: Any, end: int) -> Any:
+    """Text after an image sees all and is seen by all."""
+    return (q >= end) | (kv >= end)
+
+
+@rg.mask
+def image_between_texts(q: Any, kv: Any, first: int) -> Any:
+    (a, b), (c, d) = SMALL(q - first), SMALL(kv - first)
+    text = (q < first) | (kv < first) | (q >= first + 77) | (kv >= first + 77)
+    return text | (abs(a - c) <= 1) & (abs(b - d) <= 2)
+
+
+@rg.mask
+def image_alone(q: Any, kv: Any) -> Any:
+    (a, b), (c, d) = SMALL(q), SMALL(kv)
+    return (q < 77) & (kv < 77) & (b % 2 == d % 2) & (a >= c)
 
 
 @rg.mask
@@ -122,6 +144,11 @@ CASES: dict[str, Parts] = {
     "residue of a scalar": lambda: [residue_of_a_scalar(n=7)],
     "circle": lambda: [circle],
     "round, after text": lambda: [round_image_after_text(text=17, radius=3)],
+    "text after an image": lambda: [rg.neighborhood(SMALL, (3, 5)) | beyond(end=rg.static(77))],
+    "no text after an image": lambda: [rg.neighborhood(IMAGE, 5) | beyond(end=rg.static(99))],
+    "image between texts": lambda: [image_between_texts(first=9), rg.alibi(slopes=torch.ones(4) / 64)],
+    "image between texts that is cut short": lambda: [image_between_texts(first=40)],
+    "image alone": lambda: [image_alone],
     "rows without keys": lambda: [early_rows_only],
     "documents": lambda: [near(grid=IMAGE, radius=3), rg.document(torch.arange(99).expand(2, -1) // 40)],
     "padding": lambda: [rg.dilated(3) & rg.padding(torch.tensor([0, 50]))],
@@ -131,20 +158,24 @@ CASES: dict[str, Parts] = {
 }
 
 
-def check(make: Parts, tensors: tuple[Tensor, Tensor, Tensor], **options: Any) -> Printed:
+def check(
+    make: Parts, tensors: tuple[Tensor, Tensor, Tensor], align: Literal["start", "end"] = "start", **options: Any
+) -> Printed:
     """Output, log-sum-exp and gradients are as close to the oracle as eager's, or twice as far."""
     parts = make()
-    program = printed(parts, dtype=tensors[0].dtype, **options)
+    program = printed(parts, dtype=tensors[0].dtype, align=align, **options)
     assert "box_loop" in program.forward and "box_loop" in program.backward
     out, lse = program(*tensors)
-    exact, usual = oracle(parts, *tensors), eager(parts, *tensors)
+    exact, usual = oracle(parts, *tensors, align=align), eager(parts, *tensors, align=align)
     assert out.dtype == tensors[0].dtype and lse.dtype == torch.float32
     assert_close_to_oracle(out, exact[0], usual[0], "output")
     assert_close_to_oracle(lse, exact[1], usual[1], "lse")
     grad_out, grad_lse = randn(*out.shape, seed=8).to(out.dtype), randn(*lse.shape, seed=9)
     found = program.gradients(*tensors, out, lse, grad_out, grad_lse=grad_lse)
     captured = [x for part in parts for x in rg.assemble(part)[1].tensors.values() if x.requires_grad]
-    wanted, by_eager = (gradients(f, parts, tensors, grad_out, grad_lse, captured) for f in (oracle, eager))
+    wanted, by_eager = (
+        gradients(f, parts, tensors, grad_out, grad_lse, captured, align=align) for f in (oracle, eager)
+    )
     for x, y, z in zip(found, wanted, by_eager, strict=True):
         error, allowed = ((t.double() - y).abs() for t in (x, z))
         assert x.isfinite().all() and x.shape == y.shape
@@ -201,6 +232,14 @@ def test_results_repeat_bit_by_bit() -> None:
     out, lse = program(*tensors)
     runs = [program.gradients(*tensors, out, lse, out) for _ in range(2)]
     assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("q_len", [33, 25, 12, 99])
+def test_queries_are_the_last_tokens_of_a_grid(q_len: int) -> None:
+    """Frames that come after those of a cache."""
+    q, k, v = inputs()
+    for parts in ([rg.neighborhood(IMAGE, (5, 3))], [columns], [rg.windows(IMAGE, 4), rg.causal]):
+        check(lambda parts=parts: parts, (q[:, :, -q_len:], k, v), align="end")  # type: ignore[misc]
 
 
 def flops(parts: Sequence[Part], length: int) -> int:

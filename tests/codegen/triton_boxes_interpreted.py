@@ -7,7 +7,7 @@ it is imported whether it compiles or interprets.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -61,6 +61,29 @@ def circle_beside_text(q: Any, kv: Any, text: Any) -> Any:
     """Text before an image sees everything and is seen by all."""
     (a, b), (c, d) = IMAGE(q - text), IMAGE(kv - text)
     return (q < text) | (kv < text) | ((a - c) ** 2 + (b - d) ** 2 <= 9)
+
+
+SMALL = rg.grid(5, 11)
+
+
+@rg.mask
+def image_between_texts(q: Any, kv: Any, first: Any) -> Any:
+    (a, b), (c, d) = SMALL(q - first), SMALL(kv - first)
+    text = (q < first) | (kv < first) | (q >= first + 55) | (kv >= first + 55)
+    return text | (abs(a - c) <= 1) & (abs(b - d) <= 2)
+
+
+@rg.mask
+def text_after_an_image(q: Any, kv: Any) -> Any:
+    (a, b), (c, d) = SMALL(q), SMALL(kv)
+    return (q >= 55) | (kv >= 55) | (abs(a - c) <= 1) & (abs(b - d) <= 2)
+
+
+@rg.mask
+def image_before_text_alone(q: Any, kv: Any) -> Any:
+    """What comes after the image sees nothing: its rows are in no box."""
+    (a, b), (c, d) = SMALL(q), SMALL(kv)
+    return (q < 55) & (kv < 55) & (b % 2 == d % 2) & (a >= c)
 
 
 @rg.mask
@@ -160,6 +183,12 @@ SEVERAL: dict[str, tuple[int, bool, Callable[[], list[Part]]]] = {
     "text beside an image that is cut short": (97, False, lambda: [circle_beside_text(text=5)]),
     "no text": (99, False, lambda: [circle_beside_text(text=0)]),
     "image after text": (104, False, lambda: [image_after_text_alone(text=5)]),
+    "text after an image": (70, False, lambda: [text_after_an_image(), rg.alibi(slopes=captured(2))]),
+    "no text after an image": (55, False, lambda: [text_after_an_image()]),
+    "image that is cut short": (40, False, lambda: [text_after_an_image()]),
+    "image between texts": (70, False, lambda: [image_between_texts(first=6)]),
+    "image between texts that is cut short": (50, False, lambda: [image_between_texts(first=6)]),
+    "image before text alone": (70, False, lambda: [image_before_text_alone()]),
     "first row": (99, False, lambda: [same_column_or_first_row(), rg.softcap(2.0)]),
     "local or dilated": (75, True, lambda: [local_or_dilated(), per_key(bias=captured(2, 75))]),
     "shards of a head": (75, True, lambda: [shards_of_a_head()]),
@@ -183,17 +212,20 @@ def assert_close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert (found.double() - expected)[finite].abs().max() <= tolerance * scale
 
 
-def check(parts: list[Part], tensors: list[Tensor], dtype: torch.dtype, **options: Any) -> None:
+def check(
+    parts: list[Part], tensors: list[Tensor], dtype: torch.dtype, align: Literal["start", "end"] = "start",
+    **options: Any,
+) -> None:  # fmt: skip
     sizes = (tensors[0].shape[3], tensors[2].shape[3])
-    module = generated(parts, sizes=sizes, dtype=dtype, **options)
+    module = generated(parts, sizes=sizes, dtype=dtype, align=align, **options)
     out, lse = module.forward(*tensors)
-    expected, expected_lse = oracle(parts, *tensors)
+    expected, expected_lse = oracle(parts, *tensors, align=align)
     assert_close(out, expected, dtype)
     assert_close(lse, expected_lse, dtype)
     grad_out = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
     grad_lse = torch.where(lse.isneginf(), 0.0, torch.ones_like(lse))
     found = module.backward(*tensors, out, lse, grad_out, grad_lse=grad_lse)
-    wanted = gradients(oracle, parts, tensors, grad_out, grad_lse, module.captured)
+    wanted = gradients(oracle, parts, tensors, grad_out, grad_lse, module.captured, align=align)
     for a, b in zip(found, wanted, strict=True):
         assert_close(a, b, dtype)
 
@@ -244,6 +276,13 @@ def test_classes_cut_short_come_by_pointers() -> None:
 def test_three_axes() -> None:
     parts: list[Part] = [rg.neighborhood(VIDEO, 3), rg.causal()]
     check(parts, inputs(F16, 60, 60, 24, 40), F16, blocks=(16, 32))
+
+
+@pytest.mark.parametrize("q_len", [33, 25, 99])
+def test_queries_are_the_last_tokens_of_a_grid(q_len: int) -> None:
+    """Frames that come after those of a cache; whole ones come by descriptors."""
+    for parts in ([rg.neighborhood(IMAGE, (5, 3))], [rg.axial(IMAGE, axis=0, causal=True)]):
+        check(parts, inputs(F16, q_len, 99), F16, align="end", blocks=(16, 32))
 
 
 def test_batch_and_heads_in_any_order() -> None:
