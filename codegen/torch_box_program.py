@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..ir.nodes import Expr
 from ..ir.printer import print_boxes, print_variant
+from ..ir.tiles.classes import is_settled, is_uniform
 from ..ir.tiles.plan import TilePlan
-from ..ir.traverse import index_names
+from ..ir.traverse import children, index_names
 from .emitter import Emitter
-from .print_torch import Scope, helper_functions
+from .print_torch import helper_functions, print_torch
 from .schedule import Schedule, Source
 from .torch_boxes import BOX_NAMES, emit_box_loop
-from .torch_definitions import Call, emit_mask, emit_scores, module_scope, parameter_names
+from .torch_definitions import Call, arguments, emit_mask, emit_scores, module_scope
 from .torch_module import EXPONENTIAL, HIDE, PROGRAM_NAMES, TILE_ELEMENTS
+from .torch_printed import Printed, emit_modified
 
 # Names that the programs use themselves; a user's parameter of such a name is renamed.
 BOX_PROGRAM_NAMES = PROGRAM_NAMES | BOX_NAMES | {
     "number", "by_head", "flat", "seen", "before", "itertools", "columns_of", "joined", "extents", "queries", "m", "n",
-    "g", "grouped", "ungrouped",
+    "g", "grouped", "ungrouped", "alike", "run_alike", "facts", "which", "entries", "some", "found", "part", "part_lse",
 }  # fmt: skip
 
 _GROUPED = '''
@@ -41,24 +45,18 @@ def cleared(x, stay, kv_heads, columns):
     return x.masked_fill(~seen.unsqueeze(-1), 0.0).flatten(0, 2)
 '''
 
-@dataclass(frozen=True, slots=True)
-class BoxProgram:
-    """The functions printed so far; ``masks`` are those of the terms, in order."""
 
-    plan: TilePlan
-    scope: Scope
+@dataclass(frozen=True, slots=True)
+class BoxProgram(Printed):
+    """``masks`` are those of the terms, in order."""
+
     masks: tuple[Call, ...]
-    scores: list[Call]
     loop: Call
 
     @property
-    def parameters(self) -> list[str]:
-        """Captured tensors and scalars, as ``run`` takes them."""
-        return parameter_names(self.plan.variant, self.scope)
-
-    @property
-    def mask_differs_by_head(self) -> bool:
-        return bool({"head", "kv_head"} & index_names(self.plan.variant.mask))
+    def by_head(self) -> bool:
+        """Whether heads, or batch items, have classes of their own: then ``run`` is ``run_alike`` of some at a time."""
+        return bool(_facts(self.plan))
 
 
 def emit_box_program(out: Emitter, plan: TilePlan) -> BoxProgram:
@@ -72,13 +70,53 @@ def emit_box_program(out: Emitter, plan: TilePlan) -> BoxProgram:
     out.definition(EXPONENTIAL)
     out.definition(HIDE)
     assert all(mask is not None for mask in masks)  # a term with classes or limits is no constant
-    return BoxProgram(plan, scope, tuple(mask for mask in masks if mask is not None), scores, loop)
+    return BoxProgram(plan, scope, scores, tuple(mask for mask in masks if mask is not None), loop)
+
+
+def _facts(plan: TilePlan) -> list[Expr]:
+    """What makes classes, or which of them are visited, differ from head to head."""
+    axes = [a for t in plan.boxes for a in t.axes]
+    ends = [e for a in axes for i in (*a.keys.may, *a.keys.must) for e in (i.start, i.stop)]
+    wholes = [e for a in axes for e in (a.offset, a.shift)] + [e for e in ends if {"block", "residue"} & index_names(e)]
+    return list(dict.fromkeys(x for e in wholes for x in _of_heads(e)))
+
+
+def _of_heads(e: Expr) -> Iterator[Expr]:
+    """The largest parts of ``e`` that differ from head to head, or between batch items, but not between pairs."""
+    if is_settled(e):
+        if not is_uniform(e):
+            yield e
+    else:
+        for x in children(e):
+            yield from _of_heads(x)
+
+
+def emit_alike(out: Emitter, program: BoxProgram) -> str:
+    """Prints the generator of heads that have the same classes; returns its call."""
+    plan, scope = program.plan, program.scope
+    facts = _facts(plan)
+    sizes = ("batch_size", "heads", "kv_heads", "q_len", "kv_len")
+    vectors = (*sizes, "batch", "head", "kv_head")
+    call = Call("alike", (*sizes, *(x for x in arguments(facts, scope) if x not in vectors)))
+    with out.define(str(call)):
+        out.line('"""Yields (batch items, heads), vectors of equal length: those whose classes are the same."""')
+        out.line('batch, head = torch.arange(batch_size, device="cpu")[:, None], torch.arange(heads, device="cpu")')
+        out.line("kv_head = head // (heads // kv_heads)")
+        texts = ", ".join(print_torch(e, scope).text for e in facts)
+        out.line(f"facts = torch.broadcast_tensors(batch * heads + head, {texts})[1:]")
+        out.line("_, which = torch.stack(facts).flatten(1).unique(dim=1, return_inverse=True)")
+        with out.block("for number in which.unique().tolist():"):
+            out.line("entries = (which == number).nonzero().squeeze(1)")
+            out.line("yield entries // heads, entries % heads")
+    return str(call)
 
 
 def emit_vectors(out: Emitter, program: BoxProgram) -> None:
     """Batch items and heads, shaped to broadcast against (B, H, g, M, N)."""
     v = program.plan.variant
     used = index_names(v.mask).union(program.loop.arguments, *map(index_names, v.scores))
+    if program.by_head:  # given
+        used = frozenset()
     if "batch" in used:
         out.line('batch = torch.arange(batch_size, device="cpu")[:, None, None, None, None]')
     if {"head", "kv_head"} & used:
@@ -88,27 +126,15 @@ def emit_vectors(out: Emitter, program: BoxProgram) -> None:
     out.line("limit = max(TILE // (batch_size * heads), 1)")
 
 
-def emit_finite(out: Emitter, program: BoxProgram, name: str) -> None:
-    """Whether rows of ``name`` have to be cleared where no query of a box sees them."""
-    out.line(f"finite = bool({name}.sum(dtype=torch.float32).isfinite())  # 0 does not hide what is not")
-    if program.mask_differs_by_head:
-        with out.block("if not finite:  # heads of a group may see different rows"):
-            out.line("key, value = (x.repeat_interleave(group, 1) for x in (key, value))")
-            out.line("kv_heads, group = heads, 1")
-
-
 def emit_box_scores(out: Emitter, program: BoxProgram, *, keep_stages: bool = False) -> list[str]:
     """``keys`` and the scores (B, H, g, M, N) of some boxes, -inf where the mask forbids; ``stay`` is the mask or None.
 
-    Returns the variables that hold the score before, between and after the modifications.
+    Returns what :func:`emit_modified` does.
     """
-    v = program.plan.variant
-    stages = [f"s_{i}" if keep_stages and v.scores else "s" for i in range(len(v.scores) + 1)]
     out.line("q, kv = rows[:, :, None], columns[:, None, :]")
     out.line("keys = grouped(key[:, :, columns].float(), kv_heads)")
-    out.line(f"{stages[0]} = ungrouped(torch.bmm(x, keys.mT), kv_heads, rows)")
-    for call, before, after in zip(program.scores, stages, stages[1:], strict=False):
-        out.line(f"{after} = {call.passing(before, to='s')}")
+    product = "ungrouped(torch.bmm(x, keys.mT), kv_heads, rows)"
+    stages = emit_modified(out, program, product, keep_stages=keep_stages)
     out.line("stay = None")
     for i, mask in enumerate(program.masks):
         chosen = f" and number == {i}" if len(program.masks) > 1 else ""

@@ -69,19 +69,19 @@ def emit_nested(out: Emitter, term: BoxTerm, ranges: Sequence[Call], shown: Call
             out.line(f"b, c = tiles[{i}][0], (tiles[{i}][1]{shift}) % {a.residue}")
             out.line(f"low, high = keys[{i}].get((b, c), (0, 0))")
             out.line("line, x, every = seen(may, must, len(places), low, high)")
-            y = f"{a.block} * b - {a.offset} + c + {a.residue} * x" if a.has_classes else "x"
+            y = f"{a.block} * b - {shown(a.offset)} + c + {a.residue} * x" if a.has_classes else "x"
             out.line(f"places = places[line] + {a.key.stride} * ({y})")
             out.line("certain = certain[line] & every")
             for j in range(i):
                 out.line(f"kv_first_{j} = kv_last_{j} = kv_first_{j}[line]")
             out.line(f"kv_first_{i} = kv_last_{i} = x")
         runs = [
-            f"[run_of(tiles[{i}], {a.query.stride}, {a.block}, {a.offset}, {a.residue})]"
+            f"[run_of(tiles[{i}], {a.query.stride}, {a.block}, {shown(a.offset)}, {a.residue})]"
             for i, a in enumerate(term.axes)
         ]
         out.line(f"rows = places_of([{', '.join(runs)}], {shown(term.query_origin)}, q_len)")
         out.line("places = places.flatten()")
         with out.block("for full in (True, False):"):
-            out.line("yield rows, places[(certain == full) & (places < kv_len)], full")
+            out.line("yield rows, places[(certain == full) & (places >= 0) & (places < kv_len)], full")
     out.line()
     out.line("visits = every_box()")

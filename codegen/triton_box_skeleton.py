@@ -52,8 +52,9 @@ def _narrow_origin(origin: Expr) -> Expr:
 def _narrow_axis(axis: BoxAxis) -> BoxAxis:
     query, key = (replace(side, size=narrow(side.size)) for side in (axis.query, axis.key))
     within = [None if r is None else _narrow(r) for r in (axis.keys_within, axis.queries_within)]
-    own = [_narrow(r) for r in (axis.keys, axis.queries)]
-    return BoxAxis(query, key, axis.block, axis.offset, axis.residue, axis.shift, *own, *within)
+    offset, shift = (e if e == ZERO else narrow(e) for e in (axis.offset, axis.shift))
+    keys, queries = (_narrow(r) for r in (axis.keys, axis.queries))
+    return BoxAxis(query, key, axis.block, offset, axis.residue, shift, keys, queries, *within)
 
 
 def _narrow(ranges: Ranges) -> Ranges:
@@ -139,6 +140,8 @@ class OverBoxes(Skeleton):
         """The identities and positions of a program that owns a box of keys, from ``program``."""
         self._emit_tiles(out, reverse)
         self.emit_chunk(out)
+        if self.space.by_head:
+            out.line("head = chunk  # its classes are its own: the only one of the program")
         self.emit_own(out)
         out.line("kv_index = rows[:, None]")
 

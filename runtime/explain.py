@@ -18,7 +18,7 @@ from ..codegen.schedule import DType, Schedule, Target
 from ..codegen.skeletons import Choice, choose, fills, schedule_for, walks_boxes
 from ..codegen.triton_box_options import boxes_of_call
 from ..ir.dependence import load_class
-from ..ir.grids import check_lengths
+from ..ir.lengths import check_lengths
 from ..ir.location import Location
 from ..ir.nodes import Const, Expr, Index
 from ..ir.printer import print_boxes, print_expr

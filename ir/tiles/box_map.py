@@ -34,7 +34,10 @@ class BoxMap:
 def box_map(
     term: BoxTerm, queries: tuple[int, ...], keys: tuple[int, ...], sizes: Sizes, values: Values, most: int
 ) -> BoxMap:
-    """The map for boxes of such sides: of all classes, or of the first along every axis that make ``most`` rows."""
+    """The map for boxes of such sides: of all classes, or of the first along every axis that make ``most`` rows.
+
+    All heads have the same classes: see :func:`~.box_count.term_of_head`.
+    """
     every_row = [tiles_along(a, m, sizes, values, each=True) for a, m in zip(term.axes, queries, strict=True)]
     total = prod(len(_classes(rows)) for rows in every_row)
     every_row = _first_classes(every_row, most)
@@ -85,11 +88,10 @@ def _classes_within(
 ) -> Array:
     """:func:`_classes_by_axis` where axes depend on each other: pair of boxes by pair, some rows at a time."""
     ranges = ranges_within(term)
-    names = names_in(ranges)
     own_counts, counts = ([len(t.first) for t in tiles] for tiles in (rows, columns))
-    shape = sizes.batch if "batch" in names else 1, -1, prod(own_counts), prod(counts)
+    shape = sizes.batch if "batch" in names_in(ranges) else 1, -1, prod(own_counts), prod(counts)
     found = []
-    for env, _ in environments(names, sizes, values):
+    for env, _ in environments(term, sizes, values):
         for part in chunks(prod(own_counts), 16 * prod(counts)):
             pairs = np.indices((part.stop - part.start, prod(counts))).reshape(2, -1)
             places = np.unravel_index(pairs[0] + part.start, own_counts), np.unravel_index(pairs[1], counts)

@@ -15,7 +15,7 @@ from ..bounds import SCALAR, Range, interval
 from ..build import binary, cast, const, select, unary
 from ..nodes import COMPARISONS, FALSE, TRUE, Binary, Const, Expr, Index, Param, Select, Unary
 from ..symbolic import Linear, Monomial, linear, simplify, to_expr
-from ..traverse import index_names, substitute
+from ..traverse import index_names, parameter_names, substitute
 from ..types import BOOL, F32, I32, I64
 from . import arithmetic
 from .arithmetic import Extremes
@@ -54,7 +54,7 @@ class Narrowing:
             for position in ("q", "kv"):
                 for end in run_of(position, before):
                     self._limits[end.name] = limits[f"{position} {before}"]
-        self._names: dict[Expr, Expr] = {}
+        self._names: dict[Param, Expr] = {}
 
     def implied(self, f: Formula) -> Formula:
         """What ``f`` says about the axis where some pair of the runs along the others allows most."""
@@ -66,8 +66,13 @@ class Narrowing:
 
     def in_full(self, union: tuple[Interval, ...], table: Mapping[Expr, Expr]) -> tuple[Interval, ...]:
         """``union`` with the bounds that stand in it under names; names in these are changed as ``table`` says."""
-        bounds = {name: substitute(e, table) for name, e in self._names.items()}
+        bounds: dict[Expr, Expr] = {name: substitute(e, table) for name, e in self._names.items()}
         return tuple(Interval(substitute(i.start, bounds), substitute(i.stop, bounds)) for i in union)
+
+    def is_used(self, union: tuple[Interval, ...]) -> bool:
+        """Whether ``union`` depends on where runs along other axes are."""
+        named = {name.name for name, e in self._names.items() if any(map(is_run, index_names(e)))}
+        return any(parameter_names(e) & named for i in union for e in (i.start, i.stop))
 
     def _about(self, f: Formula, *, easiest: bool) -> Formula:
         match f:

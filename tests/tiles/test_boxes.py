@@ -12,7 +12,23 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from boxes import ANY, EXACT, IMAGE, Call, Position, X, Y, along, calls, every, plan_of, product_of_axes
+from boxes import (
+    ANY,
+    DECLARED,
+    EXACT,
+    IMAGE,
+    SHIFTS,
+    Call,
+    Position,
+    X,
+    Y,
+    along,
+    calls,
+    every,
+    plan_of,
+    product_of_axes,
+)  # fmt: skip
+from regard.ir.interpret import evaluate
 from regard.ir.nodes import Expr
 from regard.ir.passes import run_pipeline
 from regard.ir.tiles import make_plan
@@ -60,9 +76,9 @@ VAGUE = {
 @pytest.mark.parametrize("name", EXACT)
 def test_products_of_axes_are_the_mask(name: str, n: int) -> None:
     tokens, keep = EXACT[name]
-    plan, v = plan_of(keep, "n: int")
+    plan, v = plan_of(keep, DECLARED)
     assert plan.boxes and not any(term.remaining for term in plan.boxes)
-    for call in calls(tokens, n):
+    for call in calls(tokens, n, keep):
         for side in (2, 4):
             assert check(plan, v.mask, call, side) == 1
 
@@ -71,17 +87,21 @@ def test_products_of_axes_are_the_mask(name: str, n: int) -> None:
 @pytest.mark.parametrize("name", EXACT)
 def test_another_spelling_gives_the_same_boxes(name: str, change: Callable[[Expr], Expr]) -> None:
     tokens, keep = EXACT[name]
-    plan, v = plan_of(keep, "n: int")
+    plan, v = plan_of(keep, DECLARED)
     mask = rewrite(v.mask, change)
     changed = make_plan(run_pipeline(Variant(mask)))
     assert len(changed.boxes) == len(plan.boxes)
     for term, clone in zip(plan.boxes, changed.boxes, strict=True):
         assert not clone.remaining
         for a, b in zip(term.axes, clone.axes, strict=True):
-            assert (a.block, a.offset, a.residue) == (b.block, b.offset, b.residue)
+            assert (a.block, a.residue) == (b.block, b.residue)
             assert [s.stride for s in (a.query, a.key)] == [s.stride for s in (b.query, b.key)]
-    for call in calls(tokens, 4)[:2]:
-        clone_call = Call(call.q_len, call.kv_len, {**call.values, "my_n": 4})
+    for call in calls(tokens, 4, keep)[:2]:
+        clone_call = Call(call.q_len, call.kv_len, {**call.values, "my_n": 4, "my_shift": SHIFTS}, call.head)
+        for term, clone in zip(plan.boxes, changed.boxes, strict=True):
+            for a, b in zip(term.axes, clone.axes, strict=True):
+                assert evaluate(a.offset, call.env) == evaluate(b.offset, clone_call.env)
+                assert evaluate(a.shift, call.env) == evaluate(b.shift, clone_call.env)
         assert check(changed, mask, clone_call, 2) == 1
 
 
@@ -110,6 +130,9 @@ def test_no_boxes_where_runs_say_as_much(keep: str) -> None:
 # --- random masks ------------------------------------------------------------------------------------------------
 
 TEMPLATES = (
+    "Q % {d} == head % {d} and K % {d} == head % {d}", "(Q - K + {r} * head) % {d} == 0",
+    "K % {d} == (head + {r}) % {d}", "(Q + shift[head]) // {d} == (K + shift[head]) // {d}",
+    "(Q // {d} - K // {d} - head) % {e} == 0",
     "Q - K {op} {c}", "abs(Q - K) <= {c}", "(Q - K) % {d} == {r}", "(K - Q) % {d} {op} {r}", "Q % {d} == K % {d}",
     "(Q + {r}) // {d} == (K + {r}) // {d}", "K // {d} {op} Q // {d} + {r}", "(Q // {d} - K // {d}) % {e} == {r}",
     "Q % {d} // {e} == K % {d} // {e}", "K >= max(min(Q - {r}, {d}), 0)", "K <= min(max(Q + {r}, n), {d})",
@@ -147,10 +170,13 @@ def decided(data: st.DataObject, grid: tuple[int, ...]) -> float | None:
     if data.draw(st.booleans()):  # after two other tokens
         later = keep.replace("coordinate(q,", "coordinate(q - 2,").replace("coordinate(kv,", "coordinate(kv - 2,")
         keep, lengths = f"q >= 2 and kv >= 2 and ({later})", (lengths[0] + 2, lengths[1] + 2)
-    plan, v = plan_of(keep, "n: int")
-    call = Call(*lengths, {"n": data.draw(st.integers(-3, 9))})
-    counted, pairs = pair_count(plan, Sizes(1, 1, 1, *lengths), call.values), int(call.allowed(v.mask).sum())
+    plan, v = plan_of(keep, DECLARED)
+    values = {"n": data.draw(st.integers(-3, 9)), "shift": SHIFTS}
+    heads = [Call(*lengths, values, head) for head in range(4)]
+    counted = pair_count(plan, Sizes(1, 4, 2, *lengths), heads[0].values)
+    pairs = sum(int(call.allowed(v.mask).sum()) for call in heads)
     assert counted.pairs == pairs if counted.exact else counted.pairs >= pairs
+    call = data.draw(st.sampled_from(heads))
     return check(plan, v.mask, call, data.draw(st.sampled_from((2, 3, 4)))) if plan.boxes else None
 
 
