@@ -174,6 +174,8 @@ class Explanation:
         """Whether what a tile visits is one stretch of keys, or several."""
         if self._walks_boxes:
             count = sum(prod(max(len(a.keys.may), 1) for a in term.axes) for term in self.plan.boxes)
+            if any(term.is_nested for term in self.plan.boxes):
+                return "keys of a box: along inner axes those that each box along the axes before leaves"
             return "keys of a box: one box, without holes" if count == 1 else f"keys of a box: up to {count} boxes"
         if self.plan.method != "closed":
             return "keys of a tile: tiles in any places, as listed"

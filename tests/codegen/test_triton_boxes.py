@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +75,23 @@ def test_boxes_on_sm_90_come_by_the_tensor_memory_accelerator(size: int) -> None
 def test_classes_and_grids_on_sm_90(parts: list[Part]) -> None:
     for binary in compiled(parts, 64).values():
         assert "HGMMA" in binary.sass() and "UTMALDG" in binary.sass()
+
+
+@rg.mask
+def circle(q: Any, kv: Any, radius: Any) -> Any:
+    (a, b), (c, d) = rg.grid(32, 32)(q), rg.grid(32, 32)(kv)
+    return (a - c) ** 2 + (b - d) ** 2 < radius**2
+
+
+def test_boxes_that_depend_on_each_other_are_loaded_ahead() -> None:
+    """The loop that walks them has loads of boxes to come, although scalars say where each is."""
+    kernels = compiled([circle(radius=9)], 64)
+    for name in ("attention_forward", "attention_grad_query"):
+        assert "HGMMA" in kernels[name].sass() and kernels[name].spills() <= 16
+        text = kernels[name].assembly["ttgir"]
+        loops = re.finditer(r"^( *)\S+ = scf\.for.*?^\1\}", text, re.MULTILINE | re.DOTALL)
+        counting, walking, *_ = (loop.group() for loop in loops)
+        assert "async_tma_copy" not in counting and walking.count("async_tma_copy") == 2
 
 
 @pytest.mark.parametrize(("target", "code"), [(Target("cuda", 80), "ptx"), (Target("hip", "gfx942"), "amdgcn")])

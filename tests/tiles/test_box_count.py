@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from boxes import DECLARED, EXACT, Array, Call, Digits, Position, calls, digits
+from boxes import DECLARED, EXACT, NESTED, Array, Call, Digits, Position, calls, digits
 from regard.ir.interpret import evaluate
 from regard.ir.parser import parse_variant
 from regard.ir.passes import run_pipeline
@@ -127,10 +127,10 @@ def test_a_million_tokens_are_counted_by_axes() -> None:
     assert counts.visited == 4 * sum(min(i + 1, 9) for i in range(2048))
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", EXACT | NESTED)
 def test_maps_of_boxes_hold_the_mask(name: str) -> None:
     """The boxes of a map, looked up pair by pair: nothing allowed is empty, nothing forbidden full."""
-    tokens, keep = EXACT[name]
+    tokens, keep = (EXACT | NESTED)[name]
     plan = plan_of(keep)
     call = calls(tokens, 4)[0]
     sizes = Sizes(1, 4, 2, call.q_len, call.kv_len)

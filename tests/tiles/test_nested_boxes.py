@@ -42,6 +42,10 @@ def test_single_tokens_are_decided(name: str, n: int) -> None:
     plan, _ = plan_of(keep, "n: int")
     assert any(term.is_nested for term in plan.boxes) and plan.boxes_decide_more
     for call in calls(tokens, n):
+        counted = pair_count(plan, Sizes(1, 1, 1, call.q_len, call.kv_len), call.values)
+        pairs = sum(int(call.allowed(term.mask).sum()) for term in plan.boxes)
+        assert counted.pairs == pairs if counted.exact else counted.pairs >= pairs
+        assert counted.exact or name in ("cases", "circle after text")
         assert check(plan, call, 1) >= (0.8 if name == "cases" else 1)  # four intervals are more than there may be
         for side in (2, 3):
             check(plan, call, side)
