@@ -71,7 +71,7 @@ def box_shapes(axes: tuple[BoxAxis, ...], own: Literal["q", "k"], block_m: int, 
     shapes = [Shape(q, k) for q in _boxes(extents, block_m) for k in _boxes(extents, block_n)]
     # Equal ones are told apart by their innermost sides: tokens that lie together in memory.
     shapes.sort(key=lambda s: [-x for x in (*s.queries[::-1], *s.keys[::-1])])
-    if any(a.keys_within is not None for a in axes):
+    if any((a.keys_within if own == "q" else a.queries_within) is not None for a in axes):
         return _nested_shapes(axes, own, extents, shapes)
     guesses = _guesses(axes, own, extents)
 
@@ -100,7 +100,7 @@ def _nested_shapes(
 ) -> tuple[Shape, ...]:
     """:func:`box_shapes` where axes depend on each other."""
     alike = [s for s in shapes if all(max(x) <= 4 * min(x) for x in zip(s.queries, s.keys, strict=True))] or shapes
-    ranges = [(a.keys_within if own == "q" else a.queries_within) or a.keys for a in axes]
+    ranges = [a.keys_within or a.keys if own == "q" else a.queries_within or a.queries for a in axes]
     guesses = _NESTED_GUESSES if any(map(_is_guessed, ranges)) else (0,)
     middle = guesses[len(guesses) // 2]
     first = _nested_costs(axes, ranges, own, extents, alike, _PLACES[:1], middle)

@@ -91,7 +91,8 @@ class BoxSpace:
 
     def within(self, axis: BoxAxis) -> Ranges:
         """The same within boxes along the axes before, where axes depend on each other."""
-        return (axis.keys_within if self.own == "q" else axis.queries_within) or self.ranges(axis)
+        within = axis.keys_within if self.own == "q" else axis.queries_within
+        return self.ranges(axis) if within is None else within
 
     # --- the box that a program owns ---
 

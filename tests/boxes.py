@@ -271,6 +271,8 @@ NESTED = {
     "circle of one size": (IMAGE, f"{SQUARES} <= 9"),
     "circle, the other way round": (IMAGE, f"not (n * n <= {SQUARES})"),
     "ellipse": (IMAGE, f"4 * ({along('(Q - K) * (Q - K)', Y)}) + {along('(Q - K) * (Q - K)', X)} <= n * n"),
+    "ellipse that lies": (IMAGE, f"{along('(Q - K) * (Q - K)', Y)} + 3 * ({along('(Q - K) * (Q - K)', X)}) < n * n"),
+    "ring": (IMAGE, every(f"{SQUARES} < n * n", f"{SQUARES} >= 5")),
     "circle in a window": (IMAGE, every(f"{SQUARES} < n * n", along("Q - K < 2", X), along("abs(Q - K) <= 3", Y))),
     "diamond": (IMAGE, f"{DISTANCE} + {along('abs(Q - K)', X)} <= n"),
     "raster order": (IMAGE, every("q >= kv", along("abs(Q - K) <= n", Y), along("abs(Q - K) <= 2", X))),

@@ -121,11 +121,13 @@ class Narrowing:
         if not any(map(is_run, index_names(bound))):
             return Atom(simplify(binary("le", binary("add", to_expr(Linear(0, own)), bound), const(0))))
         match own:
-            case (((Unary(op="abs") as x, y), 1),) if x == y and self._range(x)[1] < _LONGEST:
-                # The square of a distance along the axis, which is at most its largest and one more.
+            case (((Unary(op="abs") as x, y), c),) if x == y and self._range(x)[1] < _LONGEST:
+                # c * x * x <= -bound, for a distance x along the axis; no more is asked of roots than its largest.
                 most = int(self._range(x)[1]) + 1
-                rest = binary("min", unary("neg", bound), const(most * most))
-                return Atom(binary("le", x, self._named(_root(rest), (-1, most))))
+                rest = unary("neg", bound) if c > 0 else binary("sub", bound, const(1))
+                rest = rest if abs(c) == 1 else binary("floordiv", rest, const(abs(c)))
+                rest = binary("min", rest, const(most * most))
+                return Atom(binary("le" if c > 0 else "gt", x, self._named(_root(rest), (-1, most))))
         own_form = to_expr(Linear(0, own))
         low, high = self._range(own_form)
         found = self._range(bound)

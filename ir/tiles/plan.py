@@ -135,7 +135,7 @@ class BoxTerm:
     @property
     def is_nested(self) -> bool:
         """Whether what an axis allows depends on where boxes lie along the axes before it."""
-        return any(a.keys_within is not None for a in self.axes)
+        return any(r is not None for a in self.axes for r in (a.keys_within, a.queries_within))
 
     def axis_by_axis(self) -> BoxTerm:
         """The same term with what each axis allows by itself."""
