@@ -101,9 +101,11 @@ def _on_skeleton(skeleton: Skeleton, case: Case, attn: rg.Attention, device: str
     ):
         request, _ = engine.request(direction, tensors, buffers, scalars, gradients)
         assert request is not None
+        if request.target.backend == "cpu":
+            raise AbsentError("the CPU runs a program of its own")
         possible = alternatives(plan_for(request), request.problem, request.target, direction)
         found = next((x for x in possible if x.skeleton == skeleton), None)
-        if found is not None and request.target.backend != "cpu":
+        if found is not None:
             wanted = replace(request, schedule=found.schedule, skeleton=skeleton, fills_gpu=False)
             engine.edited[direction] = program(wanted)
     if "forward" not in engine.edited:

@@ -12,6 +12,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -88,24 +89,24 @@ def under(tool: str, seconds: float) -> dict[str, Any]:
         sys.executable, "-m", __spec__.name, "--calls",
     ]  # fmt: skip
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    # A session of its own: where the tool is ended, what it runs must not go on.
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
-        output, status = done.stdout + done.stderr, done.returncode
-    except subprocess.TimeoutExpired as error:
-        output, status = _text(error.stdout) + _text(error.stderr), -1
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
     found = re.findall(r"(?:ERROR SUMMARY|RACECHECK SUMMARY): (\d+)", output)
     return {
         "tool": tool,
         "errors": int(found[-1]) if found else None,
-        "exit_status": status,
+        "exit_status": process.returncode,
         "calls": [title for title in CALLS if title in output.splitlines()],
         "report": [line for line in output.splitlines() if line.startswith("=========")][:40],
         **({} if found else {"output": output[-2000:]}),
     }
-
-
-def _text(output: str | bytes | None) -> str:
-    return output.decode(errors="replace") if isinstance(output, bytes) else output or ""
 
 
 def main() -> None:
