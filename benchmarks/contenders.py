@@ -19,6 +19,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 import regard as rg
+from regard.codegen.defaults import Direction
 from regard.codegen.skeletons import Skeleton, alternatives
 from regard.runtime.compile import plan_for, program
 from regard.runtime.engine import Engine
@@ -94,11 +95,11 @@ def _on_skeleton(skeleton: Skeleton, case: Case, attn: rg.Attention, device: str
     engine = pinned._engine = Engine(attn.variant)
     assert pinned._bound is not None
     buffers, scalars = pinned._bound
-    without_gradients = (False,) * len(buffers)
-    for direction, tensors, gradients in (
-        ("forward", (query, key, value), ()),
-        ("backward", (query, key, value, query, query), without_gradients),
-    ):
+    directions: dict[Direction, tuple[tuple[Tensor, ...], tuple[bool, ...]]] = {
+        "forward": ((query, key, value), ()),
+        "backward": ((query, key, value, query, query), (False,) * len(buffers)),
+    }
+    for direction, (tensors, gradients) in directions.items():
         request, _ = engine.request(direction, tensors, buffers, scalars, gradients)
         assert request is not None
         if request.target.backend == "cpu":
