@@ -95,10 +95,10 @@ def row(name: str) -> dict[str, Any]:
     return found
 
 
-def shares(rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+def shares(rows: list[dict[str, Any]]) -> dict[Direction, dict[str, int]]:
     """By direction: pairs of part and size, those that the size limits allow, can run, and are chosen."""
     (plain,) = (row for row in rows if row["part"] == "full")
-    said = {}
+    said: dict[Direction, dict[str, int]] = {}
     for direction in DIRECTIONS:
         allowed = len(plain[direction]["possible"])
         said[direction] = {

@@ -59,7 +59,7 @@ VARIANTS: dict[str, tuple[int, Parts]] = {
     "softcap": (540, lambda: (rg.neighborhood(IMAGE, 5), rg.softcap(2.0))),
     "first frame": (480, lambda: (same_place_or_first_frame(),)),
     "bias": (768, lambda: (rg.windows(WIDE, 8), rg.alibi(heads=4))),
-    "sliding tiles": (576, lambda: (rg.sliding_tile(rg.grid(6, 8, 12), 3, (2, 4, 4)),)),
+    "sliding tiles": (864, lambda: (rg.sliding_tile(rg.grid(6, 12, 12), 3, (2, 4, 4)),)),
 }
 # Masks that are several terms: up to seven kernels, each of which takes seconds to compile.
 TERMS: dict[str, tuple[int, Parts]] = {
@@ -127,7 +127,7 @@ WARP_SPECIALISED: dict[str, tuple[int, Parts]] = {
     **{name: VARIANTS[name] for name in ("dilated", "dilated, cut short", "neighbourhood", "wide neighbourhood")},
     **{name: VARIANTS[name] for name in ("strided neighbourhood", "causal neighbourhood", "three axes")},
     "shifted windows": (2400, lambda: (rg.windows(rg.grid(40, 60), 12, shift=5),)),
-    "bias": (768, lambda: (rg.neighborhood(WIDE, 13), rg.alibi(heads=32))),
+    "bias": (768, lambda: (rg.neighborhood(WIDE, 13), rg.alibi(torch.rand(32, device="cuda")))),
 }
 
 
