@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that is measured on a GPU, in steps of at most nine minutes: benchmarks/all.sh [STEP …]
 #
-# Steps, in their order, the most telling first: tests kernels patterns suite rest. Results go to the folder $RESULTS
+# Steps, in their order, the most telling first: tests kernels patterns suite skeletons rest. Results go to the folder $RESULTS
 # (benchmarks/results by default). A step that is stopped, or of which something fails, leaves what it has measured.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -18,7 +18,7 @@ run() {
         python -m "benchmarks.$module" --minutes "$minutes" --out "$results/$module" "$@" || status=1
 }
 
-if [ $# -eq 0 ]; then set -- tests kernels patterns suite rest; fi
+if [ $# -eq 0 ]; then set -- tests kernels patterns suite skeletons rest; fi
 for step in "$@"; do
     case $step in
     tests)
@@ -28,13 +28,13 @@ for step in "$@"; do
     kernels) run 8 kernels ;;
     patterns) run 8 patterns ;;
     suite) run 8 run ;;
+    skeletons) run 8 run --only '\[(skeletons|deterministic)\]' --out "$results/skeletons_timed" ;;
     rest)
-        run 2.5 published
-        run 2.5 run --only '\[(skeletons|deterministic)\]' --out "$results/skeletons_timed"
-        run 2 sanitizer
+        run 4 published
+        run 4 sanitizer
         ;;
     *)
-        echo "no step is called $step; there are tests, kernels, patterns, suite, rest" >&2
+        echo "no step is called $step; there are tests, kernels, patterns, suite, skeletons, rest" >&2
         exit 2
         ;;
     esac

@@ -103,7 +103,8 @@ def main(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> None:
 def rehearsed(task: Task) -> Task:
     """The task on the CPU, as small as its variant can be; without peers whose compilation there takes long."""
     case = task.case
-    length = 16384 if case.variant.endswith("3d") else 4096 if case.variant.endswith("2d") else 1024
+    on_grid = 16384 if case.variant == "tiles3d" else 4096
+    length = on_grid if case.variant.endswith(("2d", "3d")) else 1024
     small = Case(case.variant, 1, 2 * case.heads // case.kv_heads, 2, length, 16)
     names = tuple(name for name in task.names if not name.startswith("flex"))
     return replace(task, case=small, names=names, rounds=1, budget_ms=0.1, device="cpu")
