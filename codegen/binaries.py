@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .schedule import Problem, Target
+from .schedule import COMPILER_OPTIONS, Problem, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,8 @@ def compile_kernel(kernel: Any, target: Target, args: Sequence[Any], options: di
             signature[parameter.name] = parameter.annotation_type
     gpu = GPUTarget(target.backend, target.arch, 32 if target.backend == "cuda" else 64)
     source_type = GluonASTSource if kernel.is_gluon() else ASTSource
-    compiled = triton.compile(source_type(kernel, signature, constants, attributes), target=gpu, options=rest)
+    source = source_type(kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=gpu, options=COMPILER_OPTIONS | rest)
     return Binary(kernel.__name__, dict(compiled.asm), compiled.metadata.shared)
 
 
