@@ -28,8 +28,8 @@ def document(
     Without ``ids`` a (B, S) tensor is left open for the call: ``attn(q, k, v, ids=ids)``. Positions are aligned as
     ``rg.attention(align=)`` says.
 
-    ``offsets``, in place of ``ids``, are the N + 1 positions where N documents begin and the last one ends, in order, as
-    ``cu_seqlens`` of kernels for ragged batches; all batches are packed alike. They become ids of S = ``offsets[-1]``
+    ``offsets``, in place of ``ids``, are the N + 1 positions where N documents begin and the last one ends, in order,
+    as ``cu_seqlens`` of kernels for ragged batches; all batches are packed alike. They become ids of ``offsets[-1]``
     tokens on their device; the host reads them once, when the part is built.
 
     Raises :class:`ParameterError` for other dtypes and ranks, and for offsets that do not begin at 0, or decrease.

@@ -209,7 +209,7 @@ def inferred_space(conditions: Sequence[Expr]) -> Space | None:
                     match [_plain(x) for (x, *_), _ in linear(a).terms if not is_settled(x)]:
                         case [Index()]:
                             found.append(int(w))
-                        case [Binary("floordiv")] if quotients:
+                        case [Binary("floordiv") as x] if quotients and x == _plain(a):
                             found += [quotients[0], quotients[0] * int(w)]
                         case _:
                             found += quotients

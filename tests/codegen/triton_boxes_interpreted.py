@@ -345,8 +345,8 @@ def test_what_is_counted_is_visited(name: str) -> None:
 @pytest.mark.parametrize("q_len", [33, 25, 99])
 def test_queries_are_the_last_tokens_of_a_grid(q_len: int) -> None:
     """Frames that come after those of a cache; whole ones come by descriptors."""
-    for parts in ([rg.neighborhood(IMAGE, (5, 3))], [rg.axial(IMAGE, axis=0, causal=True)]):
-        check(parts, inputs(F16, q_len, 99), F16, align="end", blocks=(16, 32))
+    for part in (rg.neighborhood(IMAGE, (5, 3)), rg.axial(IMAGE, axis=0, causal=True)):
+        check([part], inputs(F16, q_len, 99), F16, align="end", blocks=(16, 32))
 
 
 def test_batch_and_heads_in_any_order() -> None:

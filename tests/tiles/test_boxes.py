@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,13 +163,29 @@ def sizes(grid: tuple[int, ...]) -> str:
     return ", ".join(map(str, grid))
 
 
-def decided(data: st.DataObject, grid: tuple[int, ...]) -> float | None:
+def placed(keep: str, lengths: tuple[int, int], place: str) -> tuple[str, tuple[int, int]]:
+    """``keep`` on a grid that stands elsewhere: after two tokens, between others that see it or not, or at its end."""
+    q_len, kv_len = lengths
+    later = keep.replace("coordinate(q,", "coordinate(q - 2,").replace("coordinate(kv,", "coordinate(kv - 2,")
+    match place:
+        case "after":
+            return f"q >= 2 and kv >= 2 and ({later})", (q_len + 2, kv_len + 2)
+        case "between":
+            ends = f"q < {q_len + 2} and kv < {kv_len + 2}"
+            return f"q >= 2 and kv >= 2 and {ends} and ({later})", (q_len + 5, kv_len + 3)
+        case "beside":
+            return f"q >= {q_len} or kv >= {kv_len} or ({keep})", (q_len + 4, kv_len + 9)
+        case "last" if q_len == kv_len and "coordinate(kv," in keep and "coordinate(q," in keep:
+            return keep.replace("coordinate(q,", "coordinate(q + (kv_len - q_len),"), (q_len * 2 // 3, kv_len)
+        case _:
+            return keep, lengths
+
+
+def decided(data: st.DataObject, grid: tuple[int, ...], places: Sequence[str]) -> float | None:
     """Checks a random mask on a random call; the share of pairs that it decides, None where it has no boxes."""
     keep = data.draw(predicates(grid))
     lengths = (int(np.prod(grid)), int(np.prod(GRIDS[grid]))) if grid else (data.draw(st.sampled_from((31, 24))), 29)
-    if data.draw(st.booleans()):  # after two other tokens
-        later = keep.replace("coordinate(q,", "coordinate(q - 2,").replace("coordinate(kv,", "coordinate(kv - 2,")
-        keep, lengths = f"q >= 2 and kv >= 2 and ({later})", (lengths[0] + 2, lengths[1] + 2)
+    keep, lengths = placed(keep, lengths, data.draw(st.sampled_from(places)))
     plan, v = plan_of(keep, DECLARED)
     values = {"n": data.draw(st.integers(-3, 9)), "shift": SHIFTS}
     heads = [Call(*lengths, values, head) for head in range(4)]
@@ -182,7 +198,7 @@ def decided(data: st.DataObject, grid: tuple[int, ...]) -> float | None:
 
 @given(st.data(), st.sampled_from(tuple(GRIDS)))
 def test_random_masks_are_never_decided_wrongly(data: st.DataObject, grid: tuple[int, ...]) -> None:
-    decided(data, grid)
+    decided(data, grid, ("alone", "after", "between", "beside", "last"))
 
 
 def test_random_masks_are_sharply_decided() -> None:
@@ -192,7 +208,7 @@ def test_random_masks_are_sharply_decided() -> None:
     @settings(max_examples=150, derandomize=True, database=None, phases=[Phase.generate])
     @given(st.data(), st.sampled_from(tuple(GRIDS)))
     def collect(data: st.DataObject, grid: tuple[int, ...]) -> None:
-        shares.append(decided(data, grid))
+        shares.append(decided(data, grid, ("alone", "after")))
 
     collect()
     of_boxes = [share for share in shares if share is not None]
