@@ -177,8 +177,8 @@ def _is_short(term: BoxTerm, sizes: Sizes, values: Values) -> bool:
     """Whether queries with the keys that they see along all axes but the last are few enough to be counted by."""
     *outer, last = term.axes
     along = [int(count_along(a, (1, 1), sizes, values).visited.max(initial=0)) for a in outer]
-    tiles = tiles_along(last, 1, sizes, values)
-    return prod(along) * int(tiles.copies.sum()) <= _MOST_LINES
+    every = [tiles_along(one, 1, sizes, values) for one, _ in axes_of_heads(last, sizes, values)]
+    return prod(along) * max((int(tiles.copies.sum()) for tiles in every), default=0) <= _MOST_LINES
 
 
 def _pairs_along(axis: BoxAxis, sizes: Sizes, values: Values) -> AxisCount | None:
