@@ -90,7 +90,7 @@ class BoxVisits(BoxSpace):
         return may, must
 
     def names_before(self, i: int) -> dict[str, str]:
-        """What ranges along an axis call the boxes along the axes before it."""
+        """What ranges along an axis call the boxes along the axes before it, and the classes along all."""
         found: dict[str, str] = {}
         position: dict[Letter, str] = {"q": "q", "k": "kv"}
         for j in range(i):
@@ -98,7 +98,8 @@ class BoxVisits(BoxSpace):
                 first, last = run_of(position[letter], j)
                 end = f"last_{j}" if letter == self.own else f"{letter}_last_{j}"
                 found |= {first.name: f"{letter}_at_{j}", last.name: end}
-            found |= {f"block {j}": f"block_{j}", f"residue {j}": f"residue_{j}" if self.axes[j].residue > 1 else "0"}
+        for j, axis in enumerate(self.axes):
+            found |= {f"block {j}": f"block_{j}", f"residue {j}": f"residue_{j}" if axis.residue > 1 else "0"}
         return found
 
     def emit_axis(self, out: Emitter, i: int, full: bool = True) -> Visit:

@@ -80,6 +80,9 @@ def product_of_axes(
     other: Position = "kv" if by == "q" else "q"
     may = must = np.ones((1, 1), bool)
     runs: dict[str, Array] = {}
+    for i in range(len(term.axes)):
+        own = digits(term, i, by, call)
+        runs |= {f"block {i}": own.block[:, None], f"residue {i}": own.residue[:, None]}
     for i, a in enumerate(term.axes):
         d, e = digits(term, i, by, call), digits(term, i, other, call)
         env = {**call.env, **runs, "block": d.block[:, None], "residue": d.residue[:, None]}
@@ -87,7 +90,6 @@ def product_of_axes(
         ends = {"tile_first": first, "tile_last": last}
         runs |= {f"{by} first {i}": first, f"{by} last {i}": last}
         runs |= dict(zip((f"{other} first {i}", f"{other} last {i}"), _run(e, side), strict=True))
-        runs |= {f"block {i}": d.block[:, None], f"residue {i}": d.residue[:, None]}
         shift = evaluate(a.shift, env) * (1 if by == "q" else -1)
         match = (d.block[:, None] == e.block) & ((d.residue[:, None] + shift) % a.residue == e.residue)
         ranges = a.keys if by == "q" else a.queries

@@ -97,9 +97,11 @@ def _classes_within(
             places = np.unravel_index(pairs[0] + part.start, own_counts), np.unravel_index(pairs[1], counts)
             may = must = np.ones(pairs.shape[1], bool)
             at = dict(env)
+            for i, own in enumerate(rows):
+                at |= class_names(i, own[places[0][i]])
             for i, (r, own, others, alike) in enumerate(zip(ranges, rows, columns, same, strict=True)):
                 q, kv = own[places[0][i]], others[places[1][i]]
-                at |= class_names(i, q) | {"block": q.block[:, None], "residue": q.residue[:, None]}
+                at |= {"block": q.block[:, None], "residue": q.residue[:, None]}
                 seen, full = (runs(u, q.first, q.last, q.high, at, low=q.low) for u in (r.may, r.must))
                 match = alike[places[0][i], places[1][i]]
                 may = may & match & _touched(seen.starts[:, 0, 0], seen.stops[:, 0, 0], kv)

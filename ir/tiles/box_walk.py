@@ -104,7 +104,9 @@ def _walk(
     ``certain``: whether these are full as far as they are known.
     """
     tiles, side = own[axis][which], sides[axis][which]
-    env |= class_names(axis, tiles) | {"block": tiles.block[:, None], "residue": tiles.residue[:, None]}
+    for i, runs_along in enumerate(own if axis == 0 else ()):
+        env |= class_names(i, runs_along[which])
+    env |= {"block": tiles.block[:, None], "residue": tiles.residue[:, None]}
     may, must = (
         runs(union, tiles.first, tiles.last, tiles.high, env, low=tiles.low)
         for union in (ranges[axis].may, ranges[axis].must)
@@ -141,7 +143,7 @@ def along(position: Axis, axis: int, first: Array, last: Array) -> dict[str, Arr
 
 
 def class_names(axis: int, tiles: Tiles) -> dict[str, Array]:
-    """The class along one axis, as names that ranges along later ones have."""
+    """The class along one axis, as names that ranges along others have."""
     return {f"block {axis}": tiles.block[:, None], f"residue {axis}": tiles.residue[:, None]}
 
 

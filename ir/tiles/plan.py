@@ -86,9 +86,9 @@ class BoxAxis:
     Users clip them to the coordinates that exist: ``0 <= y < size``.
 
     ``keys_within`` and ``queries_within`` are the same for a pair of runs along every axis before this one, whose ends
-    are the names of :func:`~.narrowing.run_of` and whose classes are ``block 0``, ``residue 0`` and so on; None where
-    axes do not depend on each other. Of a visited box the axes after it see what they may see with all of it, and it is
-    full where it lies in every ``must`` of these.
+    are the names of :func:`~.narrowing.run_of`; the classes along all axes are ``block 0``, ``residue 0`` and so on.
+    None where axes do not depend on each other. Of a visited box the axes after it see what they may see with all of
+    it, and it is full where it lies in every ``must`` of these.
     """
 
     query: Side
