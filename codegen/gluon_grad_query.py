@@ -1,0 +1,252 @@
+"""The kernel for dQ alone: a program owns 128 queries, 64 for each consumer, and walks the keys that they see.
+
+The products for the scores of a tile of keys and for their gradient start before that of the last tile's gradient with
+its keys: the exponentials of one tile are computed beside products of both. Nothing is added to global memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..ir.dependence import dependence
+from ..ir.tiles.plan import TilePlan
+from ..ir.traverse import loads
+from .emitter import Emitter
+from .gluon_columns import emit_columns
+from .gluon_columns import lanes as column_lanes
+from .gluon_grad_consumer import emit_final_score
+from .gluon_loader import emit_place_function
+from .gluon_module import emit_layouts
+from .gluon_names import Names
+from .gluon_releases import emit_releases
+from .gluon_seen import UnseenByWeights, UnseenKeys
+from .gluon_tiles import CELLS, KEYS, emit_unpack, emit_visits, jit_function
+from .schedule import Problem, Schedule
+from .triton_gradients import Gradients, emit_select
+from .triton_module import Argument, kernel
+from .triton_program import SIZES
+from .triton_values import Guard
+
+KERNEL = "attention_grad_query"
+
+
+class QueryConsumer(Gradients):
+    """Prints the kernel and all that it calls; ``folded``: in which units log-sum-exps come."""
+
+    def __init__(
+        self, plan: TilePlan, problem: Problem, parameters: Sequence[Argument], names: Names, folded: bool
+    ) -> None:
+        super().__init__(plan, problem, True)
+        self.parameters, self.names, self.folded = parameters, names, folded
+        self.unseen = UnseenKeys.of(plan) or UnseenByWeights.of(plan)
+        self.expressions = self.values()
+        found = [x for e in self.results.values() for x in loads(e)]
+        self.loads_keys = any(dependence(x) & {"q", "kv"} == {"kv"} for x in found)
+        self.asks = isinstance(self.unseen, UnseenByWeights)
+        self.barriers = "q_ready, kv_ready" + (", weighty, weighty_ready" if self.asks else "")
+
+    def emit(self, out: Emitter, schedule: Schedule, arguments: Sequence[Argument]) -> None:
+        """The kernel, its functions and its constants."""
+        self._emit_constants(out, schedule)
+        out.definition(CELLS)
+        emit_place_function(out, schedule.reverse)
+        emit_visits(out, self.plan, KEYS, SIZES, self.parameters)
+        self.unseen.emit_functions(out, self.names.barrier, "BLOCK_N", SIZES, self.parameters)
+        emit_releases(out, 2)
+        self._emit_consumer(out)
+        sizes = ", ".join(a.name for a in SIZES)
+        out.definition(_LOAD_TILES.format(load=self.names.load, barriers=self.barriers, sizes=sizes))
+        out.line("\n")
+        with kernel(out, KERNEL, arguments, ()):
+            out.line(f"sizes = ({sizes})")
+            out.line(f"parameters = ({', '.join(a.name for a in self.parameters)},)")
+            out.lines(_KERNEL_BODY.format(barriers=self.barriers, weights=_WEIGHTS if self.asks else ""))
+
+    def _emit_constants(self, out: Emitter, schedule: Schedule) -> None:
+        element = {"f16": "tl.float16", "bf16": "tl.bfloat16"}[self.problem.dtype]
+        head, value, keys = self.problem.head_dim, self.problem.value_dim, schedule.block_n
+        for name, number in (
+            ("ROWS", schedule.block_m // 2), ("BLOCK_M", schedule.block_m), ("BLOCK_N", keys), ("HEAD", head),
+            ("VALUE", value), ("STAGES", schedule.num_stages), ("ELEMENT", element),
+        ):  # fmt: skip
+            out.line(f"{name} = tl.constexpr({number})")
+        out.comment("Layouts in registers: scores, sums, and left operands.")
+        tiles = [
+            ("QUERY_TILE", schedule.block_m // 2, head, element),
+            ("OUT_TILE", schedule.block_m // 2, value, element),
+            ("KEY_TILE", keys, head, element),
+            ("VALUE_TILE", keys, value, element),
+        ]
+        emit_layouts(out, [("SCORES", keys), ("QUERY_SUMS", head)], {"DIFFERENCES": "QUERY_SUMS"}, tiles)
+
+    def _emit_consumer(self, out: Emitter) -> None:
+        arguments = (
+            "GROUP: tl.constexpr, grad_query, terms, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, "
+            "parameters"
+        )
+        with jit_function(out, f"differentiate({arguments})"):
+            out.line('"""A consumer: four warps own ROWS queries."""')
+            done = self._emit_prologue(out)
+            out.comment("The first tile, masked even if it is full: nothing to overlap with yet.")
+            out.line("stage, phase = ring(0)")
+            self._emit_start_products(out)
+            self._emit_gradient(out, done, masked=True, last=False)
+            out.comment("Tiles in which the mask decides.")
+            with out.block("for t in range(1, partial_count):"):
+                self._emit_step(out, done, masked=True)
+            out.comment("Tiles in which every pair is allowed.")
+            with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
+                self._emit_step(out, done, masked=False)
+            self._emit_epilogue(out)
+
+    def _emit_prologue(self, out: Emitter) -> frozenset[str]:
+        out.line(f"{self.barriers} = barriers")
+        emit_unpack(out, "sizes", SIZES)
+        emit_unpack(out, "parameters", self.parameters)
+        out.line("entry, batch, head, kv_head, tile_first = query_tile(tl.program_id(0), sizes)")
+        out.line("q_tile = q_tiles.index(GROUP).reshape([ROWS, HEAD])")
+        out.line("do_tile = do_tiles.index(GROUP).reshape([ROWS, VALUE])")
+        out.line("q_row = tile_first + GROUP * ROWS + tl.arange(0, ROWS, tl.SliceLayout(1, SCORES))")
+        out.line("q_index = q_row[:, None]")
+        out.line("columns = tl.arange(0, BLOCK_N, tl.SliceLayout(0, SCORES))")
+        if self.loads_keys:
+            out.line(f"lanes = {column_lanes('BLOCK_N')}")
+        self.emit_unit(out)
+        out.comment("Rows are padded to whole tiles.")
+        out.line("padded = tl.cdiv(q_len, BLOCK_M) * BLOCK_M")
+        unit = " * -unit" if self.folded else ""
+        out.line(f"lse_rows = tl.load(terms + entry.to(tl.int64) * padded + q_row){unit}")
+        out.line("delta_rows = -tl.load(terms + (all_heads + entry).to(tl.int64) * padded + q_row)")
+        out.line("visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)")
+        out.line("partial_count = visits[0]")
+        out.line("count = visits[0] + visits[1]")
+        if self.asks:
+            out.line("cleared = 0  # tiles of which it was asked what no query sees")
+        if not self.unseen.all_seen:
+            self.unseen.emit_bounds(out)
+        wanted = self.wanted((), masked=True)
+        done = self.expressions.emit(out, "program", wanted, Guard())
+        done = self.expressions.emit(out, "query", wanted, Guard(query="(q_index < q_len)"), done)
+        out.line("dq = tl.zeros([ROWS, HEAD], tl.float32, QUERY_SUMS)")
+        out.line("mbarrier.wait(q_ready, 0)")
+        return done
+
+    def _emit_start_products(self, out: Emitter) -> None:
+        out.line("zero = tl.zeros([ROWS, BLOCK_N], tl.float32, SCORES)")
+        out.line("mbarrier.wait(kv_ready.index(stage), phase)")
+        for name, left, tiles, size in (("s", "q_tile", "k_tiles", "HEAD"), ("dp", "do_tile", "v_tiles", "VALUE")):
+            tile = f"{tiles}.index(stage).reshape([BLOCK_N, {size}]).permute((1, 0))"
+            out.line(f"next_{name} = warpgroup_mma({left}, {tile}, zero, use_acc=False, is_async=True)")
+
+    def _emit_start_sums(self, out: Emitter) -> None:
+        """From the last ``ds``, which is rounded here and not before: loops would carry halves of registers."""
+        out.line("differences = tl.convert_layout(ds.to(ELEMENT), DIFFERENCES)")
+        out.line("k_tile = k_tiles.index(last).reshape([BLOCK_N, HEAD])")
+        out.line("next_dq = warpgroup_mma(differences, k_tile, dq, is_async=True)")
+
+    def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
+        """The gradient of the scores of one tile of keys, overlapped with the sums of the tile before."""
+        out.line("last, _ = ring(t - 1)")
+        out.line("stage, phase = ring(t)")
+        self._emit_start_products(out)
+        self._emit_start_sums(out)
+        self._emit_gradient(out, done, masked=masked, last=True)
+
+    def _emit_gradient(self, out: Emitter, done: frozenset[str], *, masked: bool, last: bool) -> None:
+        """``ds`` from products on their way; with ``last`` the sums of the tile before are, too."""
+        values, wanted = self.expressions, self.wanted((), masked=masked)
+        out.line(f"s = warpgroup_mma_wait({2 if last else 1}, deps=(next_s,))")
+        if wanted or masked:
+            out.line("start = read(starts, stage)")
+            done = emit_columns(out, values, "key", wanted, Guard(key=self.kv_exists if masked else ""), done)
+        if masked:
+            done = self.emit_allowed(out, values, done)
+        lanes = "allowed" if masked else self.q_exists
+        score = emit_final_score(out, self, values, wanted, done, lanes, "[ROWS, BLOCK_N]")
+        text = self.exponential(score, "lse_rows[:, None]")
+        out.line(f"p = {f'tl.where(allowed, {text}, 0.0)' if masked else text}")
+        out.line(f"dp = warpgroup_mma_wait({1 if last else 0}, deps=(next_dp,))")
+        found = self.emit_score_gradient(out, values, (), delta="delta_rows[:, None]")
+        if masked:
+            emit_select(out, found)
+        if last:
+            out.line("dq = warpgroup_mma_wait(0, deps=(next_dq,))")
+            out.line("release(last)")
+        if masked and not self.unseen.all_seen:
+            with out.block(f"if {self.unseen.some_unseen}:"):
+                self.unseen.emit_clear(out, ["k_tiles.index(stage).reshape([BLOCK_N, HEAD])"])
+
+    def _emit_epilogue(self, out: Emitter) -> None:
+        out.line("last, _ = ring(tl.maximum(count, 1) - 1)")
+        self._emit_start_sums(out)
+        out.line("dq = warpgroup_mma_wait(0, deps=(next_dq,))")
+        out.line()
+        out.comment("The gradient leaves from where the queries were.")
+        out.line("q_tile.store((dq * scale).to(ELEMENT))")
+        out.line("fence_async_shared()")
+        out.line(f"{self.names.barrier}()")
+        out.line(f"{self.names.store}(grad_query, [batch, head, tile_first + GROUP * ROWS, 0], q_tiles.index(GROUP))")
+        out.line("tma.store_wait(0)")
+
+
+_LOAD_TILES = """
+@gluon.jit
+def load_tiles(query, grad_out, key, value, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters):
+    \"\"\"The producer: one warp loads the tile of queries, then one tile of keys after the other.\"\"\"
+    {barriers} = barriers
+    {sizes} = sizes
+    entry, batch, head, kv_head, tile_first = query_tile(gl.program_id(0), sizes)
+    visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)
+    mbarrier.expect(q_ready, BLOCK_M * (HEAD + VALUE) * 2)
+    for i in gl.static_range(2):
+        {load}(query, [batch, head, tile_first + ROWS * i, 0], q_ready, q_tiles.index(i))
+        {load}(grad_out, [batch, head, tile_first + ROWS * i, 0], q_ready, do_tiles.index(i))
+    # Even a tile of queries that sees nothing gets one tile of keys, and masks it.
+    for t in range(0, gl.maximum(visits[0] + visits[1], 1)):
+        start = visited_start(t, visits)
+        stage, phase = ring(t)
+        if t >= STAGES:
+            acquire(stage)
+        write(starts, stage, start)
+        mbarrier.expect(kv_ready.index(stage), BLOCK_N * (HEAD + VALUE) * 2)
+        {load}(key, [batch, kv_head, start, 0], kv_ready.index(stage), k_tiles.index(stage))
+        {load}(value, [batch, kv_head, start, 0], kv_ready.index(stage), v_tiles.index(stage))
+"""
+_WEIGHTS = """\
+# Which keys of a tile have weights, for each consumer, twice; both make it ready.
+weighty = gl.allocate_shared_memory(gl.int32, [4, BLOCK_N], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+weighty_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+mbarrier.init(weighty_ready, count=2)
+"""
+_KERNEL_BODY = """
+q_tiles = gl.allocate_shared_memory(ELEMENT, [2, 1, 1, ROWS, HEAD], QUERY_TILE)
+do_tiles = gl.allocate_shared_memory(ELEMENT, [2, 1, 1, ROWS, VALUE], OUT_TILE)
+k_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, BLOCK_N, HEAD], KEY_TILE)
+v_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, BLOCK_N, VALUE], VALUE_TILE)
+starts = gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+# The producer makes buffers ready.
+q_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+kv_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+mbarrier.init(q_ready, count=1)
+for i in gl.static_range(STAGES):
+    mbarrier.init(kv_ready.index(i), count=1)
+{weights}barriers = ({barriers})
+gl.warp_specialize(
+    [
+        (
+            differentiate,
+            (0, grad_query, terms, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters),
+        ),
+        (
+            differentiate,
+            (1, grad_query, terms, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters),
+        ),
+        (
+            load_tiles,
+            (query, grad_out, key, value, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters),
+        ),
+    ],
+    [4, 1],
+    [240, 24],  # registers of the second consumer and of the producer: 168 for each thread in all
+)
+"""

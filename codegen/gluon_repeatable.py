@@ -1,0 +1,95 @@
+"""The backward pass for sm_90 that repeats bit by bit: two kernels and seven products, nothing is added in turns.
+
+One kernel owns tiles of keys and sums dK and dV, one owns tiles of queries and sums dQ; both compute the scores and
+their gradient. Every sum has one program and an order of its own. That is two products more than in
+:mod:`.gluon_backward`, but consumers exchange nothing, so that they need not wait for each other, and no float32
+gradient of queries is zeroed, added to and converted. Turns in which programs add up one tensor would take five
+products; but the turn of a tile would have to be counted from the ranges of all tiles before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..ir.tiles.plan import TilePlan
+from . import gluon_backward
+from .defaults import heaviest_last
+from .emitter import Emitter
+from .gluon_backward import KEY_PROGRAMS, emit_groups, emit_key_kernel, key_arguments, parameters_of, run_function
+from .gluon_grad_key import KeyConsumer
+from .gluon_grad_query import KERNEL as QUERY_KERNEL
+from .gluon_grad_query import QueryConsumer
+from .gluon_grad_rows import emit_before, row_kernels
+from .gluon_module import apart, emit_tables, finish
+from .gluon_names import installed_names
+from .schedule import Problem, Schedule, Source, Target
+from .triton_module import Argument, emit_header, emit_launch
+from .triton_program import SIZES
+
+KERNEL = "attention_grad_key"
+
+
+def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str | None:
+    """Why these kernels cannot compute the backward pass, in one sentence; None where they can."""
+    return gluon_backward.reason_against_form(plan, problem, target)
+
+
+def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
+    """Tile sizes and pipelines; ``grad_query`` tells this form from that of :mod:`.gluon_backward`."""
+    by_query = Schedule(128, 64, num_warps=4, num_stages=4, reverse=heaviest_last(plan.keys), descriptors=True)
+    by_key = gluon_backward.default_schedule(plan, problem)
+    return Schedule(
+        by_key.block_m, by_key.block_n, num_warps=4, num_stages=3, reverse=by_key.reverse, descriptors=True,
+        grad_query=by_query,
+    )  # fmt: skip
+
+
+def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
+    """Schedules worth timing: the default."""
+    return (default_schedule(plan, problem),)
+
+
+def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:
+    """A module whose ``run`` computes the gradients; see ``docs/internals.md``.
+
+    For plans, problems and targets that :func:`unsupported_reason` has nothing against.
+    """
+    by_query = schedule.grad_query
+    assert by_query is not None, "a schedule of the other form"
+    names = installed_names()
+    head, out, second = Emitter(), Emitter(), Emitter()
+    emit_header(head, "Backward kernels", plan, problem, schedule, target)
+    parameters = parameters_of(plan, "tiles[1]")
+    arguments = key_arguments(schedule, parameters)
+    consumer = KeyConsumer(plan, problem, parameters, names)
+    emit_key_kernel(out, KERNEL, plan, schedule, consumer, arguments, parameters)
+
+    query_parameters = parameters_of(plan, "tiles[0]")
+    query_arguments = [
+        Argument("query", "", "descriptor(query, ROWS, QUERY_TILE)"),
+        Argument("grad_out", "", "descriptor(grad_out, ROWS, OUT_TILE)"),
+        Argument("key", "", "descriptor(key, BLOCK_N, KEY_TILE)"),
+        Argument("value", "", "descriptor(value, BLOCK_N, VALUE_TILE)"),
+        Argument("grad_query", "", "descriptor(grad_query, ROWS, QUERY_TILE)"),
+        Argument("terms", "", "terms"),
+        *query_parameters,
+        *SIZES,
+    ]
+    queries = QueryConsumer(plan, problem, query_parameters, names, consumer.folded)
+    queries.emit(second, by_query, query_arguments)
+    text, renamed = apart(second.text(), out.text(), "_by_query")
+    out.section(text.strip("\n"))
+    query_arguments = [replace(a, value=renamed(a.value)) for a in query_arguments]
+
+    blocks = ((s.block_m, s.block_n) for s in (by_query, schedule))
+    tables, table_kernels = emit_tables(plan, *blocks)
+    with run_function(out, plan, problem, consumer.folded):
+        emit_before(out, problem, max(schedule.block_m, by_query.block_m), sums=False)
+        emit_launch(out, QUERY_KERNEL, _QUERY_PROGRAMS.format(by_query.block_m), query_arguments, "**BACKWARD")
+        emit_groups(out, plan, schedule)
+        emit_launch(out, KERNEL, KEY_PROGRAMS, arguments, "**BACKWARD")
+    kernels = [*table_kernels, "row_terms", QUERY_KERNEL, KERNEL]
+    return finish(out, plan, kernels, head, tables + row_kernels(problem, consumer.folded, sums=False))
+
+
+_QUERY_PROGRAMS = "(triton.cdiv(q_len, {}) * batches * heads,)"
