@@ -24,7 +24,7 @@ from .gluon_module import apart, emit_tables, finish
 from .gluon_names import installed_names
 from .schedule import Problem, Schedule, Source, Target
 from .triton_module import Argument, emit_header, emit_launch
-from .triton_program import SIZES
+from .triton_program import SIZES, uses_table
 
 KERNEL = "attention_grad_key"
 
@@ -36,17 +36,21 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
 
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     """Tile sizes and pipelines; ``grad_query`` tells this form from that of :mod:`.gluon_backward`."""
-    by_query = Schedule(128, 64, num_warps=4, num_stages=4, reverse=heaviest_last(plan.keys), descriptors=True)
-    by_key = gluon_backward.default_schedule(plan, problem)
-    return Schedule(
-        by_key.block_m, by_key.block_n, num_warps=4, num_stages=3, reverse=by_key.reverse, descriptors=True,
-        grad_query=by_query,
-    )  # fmt: skip
+    # Registers for the sums of 64 columns, and what masks without scores need, leave room for twice the queries.
+    few = problem.head_dim > 64 or bool(plan.variant.scores) or uses_table(plan)
+    reverse = heaviest_last(plan.queries), heaviest_last(plan.keys)
+    by_query = Schedule(128, 64, num_warps=4, num_stages=4, reverse=reverse[1], descriptors=True)
+    return replace(by_query, block_m=64 if few else 128, block_n=128, num_stages=3, reverse=reverse[0], grad_query=by_query)
 
 
 def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
-    """Schedules worth timing: the default."""
-    return (default_schedule(plan, problem),)
+    """Schedules worth timing, the default first: more queries or keys a tile take fewer waits and more registers."""
+    default = default_schedule(plan, problem)
+    assert default.grad_query is not None
+    larger = replace(default.grad_query, block_n=128, num_stages=2)
+    queries = (64, 128) if problem.head_dim == 64 else (64,)
+    found = (replace(default, block_m=m, grad_query=x) for m in queries for x in (default.grad_query, larger))
+    return tuple(dict.fromkeys((default, *found)))
 
 
 def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:

@@ -291,7 +291,8 @@ def _kernel(variant: Variant, plan: TilePlan, what: Setting, direction: Directio
     tiles = "boxes" if walks_boxes(plan, what.target) else "tiles"
     skeleton = f"PyTorch program over {tiles}" if on_cpu else f"{choice.skeleton}_{direction}"
     reason = "" if on_cpu else choice.reason
-    repeatable = on_cpu or not (scattered or (direction, choice.skeleton) == ("backward", "gluon"))
+    in_order = (direction, choice.skeleton) != ("backward", "gluon") or schedule.grad_query is not None
+    repeatable = on_cpu or (in_order and not scattered)
     return Kernel(direction, skeleton, schedule, deterministic=repeatable, reason=reason)
 
 

@@ -1,7 +1,8 @@
-"""The fast backward pass for sm_90: emulated on the CPU, and compiled without a GPU."""
+"""Both forms of the backward pass for sm_90: emulated on the CPU, and compiled without a GPU."""
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any
 
@@ -90,12 +91,17 @@ def saved(parts: list[Part], inputs: list[Tensor], **options: Any) -> tuple[Tens
     return out.to(inputs[0].dtype), lse.float(), grad_out.to(inputs[0].dtype), grad_lse
 
 
+FORMS = pytest.mark.parametrize("deterministic", [False, True], ids=["fast", "repeatable"])
+
+
+@FORMS
 @pytest.mark.parametrize("name", EMULATED)
-def test_emulated(name: str) -> None:
+def test_emulated(name: str, deterministic: bool) -> None:
     parts, shape, options = EMULATED[name]
     call = {key: options[key] for key in ("align", "scale") if key in options}
     inputs = tensors(shape, options.get("sizes", (64, 64)), options.get("dtype", BF16))
-    generated = module(parts, direction="backward", **{k: v for k, v in options.items() if k != "scale"})
+    rest = {k: v for k, v in options.items() if k != "scale"}
+    generated = module(parts, direction="backward", deterministic=deterministic, **rest)
     out, lse, grad_out, grad_lse = saved(parts, inputs, **call)
     run = gluon_emulated.load(generated.text).run
     found = run(*inputs, out, lse, grad_out, grad_lse, *generated.values, scale=call.get("scale"))
@@ -115,12 +121,13 @@ def test_emulated(name: str) -> None:
     ],
     ids=["first keys", "fewer queries than keys", "prefix, fewer queries than keys", "documents"],
 )
-def test_unseen_keys_may_hold_anything(parts: list[Part], q_len: int) -> None:
+@FORMS
+def test_unseen_keys_may_hold_anything(parts: list[Part], q_len: int, deterministic: bool) -> None:
     shape = (1, 2, 2, q_len, 300)
     inputs = tensors(shape, (64, 64), BF16)
     unseen = ~allowed_pairs(parts, shape)[0, 0].any(0)
     assert unseen.any()
-    generated = module(parts, direction="backward")
+    generated = module(parts, direction="backward", deterministic=deterministic)
     rest = *saved(parts, inputs), *generated.values
     clean = gluon_emulated.load(generated.text).run(*inputs, *rest)
     _, key, value = inputs
@@ -130,14 +137,36 @@ def test_unseen_keys_may_hold_anything(parts: list[Part], q_len: int) -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_emulator_notices_a_missing_release(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("deterministic", "release"),
+    [(False, "mbarrier.arrive(tile_empty.index(stage))"), (True, "release(stage)"), (True, "release(last)")],
+)
+def test_emulator_notices_a_missing_release(
+    deterministic: bool, release: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gluon_barriers, "SECONDS", 1.0)
-    text = module([], direction="backward").text
-    broken = text.replace("mbarrier.arrive(tile_empty.index(stage))", "")
+    text = module([], direction="backward", deterministic=deterministic).text
+    broken = text.replace(release, "pass")
     assert broken != text
-    inputs = tensors((1, 1, 1, 900, 100), (64, 64), BF16)
+    inputs = tensors((1, 1, 1, 900, 600), (64, 64), BF16)
     with pytest.raises(TimeoutError):
         gluon_emulated.load(broken).run(*inputs, *saved([], inputs))
+
+
+def test_gradients_do_not_depend_on_the_order_of_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = tensors((1, 4, 2, 400, 700), (64, 64), F16)
+    rest = saved([rg.causal()], inputs, align="end")
+
+    def repeats(deterministic: bool) -> bool:
+        text = module([rg.causal()], direction="backward", dtype=F16, align="end", deterministic=deterministic).text
+        runs = []
+        for order in (range, lambda n: reversed(range(n))):
+            monkeypatch.setattr(gluon_emulated, "order", order)
+            runs.append(gluon_emulated.load(text).run(*inputs, *rest))
+        return all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+    assert repeats(True)
+    assert not repeats(False), "additions in another order round in the same way: the test shows nothing"
 
 
 def test_what_it_refuses() -> None:
@@ -158,21 +187,28 @@ COMPILED: dict[str, tuple[list[Part], tuple[int, int], torch.dtype, int]] = {
     # The last number: loads and stores of spilled registers, in two loops of two consumers together.
     "causal": ([rg.causal()], (128, 128), BF16, 150),
     "full": ([], (64, 64), F16, 200),
+    "causal, repeatable": ([rg.causal()], (128, 128), BF16, 30),
+    "documents, repeatable": ([rg.document(torch.zeros(1024).int())], (64, 64), BF16, 30),
 }
 
 
 @cache
 def compiled(name: str) -> dict[str, Binary]:
     parts, sizes, dtype, _ = COMPILED[name]
-    generated = module(parts, sizes=sizes, dtype=dtype, direction="backward")
+    repeatable = name.endswith("repeatable")
+    generated = module(parts, sizes=sizes, dtype=dtype, direction="backward", deterministic=repeatable)
     query, key, value = sample_arguments(generated.problem)
     out = torch.empty((*query.shape[:3], sizes[1]), dtype=dtype, device="meta")
     lse = torch.empty(query.shape[:3], device="meta")
-    arguments = [query, key, value, out, lse, out, None]
+    captured = (x.to("meta") if isinstance(x, Tensor) else x for x in generated.values)
+    arguments = [query, key, value, out, lse, out, None, *captured]
     return {x.kernel: x for x in compile_launches(load(generated.text), H100, arguments)}
 
 
-@pytest.mark.parametrize("name", COMPILED)
+FAST = [x for x in COMPILED if not x.endswith("repeatable")]
+
+
+@pytest.mark.parametrize("name", FAST)
 def test_compiled_for_sm_90(name: str) -> None:
     binaries = compiled(name)
     assert list(binaries) == ["row_terms", "attention_backward", "convert_sums"]
@@ -184,3 +220,16 @@ def test_compiled_for_sm_90(name: str) -> None:
     assert binary.shared <= 227 << 10
     for other in ("row_terms", "convert_sums"):
         assert "LDG.E.128" in binaries[other].sass(), "rows are not loaded in groups of 16 bytes"
+
+
+@pytest.mark.parametrize("name", [x for x in COMPILED if x not in FAST])
+def test_repeatable_form_compiled_for_sm_90(name: str) -> None:
+    binaries = compiled(name)
+    assert list(binaries)[-3:] == ["row_terms", "attention_grad_query", "attention_grad_key"]
+    for kernel in ("attention_grad_query", "attention_grad_key"):
+        binary = binaries[kernel]
+        sass = binary.sass()
+        assert "HGMMA" in sass and "UTMALDG.4D" in sass and "UTMASTG.4D" in sass
+        assert not re.search(r"\b(UTMAREDG|RED|ATOMG?)\b", sass), "something is added to global memory"
+        assert binary.spills() <= (0 if kernel == "attention_grad_query" else COMPILED[name][3])
+        assert binary.shared <= 227 << 10
