@@ -117,7 +117,8 @@ def emit_tables(
 def apart(text: str, other: str, suffix: str) -> tuple[str, Callable[[str], str]]:
     """What ``text`` defines and ``other`` does not, and what renames: for different things of one name add a suffix.
 
-    >>> code, renamed = apart("SIZE = 4\\nTYPE = 1\\n@jit\\ndef f(x):\\n    return x * SIZE", "SIZE = 8\\nTYPE = 1", "_2")
+    >>> own = "SIZE = 4\\nTYPE = 1\\n@jit\\ndef f(x):\\n    return x * SIZE"
+    >>> code, renamed = apart(own, "TYPE = 1\\nSIZE = 8", "_2")
     >>> print(code)
     SIZE_2 = 4
     <BLANKLINE>

@@ -38,9 +38,11 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     """Tile sizes and pipelines; ``grad_query`` tells this form from that of :mod:`.gluon_backward`."""
     # Registers for the sums of 64 columns, and what masks without scores need, leave room for twice the queries.
     few = problem.head_dim > 64 or bool(plan.variant.scores) or uses_table(plan)
-    reverse = heaviest_last(plan.queries), heaviest_last(plan.keys)
-    by_query = Schedule(128, 64, num_warps=4, num_stages=4, reverse=reverse[1], descriptors=True)
-    return replace(by_query, block_m=64 if few else 128, block_n=128, num_stages=3, reverse=reverse[0], grad_query=by_query)
+    by_query = Schedule(128, 64, num_warps=4, num_stages=4, reverse=heaviest_last(plan.keys), descriptors=True)
+    return Schedule(
+        64 if few else 128, 128, num_warps=4, num_stages=3, reverse=heaviest_last(plan.queries), descriptors=True,
+        grad_query=by_query,
+    )  # fmt: skip
 
 
 def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:

@@ -10,8 +10,11 @@ from torch import Tensor
 
 import regard as rg
 from oracle import allowed_pairs
+from regard.codegen.schedule import Schedule
+from regard.codegen.skeletons import Pinned
 from regard.dsl import Part
 from regard.ir.tiles.count import tile_counts
+from regard.runtime import explain
 
 
 @rg.mask
@@ -218,6 +221,16 @@ def test_atomic_gradients_are_said() -> None:
     assert forward.deterministic and not backward.deterministic
     assert "order of arrival" in str(backward)
     assert attn.explain(target="cpu").kernels[1].deterministic
+
+
+@pytest.mark.parametrize("repeatable", [False, True])
+def test_bits_vary_with_the_form_of_the_kernels(repeatable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = Schedule(64, 128, grad_query=Schedule(128, 64) if repeatable else None)
+    monkeypatch.setattr(explain, "tuned_here", lambda request: Pinned("gluon", schedule))
+    _, backward = rg.attention(rg.causal()).explain(target="sm_90").kernels
+    assert backward.deterministic == repeatable
+    assert ("repeatable bit by bit" in str(backward)) == repeatable
+    assert ("for queries: tiles of 128 queries × 64 keys" in str(backward)) == repeatable
 
 
 @pytest.mark.parametrize(
