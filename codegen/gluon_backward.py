@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from textwrap import fill, indent
 
 from ..ir.dependence import dependence
@@ -58,8 +59,9 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
 
 
 def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
-    """Schedules worth timing: buffers and registers leave no choice but the default."""
-    return (default_schedule(plan, problem),)
+    """Schedules worth timing, the default first: at head size 64 smaller tiles spill less."""
+    default = default_schedule(plan, problem)
+    return tuple(dict.fromkeys((default, replace(default, block_m=64))))
 
 
 def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:
@@ -76,7 +78,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     head, out = Emitter(), Emitter()
     notes = ["Gradients of queries are added up in an order that varies: their last bits differ from run to run."]
     emit_header(head, "Backward kernel", plan, problem, schedule, target, notes)
-    consumer = Consumer(plan, problem, parameters, installed_names())
+    consumer = Consumer(plan, problem, schedule.block_m, parameters, installed_names())
     emit_key_kernel(out, KERNEL, plan, schedule, consumer, arguments, parameters)
     blocks = schedule.block_m, schedule.block_n
     tables, table_kernels = emit_tables(plan, blocks, blocks)

@@ -79,14 +79,14 @@ class Consumer(Gradients):
     wait = "mbarrier.wait(tile_empty.index(stage), phase ^ 1)"
 
     def __init__(
-        self, plan: TilePlan, problem: Problem, parameters: Sequence[Argument], names: Names
+        self, plan: TilePlan, problem: Problem, block_m: int, parameters: Sequence[Argument], names: Names
     ) -> None:
         super().__init__(plan, problem, True)
         self.parameters, self.names = parameters, names
         self.unseen = UnseenKeys.of(plan)
         self.expressions = self.values()
-        self.split_columns = problem.head_dim > 64
-        # Measured 4 % faster at D 128; at D 64, where tiles are larger, it takes registers.
+        self.split_columns = block_m == 64
+        # Measured 4 % faster at D 128; at D 64 with larger tiles it takes registers.
         self.folded = not self.has_scores and self.split_columns
         found = [x for e in self.results.values() for x in loads(e)]
         self.loads_queries = any(dependence(x) & {"q", "kv"} == {"q"} for x in found)

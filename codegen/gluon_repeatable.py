@@ -67,7 +67,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     emit_header(head, "Backward kernels", plan, problem, schedule, target)
     parameters = parameters_of(plan, "tiles[1]")
     arguments = key_arguments(schedule, parameters)
-    consumer = KeyConsumer(plan, problem, parameters, names)
+    consumer = KeyConsumer(plan, problem, schedule.block_m, parameters, names)
     emit_key_kernel(out, KERNEL, plan, schedule, consumer, arguments, parameters)
 
     query_parameters = parameters_of(plan, "tiles[0]")

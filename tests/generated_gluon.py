@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -37,6 +37,7 @@ def module(
     align: Literal["start", "end"] = "start",
     direction: Literal["forward", "backward"] = "forward",
     deterministic: bool = False,
+    **schedule_changes: Any,
 ) -> Module:
     """The module for ``parts``, which the skeleton must support; ``deterministic``: gradients repeat bit by bit."""
     variant, binding = assemble(*parts, align=align)
@@ -48,7 +49,7 @@ def module(
     backward = gluon_repeatable if deterministic else gluon_backward
     skeleton = boxes if direction == "forward" else backward
     assert skeleton.unsupported_reason(plan, problem, H100) is None
-    schedule = skeleton.default_schedule(plan, problem)
+    schedule = replace(skeleton.default_schedule(plan, problem), **schedule_changes)
     emit = boxes.emit_forward if direction == "forward" else backward.emit_backward
     text = emit(plan, problem, schedule, H100).text
     names = [p.name for p in plan.variant.buffers] + [p.name for p in plan.variant.scalars]

@@ -18,7 +18,7 @@ from generated_triton import H100, load
 from oracle import Part, allowed_pairs, assert_close_to_oracle, eager, gradients, oracle
 from regard.codegen.binaries import Binary, compile_launches, sample_arguments
 from regard.codegen.gluon_backward import unsupported_reason
-from regard.codegen.schedule import Problem
+from regard.codegen.schedule import Problem, Schedule
 from regard.ir.tiles import TilePlan
 
 Shape = tuple[int, int, int, int, int]
@@ -97,11 +97,29 @@ FORMS = pytest.mark.parametrize("deterministic", [False, True], ids=["fast", "re
 @FORMS
 @pytest.mark.parametrize("name", EMULATED)
 def test_emulated(name: str, deterministic: bool) -> None:
+    check(name, deterministic=deterministic)
+
+
+@pytest.mark.parametrize("name", ["grouped heads", "window", "bias by distance", "factor by query", "documents"])
+def test_tiles_of_fewer_queries(name: str) -> None:
+    check(name, sizes=(64, 64), block_m=64)
+
+
+@pytest.mark.parametrize("sizes", [(64, 64), (128, 128)])
+def test_tiles_of_more_keys(sizes: tuple[int, int]) -> None:
+    larger = Schedule(128, 128, num_stages=2)
+    check("documents", sizes=sizes, deterministic=True, grad_query=larger)
+    check("aligned at the end", sizes=sizes, deterministic=True, grad_query=larger)
+
+
+def check(name: str, **changes: Any) -> None:
+    """Gradients of a case of ``EMULATED`` against the oracle; ``changes`` are of the module."""
     parts, shape, options = EMULATED[name]
+    options = {**options, **changes}
     call = {key: options[key] for key in ("align", "scale") if key in options}
     inputs = tensors(shape, options.get("sizes", (64, 64)), options.get("dtype", BF16))
     rest = {k: v for k, v in options.items() if k != "scale"}
-    generated = module(parts, direction="backward", deterministic=deterministic, **rest)
+    generated = module(parts, direction="backward", **rest)
     out, lse, grad_out, grad_lse = saved(parts, inputs, **call)
     run = gluon_emulated.load(generated.text).run
     found = run(*inputs, out, lse, grad_out, grad_lse, *generated.values, scale=call.get("scale"))
