@@ -29,6 +29,7 @@ from .triton_backward import TIDY
 from .triton_gradients import contributions
 from .triton_module import Argument, buffer_arguments, emit_header, emit_launch, kernel, scalar_arguments, user_names
 from .triton_program import emit_classify_call, emit_sizes, table_arguments, uses_table
+from .triton_values import user_name
 
 KERNEL = "attention_backward"
 # (head size, value size) -> queries of a tile, for which buffers and sums fit.
@@ -39,17 +40,15 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
     """Why this kernel cannot compute the backward pass, in one sentence; None where it can."""
     if problem.deterministic:
         return "it adds gradients of queries in an order that varies, and they must repeat bit by bit"
-    return reason_against_form(plan, problem, target)
+    if contributions(plan, problem):
+        return "gradients of captured tensors take sums that it does not keep"
+    return reason_against_sizes(problem) or reason_against_target(problem, target)
 
 
-def reason_against_form(plan: TilePlan, problem: Problem, target: Target) -> str | None:
+def reason_against_sizes(problem: Problem) -> str | None:
     """The same for both forms of the backward pass: this one and that of :mod:`.gluon_repeatable`."""
     sizes = problem.head_dim, problem.value_dim
-    if sizes not in _BLOCK_M:
-        return f"head sizes {sizes} are none of {', '.join(map(str, _BLOCK_M))}"
-    if contributions(plan, problem):
-        return "gradients of captured tensors take sums that only the Triton kernels keep"
-    return reason_against_target(problem, target)
+    return None if sizes in _BLOCK_M else f"head sizes {sizes} are none of {', '.join(map(str, _BLOCK_M))}"
 
 
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
@@ -200,19 +199,27 @@ KEY_PROGRAMS = "(tiles_of_keys * batches * (heads // group),)"
 
 @contextmanager
 def run_function(out: Emitter, plan: TilePlan, problem: Problem, folded: bool) -> Iterator[None]:
-    """``run``: what is written meanwhile fills ``grad_query``, and ``to_key`` and ``to_value`` of groups of heads."""
+    """``run``: what is written meanwhile fills ``grad_query``, ``to_key`` and ``to_value`` of groups of heads, and
+    gradients of captured tensors, which begin at zero.
+    """
     out.definition(TIDY)
     out.definition(DESCRIPTOR)
-    inputs = ["query", "key", "value", "out", "lse", "grad_out", "grad_lse", *user_names(plan.variant)]
+    v = plan.variant
+    inputs = ["query", "key", "value", "out", "lse", "grad_out", "grad_lse", *user_names(v)]
+    wanted = [user_name(p.name) for p, w in zip(v.buffers, problem.buffer_gradients, strict=False) if w]
+    captured = "".join(f", grad_{x}.to({x}.dtype)" for x in wanted)
     with out.define(f"run({', '.join([*inputs, 'scale=None', 'tiles=None'])})"):
-        out.line('"""Gradients of query, key and value; ``grad_lse`` may be None."""')
+        of_captured = ", and captured tensors" if wanted else ""
+        out.line(f'"""Gradients of query, key and value{of_captured}; ``grad_lse`` may be None."""')
         emit_sizes(out, plan, problem)
         for name in ("query", "key", "value"):
             out.line(f"grad_{name} = torch.empty({name}.shape, dtype=query.dtype, device=query.device)")
+        for name in wanted:
+            out.line(f"grad_{name} = torch.zeros({name}.shape, dtype=torch.float32, device={name}.device)")
         with out.block("if lse.numel() == 0 or kv_len == 0:"):
-            out.line("return grad_query.zero_(), grad_key.zero_(), grad_value.zero_()")
+            out.line(f"return grad_query.zero_(), grad_key.zero_(), grad_value.zero_(){captured}")
         if uses_table(plan):
-            emit_classify_call(out, user_names(plan.variant))
+            emit_classify_call(out, user_names(v))
         if folded:
             out.comment("Sums of products start at multiples of the inverse of the scale.")
             out.line("flat = abs(scale) < 1e-30")
@@ -222,8 +229,8 @@ def run_function(out: Emitter, plan: TilePlan, problem: Problem, folded: bool) -
         out.lines(_SUM_GROUPS)
         if folded:
             with out.block("if flat:"):
-                out.line("return grad_query.zero_(), grad_key.zero_(), grad_value")
-        out.line("return grad_query, grad_key, grad_value")
+                out.line(f"return grad_query.zero_(), grad_key.zero_(), grad_value{captured}")
+        out.line(f"return grad_query, grad_key, grad_value{captured}")
 
 
 def emit_groups(out: Emitter, plan: TilePlan, schedule: Schedule) -> None:

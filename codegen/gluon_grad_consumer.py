@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..ir.dependence import dependence
+from ..ir.dependence import LoadClass, dependence
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import loads
 from .emitter import Emitter
@@ -19,6 +19,8 @@ from .triton_module import Argument
 from .triton_program import INDICES
 from .triton_values import Guard, Values, level_of
 
+# Captured tensors whose gradients are summed for each key.
+SUMMED_BY_KEY: tuple[LoadClass, ...] = ("key",)
 # Each consumer adds half of a tile's gradient of queries: half of the columns, or of the queries.
 _HALVES = {
     True: ("k_tiles.index({}).reshape([KEYS, HEAD]).slice(GROUP * DQ_COLUMNS, DQ_COLUMNS, 1)", "ds_tiles.index({})"),
@@ -90,6 +92,7 @@ class Consumer(Gradients):
         self.folded = not self.has_scores and self.split_columns
         found = [x for e in self.results.values() for x in loads(e)]
         self.loads_queries = any(dependence(x) & {"q", "kv"} == {"q"} for x in found)
+        self.here = self.of_kinds(*SUMMED_BY_KEY)
 
     def emit(self, out: Emitter) -> None:
         """The function."""
@@ -105,6 +108,9 @@ class Consumer(Gradients):
                 out.comment("Tiles in which every pair is allowed.")
                 with out.block("for t in range(masked, count):"):
                     self._emit_step(out, done, masked=False)
+                for c in self.here:
+                    place = f"{c.name}_sums + (batch * heads + head).to(tl.int64) * kv_len + own_keys"
+                    out.line(f"tl.store({place}, {c.name}_total, mask=own_keys < kv_len)")
             self._emit_epilogue(out)
 
     def _emit_prologue(self, out: Emitter) -> None:
@@ -117,6 +123,8 @@ class Consumer(Gradients):
         out.line("v_tile = v_tiles.index(GROUP).reshape([KEYS, VALUE])")
         self.emit_tiles(out)
         out.line("kv_index = own_first + tl.arange(0, KEYS, tl.SliceLayout(1, SCORES))[:, None]")
+        if self.here:
+            out.line("own_keys = own_first + tl.arange(0, KEYS, tl.SliceLayout(1, SCORES))")
         self._emit_positions(out)
         self.emit_unit(out)
         out.line("dk = tl.zeros([KEYS, HEAD], tl.float32, KEY_SUMS)")
@@ -164,13 +172,15 @@ class Consumer(Gradients):
         out.line("visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)")
         out.line("count = visits[0] + visits[1]")
         out.line("masked = tl.where(tile_first + BLOCK_N > kv_len, count, visits[0])")
-        needed = self.wanted((), masked=True)
+        for c in self.here:
+            out.line(f"{c.name}_total = tl.zeros([KEYS], tl.float32, tl.SliceLayout(1, SCORES))")
+        needed = self.wanted(self.here, masked=True)
         done = self.expressions.emit(out, "program", needed, Guard())
         return self.expressions.emit(out, "key", needed, Guard(key="(kv_index < kv_len)"), done)
 
     def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """One tile of queries."""
-        wanted = self.wanted((), masked=masked)
+        wanted = self.wanted(self.here, masked=masked)
         out.line("stage, phase = ring(step)")
         out.line("mbarrier.wait(tile_ready.index(stage), phase)")
         out.line("q_tile = q_tiles.index(stage).reshape([BLOCK_M, HEAD])")
@@ -196,9 +206,11 @@ class Consumer(Gradients):
         out.line("weights = tl.convert_layout(p.to(ELEMENT), WEIGHTS)")
         out.line("next_dv = warpgroup_mma(weights, do_tile, dv, is_async=True)")
         out.line("dp = warpgroup_mma_wait(1, deps=(next_dp,))")
-        found = self.emit_score_gradient(out, self.expressions, (), delta="")
+        found = self.emit_score_gradient(out, self.expressions, self.here, delta="")
         if masked:
             emit_select(out, found)
+        for c in self.here:
+            out.line(f"{c.name}_total += tl.sum({c.name}, 1)")
         self.emit_differences(out)
         out.line("step += 1")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..ir.dependence import dependence
+from ..ir.dependence import LoadClass, dependence
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import loads
 from .emitter import Emitter
@@ -28,10 +28,16 @@ from .triton_program import SIZES
 from .triton_values import Guard
 
 KERNEL = "attention_grad_query"
+# Captured tensors whose gradients are summed for each query.
+SUMMED_BY_QUERY: tuple[LoadClass, ...] = ("batch_head", "query")
 
 
 class QueryConsumer(Gradients):
     """Prints the kernel and all that it calls; ``folded``: in which units log-sum-exps come."""
+
+    name = KERNEL
+    # What consumers take before buffers.
+    targets = "grad_query, terms"
 
     def __init__(
         self, plan: TilePlan, problem: Problem, parameters: Sequence[Argument], names: Names, folded: bool
@@ -43,24 +49,26 @@ class QueryConsumer(Gradients):
         found = [x for e in self.results.values() for x in loads(e)]
         self.loads_keys = any(dependence(x) & {"q", "kv"} == {"kv"} for x in found)
         self.asks = isinstance(self.unseen, UnseenByWeights)
+        self.here = self.of_kinds(*SUMMED_BY_QUERY)
         self.barriers = "q_ready, kv_ready" + (", weighty, weighty_ready" if self.asks else "")
 
-    def emit(self, out: Emitter, schedule: Schedule, arguments: Sequence[Argument]) -> None:
+    def emit(self, out: Emitter, schedule: Schedule, launched: Sequence[Argument]) -> None:
         """The kernel, its functions and its constants."""
         self._emit_constants(out, schedule)
         out.definition(CELLS)
         emit_place_function(out, schedule.reverse)
         emit_visits(out, self.plan, KEYS, SIZES, self.parameters)
-        self.unseen.emit_functions(out, self.names.barrier, "BLOCK_N", SIZES, self.parameters)
         emit_releases(out, 2)
-        self._emit_consumer(out)
+        arguments = f"{self.targets}, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters"
+        self.emit_consumer(out, f"differentiate(GROUP: tl.constexpr, {arguments})")
         sizes = ", ".join(a.name for a in SIZES)
         out.definition(_LOAD_TILES.format(load=self.names.load, barriers=self.barriers, sizes=sizes))
         out.line("\n")
-        with kernel(out, KERNEL, arguments, ()):
+        with kernel(out, self.name, launched, ()):
             out.line(f"sizes = ({sizes})")
             out.line(f"parameters = ({', '.join(a.name for a in self.parameters)},)")
-            out.lines(_KERNEL_BODY.format(barriers=self.barriers, weights=_WEIGHTS if self.asks else ""))
+            weights = _WEIGHTS if self.asks else ""
+            out.lines(_KERNEL_BODY.format(barriers=self.barriers, weights=weights, targets=self.targets))
 
     def _emit_constants(self, out: Emitter, schedule: Schedule) -> None:
         element = {"f16": "tl.float16", "bf16": "tl.bfloat16"}[self.problem.dtype]
@@ -79,17 +87,22 @@ class QueryConsumer(Gradients):
         ]
         emit_layouts(out, [("SCORES", keys), ("QUERY_SUMS", head)], {"DIFFERENCES": "QUERY_SUMS"}, tiles)
 
-    def _emit_consumer(self, out: Emitter) -> None:
-        arguments = (
-            "GROUP: tl.constexpr, grad_query, terms, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, "
-            "parameters"
-        )
-        with jit_function(out, f"differentiate({arguments})"):
+    def emit_consumer(self, out: Emitter, signature: str) -> None:
+        """The function of a consumer."""
+        self.unseen.emit_functions(out, self.names.barrier, "BLOCK_N", SIZES, self.parameters)
+        with jit_function(out, signature):
             out.line('"""A consumer: four warps own ROWS queries."""')
-            done = self._emit_prologue(out)
+            done = self.emit_prologue(out)
+            if self.asks:
+                out.line("cleared = 0  # tiles of which it was asked what no query sees")
+            if not self.unseen.all_seen:
+                self.unseen.emit_bounds(out)
+            out.line("dq = tl.zeros([ROWS, HEAD], tl.float32, QUERY_SUMS)")
+            for c in self.here:
+                out.line(f"{c.name}_total = tl.zeros([ROWS], tl.float32, tl.SliceLayout(1, SCORES))")
             out.comment("The first tile, masked even if it is full: nothing to overlap with yet.")
             out.line("stage, phase = ring(0)")
-            self._emit_start_products(out)
+            self.emit_start_products(out)
             self._emit_gradient(out, done, masked=True, last=False)
             out.comment("Tiles in which the mask decides.")
             with out.block("for t in range(1, partial_count):"):
@@ -99,7 +112,8 @@ class QueryConsumer(Gradients):
                 self._emit_step(out, done, masked=False)
             self._emit_epilogue(out)
 
-    def _emit_prologue(self, out: Emitter) -> frozenset[str]:
+    def emit_prologue(self, out: Emitter) -> frozenset[str]:
+        """What is known before the first tile of keys; returns the steps done."""
         out.line(f"{self.barriers} = barriers")
         emit_unpack(out, "sizes", SIZES)
         emit_unpack(out, "parameters", self.parameters)
@@ -120,18 +134,14 @@ class QueryConsumer(Gradients):
         out.line("visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)")
         out.line("partial_count = visits[0]")
         out.line("count = visits[0] + visits[1]")
-        if self.asks:
-            out.line("cleared = 0  # tiles of which it was asked what no query sees")
-        if not self.unseen.all_seen:
-            self.unseen.emit_bounds(out)
-        wanted = self.wanted((), masked=True)
+        wanted = self.wanted(self.here, masked=True)
         done = self.expressions.emit(out, "program", wanted, Guard())
         done = self.expressions.emit(out, "query", wanted, Guard(query="(q_index < q_len)"), done)
-        out.line("dq = tl.zeros([ROWS, HEAD], tl.float32, QUERY_SUMS)")
         out.line("mbarrier.wait(q_ready, 0)")
         return done
 
-    def _emit_start_products(self, out: Emitter) -> None:
+    def emit_start_products(self, out: Emitter) -> None:
+        """Of the tile of keys in buffer ``stage``: ``next_s`` and ``next_dp``."""
         out.line("zero = tl.zeros([ROWS, BLOCK_N], tl.float32, SCORES)")
         out.line("mbarrier.wait(kv_ready.index(stage), phase)")
         for name, left, tiles, size in (("s", "q_tile", "k_tiles", "HEAD"), ("dp", "do_tile", "v_tiles", "VALUE")):
@@ -148,14 +158,32 @@ class QueryConsumer(Gradients):
         """The gradient of the scores of one tile of keys, overlapped with the sums of the tile before."""
         out.line("last, _ = ring(t - 1)")
         out.line("stage, phase = ring(t)")
-        self._emit_start_products(out)
+        self.emit_start_products(out)
         self._emit_start_sums(out)
         self._emit_gradient(out, done, masked=masked, last=True)
 
     def _emit_gradient(self, out: Emitter, done: frozenset[str], *, masked: bool, last: bool) -> None:
         """``ds`` from products on their way; with ``last`` the sums of the tile before are, too."""
-        values, wanted = self.expressions, self.wanted((), masked=masked)
-        out.line(f"s = warpgroup_mma_wait({2 if last else 1}, deps=(next_s,))")
+        self.emit_probabilities_of_tile(out, done, masked=masked, pending=2 if last else 1)
+        out.line(f"dp = warpgroup_mma_wait({1 if last else 0}, deps=(next_dp,))")
+        found = self.emit_score_gradient(out, self.expressions, self.here, delta="delta_rows[:, None]")
+        if masked:
+            emit_select(out, found)
+        for c in self.here:
+            out.line(f"{c.name}_total += tl.sum({c.name}, 1)")
+        if last:
+            out.line("dq = warpgroup_mma_wait(0, deps=(next_dq,))")
+            out.line("release(last)")
+        if masked and not self.unseen.all_seen:
+            with out.block(f"if {self.unseen.some_unseen}:"):
+                self.unseen.emit_clear(out, ["k_tiles.index(stage).reshape([BLOCK_N, HEAD])"])
+
+    def emit_probabilities_of_tile(
+        self, out: Emitter, done: frozenset[str], *, masked: bool, pending: int
+    ) -> None:
+        """``p`` and what derivatives need, from ``next_s`` after which ``pending`` products were started."""
+        values, wanted = self.expressions, self.wanted(self.here, masked=masked)
+        out.line(f"s = warpgroup_mma_wait({pending}, deps=(next_s,))")
         if wanted or masked:
             out.line("start = read(starts, stage)")
             done = emit_columns(out, values, "key", wanted, Guard(key=self.kv_exists if masked else ""), done)
@@ -165,16 +193,6 @@ class QueryConsumer(Gradients):
         score = emit_final_score(out, self, values, wanted, done, lanes, "[ROWS, BLOCK_N]")
         text = self.exponential(score, "lse_rows[:, None]")
         out.line(f"p = {f'tl.where(allowed, {text}, 0.0)' if masked else text}")
-        out.line(f"dp = warpgroup_mma_wait({1 if last else 0}, deps=(next_dp,))")
-        found = self.emit_score_gradient(out, values, (), delta="delta_rows[:, None]")
-        if masked:
-            emit_select(out, found)
-        if last:
-            out.line("dq = warpgroup_mma_wait(0, deps=(next_dq,))")
-            out.line("release(last)")
-        if masked and not self.unseen.all_seen:
-            with out.block(f"if {self.unseen.some_unseen}:"):
-                self.unseen.emit_clear(out, ["k_tiles.index(stage).reshape([BLOCK_N, HEAD])"])
 
     def _emit_epilogue(self, out: Emitter) -> None:
         out.line("last, _ = ring(tl.maximum(count, 1) - 1)")
@@ -186,6 +204,9 @@ class QueryConsumer(Gradients):
         out.line("fence_async_shared()")
         out.line(f"{self.names.barrier}()")
         out.line(f"{self.names.store}(grad_query, [batch, head, tile_first + GROUP * ROWS, 0], q_tiles.index(GROUP))")
+        for c in self.here:
+            place = f"{c.name}_sums + entry.to(tl.int64) * q_len + q_row"
+            out.line(f"tl.store({place}, {c.name}_total, mask=q_row < q_len)")
         out.line("tma.store_wait(0)")
 
 
@@ -235,11 +256,11 @@ gl.warp_specialize(
     [
         (
             differentiate,
-            (0, grad_query, terms, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters),
+            (0, {targets}, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters),
         ),
         (
             differentiate,
-            (1, grad_query, terms, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters),
+            (1, {targets}, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters),
         ),
         (
             load_tiles,

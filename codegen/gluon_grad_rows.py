@@ -7,14 +7,18 @@ from .schedule import Problem
 from .triton_row_terms import ROW_ARGUMENTS, delta_of_rows, row_values
 
 
-def row_kernels(problem: Problem, folded: bool, sums: bool) -> str:
+def row_kernels(problem: Problem, folded: bool, *, sums: bool, exact: bool = False) -> str:
     """The kernels, in plain Triton.
 
     ``folded``: the log-sum-exp is where the sum of products starts; else it is subtracted, times log2(e). ``sums``:
-    gradients of queries are summed in float32, and a second kernel converts them.
+    gradients of queries are summed in float32, and a second kernel converts them. ``exact``: what outputs would say is
+    left to a kernel that walks the keys.
     """
     first, term = ("-lse / scale", "-total / scale") if folded else ("Log-sum-exp times log2(e)", "total * LOG2E")
-    facts = {"signature": ROW_ARGUMENTS, "delta": delta_of_rows(problem), "first": first, "term": term}
+    second, delta = "grad_lse - rowsum(out * grad_out)", delta_of_rows(problem)
+    if exact:
+        second, delta = "grad_lse", _NO_DELTA.strip("\n")
+    facts = {"signature": ROW_ARGUMENTS, "delta": delta, "first": first, "second": second, "term": term}
     if not sums:
         return _ROW_TERMS.format(**facts, numbers="5, 16", sums="", what="", zeros="")
     zeros = _ZEROS.format(head=problem.head_dim)
@@ -41,7 +45,7 @@ def row_terms(
     padded: "i32", all_rows: "i64", scale: "fp32",
     ROWS: tl.constexpr, WITH_GRAD_LSE: tl.constexpr,
 ):
-    """{first}, and grad_lse - rowsum(out * grad_out){what}.
+    """{first}, and {second}{what}.
 
     Rows that attend to nothing and rows past the end get an infinite log-sum-exp: their probabilities are 0.
     """
@@ -55,6 +59,12 @@ def row_terms(
     tl.store(terms + targets, {term})
     tl.store(terms + all_rows + targets, -delta)
 {zeros}'''
+_NO_DELTA = """
+    places = entry.to(tl.int64) * q_len + rows
+    delta = tl.zeros([ROWS], tl.float32)
+    if WITH_GRAD_LSE:
+        delta -= tl.load(grad_lse + places, mask=rows < q_len, other=0.0)
+"""
 _ZEROS = '''\
     columns = tl.arange(0, {head})[None, :]
     zeros = tl.zeros([ROWS, {head}], tl.float32)

@@ -11,18 +11,31 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..ir.dependence import LoadClass
 from ..ir.tiles.plan import TilePlan
-from . import gluon_backward
 from .defaults import heaviest_last
 from .emitter import Emitter
-from .gluon_backward import KEY_PROGRAMS, emit_groups, emit_key_kernel, key_arguments, parameters_of, run_function
+from .gluon_backward import (
+    KEY_PROGRAMS,
+    emit_groups,
+    emit_key_kernel,
+    key_arguments,
+    parameters_of,
+    reason_against_sizes,
+    run_function,
+)
+from .gluon_grad_consumer import SUMMED_BY_KEY
 from .gluon_grad_key import KeyConsumer
 from .gluon_grad_query import KERNEL as QUERY_KERNEL
-from .gluon_grad_query import QueryConsumer
+from .gluon_grad_query import SUMMED_BY_QUERY, QueryConsumer
 from .gluon_grad_rows import emit_before, row_kernels
-from .gluon_module import apart, emit_tables, finish
+from .gluon_grad_terms import KERNEL as ROW_KERNEL
+from .gluon_grad_terms import RowConsumer
+from .gluon_module import apart, emit_tables, finish, reason_against_target
 from .gluon_names import installed_names
 from .schedule import Problem, Schedule, Source, Target
+from .triton_backward import emit_helpers
+from .triton_gradients import contributions, emit_scatter
 from .triton_module import Argument, emit_header, emit_launch
 from .triton_program import SIZES, uses_table
 
@@ -31,7 +44,9 @@ KERNEL = "attention_grad_key"
 
 def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str | None:
     """Why these kernels cannot compute the backward pass, in one sentence; None where they can."""
-    return gluon_backward.reason_against_form(plan, problem, target)
+    if any(c.kind not in (*SUMMED_BY_KEY, *SUMMED_BY_QUERY) for c in contributions(plan, problem)):
+        return "gradients of tensors that are read by distance or by pair take sums that only the Triton kernels keep"
+    return reason_against_sizes(problem) or reason_against_target(problem, target)
 
 
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
@@ -65,37 +80,55 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     names = installed_names()
     head, out, second = Emitter(), Emitter(), Emitter()
     emit_header(head, "Backward kernels", plan, problem, schedule, target)
-    parameters = parameters_of(plan, "tiles[1]")
-    arguments = key_arguments(schedule, parameters)
+    parameters = [*parameters_of(plan, "tiles[1]"), *_sums(plan, problem, SUMMED_BY_KEY)]
     consumer = KeyConsumer(plan, problem, schedule.block_m, parameters, names)
+    arguments = key_arguments(schedule, parameters)
     emit_key_kernel(out, KERNEL, plan, schedule, consumer, arguments, parameters)
 
-    query_parameters = parameters_of(plan, "tiles[0]")
-    query_arguments = [
+    query_parameters = [*parameters_of(plan, "tiles[0]"), *_sums(plan, problem, SUMMED_BY_QUERY)]
+    queries = QueryConsumer(plan, problem, query_parameters, names, consumer.folded)
+    target_argument = Argument("grad_query", "", "descriptor(grad_query, ROWS, QUERY_TILE)")
+    inputs = [
         Argument("query", "", "descriptor(query, ROWS, QUERY_TILE)"),
         Argument("grad_out", "", "descriptor(grad_out, ROWS, OUT_TILE)"),
         Argument("key", "", "descriptor(key, BLOCK_N, KEY_TILE)"),
         Argument("value", "", "descriptor(value, BLOCK_N, VALUE_TILE)"),
-        Argument("grad_query", "", "descriptor(grad_query, ROWS, QUERY_TILE)"),
         Argument("terms", "", "terms"),
         *query_parameters,
         *SIZES,
     ]
-    queries = QueryConsumer(plan, problem, query_parameters, names, consumer.folded)
-    queries.emit(second, by_query, query_arguments)
+    queries.emit(second, by_query, [target_argument, *inputs])
+    exact = bool(queries.contributions)
+    if exact:
+        third = Emitter()
+        RowConsumer(queries).emit(third, by_query, inputs)
+        text, _ = apart(third.text(), second.text(), "_of_rows")
+        second.section(text.strip("\n"))
     text, renamed = apart(second.text(), out.text(), "_by_query")
     out.section(text.strip("\n"))
-    query_arguments = [replace(a, value=renamed(a.value)) for a in query_arguments]
+    target_argument, *inputs = (replace(a, value=renamed(a.value)) for a in (target_argument, *inputs))
 
     blocks = ((s.block_m, s.block_n) for s in (by_query, schedule))
     tables, table_kernels = emit_tables(plan, *blocks)
     with run_function(out, plan, problem, consumer.folded):
+        for c in (*queries.here, *consumer.here):
+            length = "kv_len" if c in consumer.here else "q_len"
+            out.line(f"{c.name}_sums = lse.new_empty((batches, heads, {length}))")
         emit_before(out, problem, max(schedule.block_m, by_query.block_m), sums=False)
-        emit_launch(out, QUERY_KERNEL, _QUERY_PROGRAMS.format(by_query.block_m), query_arguments, "**BACKWARD")
+        programs = f"(triton.cdiv(q_len, {by_query.block_m}) * batches * heads,)"
+        if exact:
+            emit_launch(out, ROW_KERNEL, programs, inputs, "**BACKWARD")
+        emit_launch(out, QUERY_KERNEL, programs, [target_argument, *inputs], "**BACKWARD")
         emit_groups(out, plan, schedule)
         emit_launch(out, KERNEL, KEY_PROGRAMS, arguments, "**BACKWARD")
-    kernels = [*table_kernels, "row_terms", QUERY_KERNEL, KERNEL]
-    return finish(out, plan, kernels, head, tables + row_kernels(problem, consumer.folded, sums=False))
+        emit_scatter(out, plan, queries.contributions)
+    emit_helpers(out, out.text(), queries.contributions)
+    kernels = [*table_kernels, "row_terms", *([ROW_KERNEL] if exact else []), QUERY_KERNEL, KERNEL]
+    rows = row_kernels(problem, consumer.folded, sums=False, exact=exact)
+    return finish(out, plan, kernels, head, tables + rows)
 
 
-_QUERY_PROGRAMS = "(triton.cdiv(q_len, {}) * batches * heads,)"
+def _sums(plan: TilePlan, problem: Problem, kinds: tuple[LoadClass, ...]) -> list[Argument]:
+    """Where a kernel stores sums of its contributions to gradients of captured tensors."""
+    names = (f"{c.name}_sums" for c in contributions(plan, problem) if c.kind in kinds)
+    return [Argument(x, "", x) for x in names]

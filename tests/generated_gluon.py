@@ -37,14 +37,20 @@ def module(
     align: Literal["start", "end"] = "start",
     direction: Literal["forward", "backward"] = "forward",
     deterministic: bool = False,
+    gradients_of: Sequence[str] = (),
     **schedule_changes: Any,
 ) -> Module:
-    """The module for ``parts``, which the skeleton must support; ``deterministic``: gradients repeat bit by bit."""
+    """The module for ``parts``, which the skeleton must support; ``deterministic``: gradients repeat bit by bit;
+    ``gradients_of``: names of captured tensors.
+    """
     variant, binding = assemble(*parts, align=align)
     plan = make_plan(run_pipeline(variant))
     values: dict[str, Any] = dict(binding)
     buffers = tuple(str(values[p.name].dtype).removeprefix("torch.") for p in plan.variant.buffers)
-    problem = Problem("bf16" if dtype is BF16 else "f16", *sizes, buffers=buffers, deterministic=deterministic)
+    problem = Problem(
+        "bf16" if dtype is BF16 else "f16", *sizes, buffers=buffers, deterministic=deterministic,
+        buffer_gradients=tuple(p.name in gradients_of for p in plan.variant.buffers),
+    )  # fmt: skip
     boxes = gluon_box_forward if walks_boxes(plan, H100) else gluon_forward
     backward = gluon_repeatable if deterministic else gluon_backward
     skeleton = boxes if direction == "forward" else backward

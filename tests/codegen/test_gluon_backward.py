@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,7 @@ import regard as rg
 from generated_gluon import BF16, F16, Module, bias, module, tensors
 from generated_triton import H100, load
 from oracle import Part, allowed_pairs, assert_close_to_oracle, eager, gradients, oracle
+from regard.codegen import gluon_repeatable
 from regard.codegen.binaries import Binary, compile_launches, sample_arguments
 from regard.codegen.gluon_backward import unsupported_reason
 from regard.codegen.schedule import Problem, Schedule
@@ -129,6 +131,71 @@ def check(name: str, **changes: Any) -> None:
         assert_close_to_oracle(a, b, c.to(a.dtype), what)
 
 
+@rg.score
+def key_bias(s: Any, head: Any, kv: Any, bias: Any) -> Any:
+    return s + bias[head, kv]
+
+
+@rg.score
+def slope(s: Any, head: Any, slopes: Any) -> Any:
+    return s * (1.0 + slopes[head])
+
+
+@rg.score
+def gate(s: Any, batch: Any, q: Any, kv: Any, gates: Any) -> Any:
+    return s + gates[batch, q] * (kv - q) * 0.01
+
+
+@rg.score
+def steps(s: Any, head: Any, heights: Any) -> Any:
+    return s + rg.floor(heights[head])
+
+
+# Parts from what makes a tensor of some size, names of these tensors in order, sizes.
+CAPTURED: dict[str, tuple[Callable[[Callable[..., Tensor]], list[Part]], list[str], Shape, tuple[int, int]]] = {
+    "of a head": (lambda x: [rg.causal(), slope(slopes=x(4))], ["slopes"], (2, 4, 2, 300, 300), (64, 64)),
+    "of a key": (lambda x: [rg.causal(), key_bias(bias=x(4, 333))], ["bias"], (2, 4, 2, 200, 333), (128, 128)),
+    "of a query": (lambda x: [gate(gates=x(2, 200))], ["gates"], (2, 2, 2, 200, 333), (128, 64)),
+    "of each": (
+        lambda x: [
+            rg.document(torch.arange(300).int()[None] // 90),
+            key_bias(bias=x(4, 300)), slope(slopes=x(4)), gate(gates=x(1, 300)), rg.softcap(5.0),
+        ],
+        ["bias", "slopes", "gates"], (1, 4, 2, 300, 300), (64, 64),
+    ),
+    "of none, as steps are flat": (lambda x: [steps(heights=x(2))], ["heights"], (1, 2, 2, 90, 90), (64, 64)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CAPTURED)
+def test_gradients_of_captured_tensors(name: str) -> None:
+    make, names, shape, sizes = CAPTURED[name]
+    leaves: list[Tensor] = []
+
+    def leaf(*size: int) -> Tensor:
+        leaves.append(bias(*size).requires_grad_())
+        return leaves[-1]
+
+    parts = make(leaf)
+    inputs = tensors(shape, sizes, BF16)
+    generated = module(parts, sizes=sizes, direction="backward", deterministic=True, gradients_of=names)
+    values = [x.detach() if isinstance(x, Tensor) else x for x in generated.values]
+    out, lse, grad_out, grad_lse = (x.detach() for x in saved(parts, inputs))
+    found = gluon_emulated.load(generated.text).run(*inputs, out, lse, grad_out, grad_lse, *values)
+    of = tuple(x.requires_grad_() for x in inputs)
+    exact, usual = (gradients(f, parts, of, grad_out, grad_lse, tuple(leaves)) for f in (oracle, eager))
+    for what, a, b, c in zip(("query", "key", "value", *names), found, exact, usual, strict=True):
+        assert_close_to_oracle(a, b, c.to(a.dtype), what)
+
+
+def test_a_tensor_that_changes_nothing_has_a_gradient_of_zero() -> None:
+    heights = torch.tensor([0.5, 1.5])
+    text = module([steps(heights=heights)], direction="backward", gradients_of=["heights"]).text
+    inputs = tensors((1, 2, 2, 90, 90), (64, 64), BF16)
+    *_, grad = gluon_emulated.load(text).run(*inputs, *saved([steps(heights=heights)], inputs), heights)
+    assert grad.shape == (2,) and not grad.any()
+
+
 @pytest.mark.parametrize(
     ("parts", "q_len"),
     [
@@ -199,6 +266,10 @@ def test_what_it_refuses() -> None:
     sloped = module([rg.causal(), rg.alibi(slopes=bias(2))], direction="backward")
     captured = {"buffers": ("float32",), "buffer_gradients": (True,)}
     assert "captured tensors" in str(reason(sloped, **captured))
+    problem = Problem("bf16", 64, 64, buffers=("float32",), buffer_gradients=(True,), deterministic=True)
+    assert gluon_repeatable.unsupported_reason(sloped.plan, problem, H100) is None
+    by_distance = module([relative(table=bias(2, 400))], direction="backward")
+    assert "read by distance" in str(gluon_repeatable.unsupported_reason(by_distance.plan, problem, H100))
 
 
 COMPILED: dict[str, tuple[list[Part], tuple[int, int], torch.dtype, int]] = {

@@ -71,6 +71,20 @@ def test_what_nobody_sees_does_not_matter(of: str, dim: int) -> None:
         torch.testing.assert_close(a, b)
 
 
+@rg.score
+def biased(s: Any, batch: Any, head: Any, q: Any, kv: Any, slopes: Any, gates: Any, bias: Any) -> Any:
+    return s * (1 + slopes[head]) + gates[batch, q] * (kv - q) * 0.01 + bias[head, kv]
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+def test_captured_tensors(dim: int) -> None:
+    x = tensors(torch.bfloat16, 4, 16, 4, 301, 333, dim)
+    captured = tuple(torch.randn(*n, device="cuda", requires_grad=True) for n in ((16,), (4, 301), (16, 333)))
+    parts = (rg.causal(), biased(slopes=captured[0], gates=captured[1], bias=captured[2]))
+    pin_repeatable(parts, x)
+    check(parts, x, captured, deterministic=True)
+
+
 @pytest.mark.parametrize("dim", [64, 128])
 def test_gradients_repeat(dim: int) -> None:
     x = tensors(torch.bfloat16, 4, 16, 4, 700, 700, dim)
