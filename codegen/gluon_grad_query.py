@@ -40,23 +40,27 @@ class QueryConsumer(Gradients):
     targets = "grad_query, terms"
 
     def __init__(
-        self, plan: TilePlan, problem: Problem, parameters: Sequence[Argument], names: Names, folded: bool
-    ) -> None:
+        self, plan: TilePlan, problem: Problem, schedule: Schedule, parameters: Sequence[Argument], names: Names,
+        folded: bool,
+    ) -> None:  # fmt: skip
         super().__init__(plan, problem, True)
-        self.parameters, self.names, self.folded = parameters, names, folded
+        self.schedule, self.parameters, self.names, self.folded = schedule, parameters, names, folded
         self.unseen = UnseenKeys.of(plan) or UnseenByWeights.of(plan)
         self.expressions = self.values()
         found = [x for e in self.results.values() for x in loads(e)]
         self.loads_keys = any(dependence(x) & {"q", "kv"} == {"kv"} for x in found)
         self.asks = isinstance(self.unseen, UnseenByWeights)
         self.here = self.of_kinds(*SUMMED_BY_QUERY)
+        # What fits into registers is not read again from shared memory, which products of 64 by 64 keep busy.
+        fits = {"q_tile": schedule.block_n == 64, "do_tile": schedule.block_n == problem.head_dim == 64}
+        self.lefts = {name: name.removesuffix("_tile") for name, does in fits.items() if does}
         self.barriers = "q_ready, kv_ready" + (", weighty, weighty_ready" if self.asks else "")
 
-    def emit(self, out: Emitter, schedule: Schedule, launched: Sequence[Argument]) -> None:
-        """The kernel, its functions and its constants."""
-        self._emit_constants(out, schedule)
+    def emit(self, out: Emitter, launched: Sequence[Argument]) -> None:
+        """The kernel, which is ``launched`` with these arguments, its functions and its constants."""
+        self._emit_constants(out)
         out.definition(CELLS)
-        emit_place_function(out, schedule.reverse)
+        emit_place_function(out, self.schedule.reverse)
         emit_visits(out, self.plan, KEYS, SIZES, self.parameters)
         emit_releases(out, 2)
         arguments = f"{self.targets}, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters"
@@ -70,7 +74,8 @@ class QueryConsumer(Gradients):
             weights = _WEIGHTS if self.asks else ""
             out.lines(_KERNEL_BODY.format(barriers=self.barriers, weights=weights, targets=self.targets))
 
-    def _emit_constants(self, out: Emitter, schedule: Schedule) -> None:
+    def _emit_constants(self, out: Emitter) -> None:
+        schedule = self.schedule
         element = {"f16": "tl.float16", "bf16": "tl.bfloat16"}[self.problem.dtype]
         head, value, keys = self.problem.head_dim, self.problem.value_dim, schedule.block_n
         for name, number in (
@@ -78,14 +83,15 @@ class QueryConsumer(Gradients):
             ("VALUE", value), ("STAGES", schedule.num_stages), ("ELEMENT", element),
         ):  # fmt: skip
             out.line(f"{name} = tl.constexpr({number})")
-        out.comment("Layouts in registers: scores, sums, and left operands.")
+        out.comment("Layouts in registers: scores, sums, and left operands of both.")
         tiles = [
             ("QUERY_TILE", schedule.block_m // 2, head, element),
             ("OUT_TILE", schedule.block_m // 2, value, element),
             ("KEY_TILE", keys, head, element),
             ("VALUE_TILE", keys, value, element),
         ]
-        emit_layouts(out, [("SCORES", keys), ("QUERY_SUMS", head)], {"DIFFERENCES": "QUERY_SUMS"}, tiles)
+        operands = {"DIFFERENCES": "QUERY_SUMS", "LEFT": "SCORES"}
+        emit_layouts(out, [("SCORES", keys), ("QUERY_SUMS", head)], operands, tiles)
 
     def emit_consumer(self, out: Emitter, signature: str) -> None:
         """The function of a consumer."""
@@ -138,13 +144,16 @@ class QueryConsumer(Gradients):
         done = self.expressions.emit(out, "program", wanted, Guard())
         done = self.expressions.emit(out, "query", wanted, Guard(query="(q_index < q_len)"), done)
         out.line("mbarrier.wait(q_ready, 0)")
+        for name, left in self.lefts.items():
+            out.line(f"{left} = {name}.load(LEFT)")
         return done
 
     def emit_start_products(self, out: Emitter) -> None:
         """Of the tile of keys in buffer ``stage``: ``next_s`` and ``next_dp``."""
         out.line("zero = tl.zeros([ROWS, BLOCK_N], tl.float32, SCORES)")
         out.line("mbarrier.wait(kv_ready.index(stage), phase)")
-        for name, left, tiles, size in (("s", "q_tile", "k_tiles", "HEAD"), ("dp", "do_tile", "v_tiles", "VALUE")):
+        for name, own, tiles, size in (("s", "q_tile", "k_tiles", "HEAD"), ("dp", "do_tile", "v_tiles", "VALUE")):
+            left = self.lefts.get(own, own)
             tile = f"{tiles}.index(stage).reshape([BLOCK_N, {size}]).permute((1, 0))"
             out.line(f"next_{name} = warpgroup_mma({left}, {tile}, zero, use_acc=False, is_async=True)")
 

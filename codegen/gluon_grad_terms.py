@@ -20,7 +20,8 @@ class RowConsumer(QueryConsumer):
     targets = "terms"
 
     def __init__(self, queries: QueryConsumer) -> None:
-        super().__init__(queries.plan, queries.problem, queries.parameters, queries.names, queries.folded)
+        q = queries
+        super().__init__(q.plan, q.problem, q.schedule, q.parameters, q.names, q.folded)
         self.here = []
         self.asks, self.barriers = False, "q_ready, kv_ready"
         assert not self.folded, "captured tensors are read by scores"

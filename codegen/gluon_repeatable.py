@@ -86,7 +86,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     emit_key_kernel(out, KERNEL, plan, schedule, consumer, arguments, parameters)
 
     query_parameters = [*parameters_of(plan, "tiles[0]"), *_sums(plan, problem, SUMMED_BY_QUERY)]
-    queries = QueryConsumer(plan, problem, query_parameters, names, consumer.folded)
+    queries = QueryConsumer(plan, problem, by_query, query_parameters, names, consumer.folded)
     target_argument = Argument("grad_query", "", "descriptor(grad_query, ROWS, QUERY_TILE)")
     inputs = [
         Argument("query", "", "descriptor(query, ROWS, QUERY_TILE)"),
@@ -97,11 +97,11 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         *query_parameters,
         *SIZES,
     ]
-    queries.emit(second, by_query, [target_argument, *inputs])
+    queries.emit(second, [target_argument, *inputs])
     exact = bool(queries.contributions)
     if exact:
         third = Emitter()
-        RowConsumer(queries).emit(third, by_query, inputs)
+        RowConsumer(queries).emit(third, inputs)
         text, _ = apart(third.text(), second.text(), "_of_rows")
         second.section(text.strip("\n"))
     text, renamed = apart(second.text(), out.text(), "_by_query")
