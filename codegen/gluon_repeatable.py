@@ -110,6 +110,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
 
     blocks = ((s.block_m, s.block_n) for s in (by_query, schedule))
     tables, table_kernels = emit_tables(plan, *blocks)
+    before = len(out.text())
     with run_function(out, plan, problem, consumer.folded):
         for c in (*queries.here, *consumer.here):
             length = "kv_len" if c in consumer.here else "q_len"
@@ -122,7 +123,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         emit_groups(out, plan, schedule)
         emit_launch(out, KERNEL, KEY_PROGRAMS, arguments, "**BACKWARD")
         emit_scatter(out, plan, queries.contributions)
-    emit_helpers(out, out.text(), queries.contributions)
+    emit_helpers(out, out.text()[before:], queries.contributions)
     kernels = [*table_kernels, "row_terms", *([ROW_KERNEL] if exact else []), QUERY_KERNEL, KERNEL]
     rows = row_kernels(problem, consumer.folded, sums=False, exact=exact)
     return finish(out, plan, kernels, head, tables + rows)
