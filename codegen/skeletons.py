@@ -171,7 +171,7 @@ def _slower_forward(plan: TilePlan, problem: Problem) -> str | None:
         return None
     if plan.variant.scores and not functions:
         return "slower at head size 64 where scores are modified by cheap arithmetic"
-    if any(index_names(x.start) & set(TILE_NAMES) for x in plan.keys.may):
+    if uses_table(plan) or any(index_names(x.start) & set(TILE_NAMES) for x in plan.keys.may):
         return "slower at head size 64 where queries see few keys"
     return None
 
