@@ -17,7 +17,7 @@ from ..dsl.eagerly import eagerly
 from ..ir.errors import ArgumentError, ParameterError, UnsupportedError
 from ..ir.printer import print_variant
 from ..ir.variant import Align, StaticParameter, Variant
-from . import autograd, ops
+from . import autograd, ops, transforms
 from .arguments import check_is_tensor, check_scalar, check_tensors
 from .autograd import is_watched
 from .engines import edited_engine, engine_for
@@ -117,9 +117,13 @@ class Attention:
             self._check_deterministic(query, buffers)
         if tune:
             self._tune_once((query, key, value), buffers, scalars, differentiating, deterministic)
-        if compiling or is_watched(query, key, value, *buffers):
+        if compiling:
             out, lse = ops.attention(
-                self.variant, self._text, query, key, value, buffers, scalars, deterministic, not compiling
+                self.variant, self._text, query, key, value, buffers, scalars, deterministic, reuse_tables=False
+            )
+        elif is_watched(query, key, value, *buffers):
+            out, lse = transforms.attention(
+                self._engine, self._text, query, key, value, buffers, scalars, deterministic
             )
         elif differentiating or forward_ad._current_level >= 0:  # whose tangents a function of autograd refuses
             out, lse = autograd.attention(self._engine, self._text, query, key, value, buffers, scalars, deterministic)
