@@ -107,12 +107,7 @@ def _check_sizes(query: Tensor, key: Tensor, value: Tensor) -> Sizes:
             f"{heads} query heads cannot share {kv_heads} key/value heads evenly",
             hint="the number of query heads must be a multiple of the number of key/value heads",
         )
-    for name, size in (("query and key", head_dim), ("value", value.shape[3])):
-        if not MIN_HEAD_SIZE <= size <= MAX_HEAD_SIZE:
-            raise ArgumentError(
-                f"head size {size} of {name}; supported are {MIN_HEAD_SIZE} to {MAX_HEAD_SIZE}",
-                hint="pad with zeros (and pass scale=) to reach 16" if size < MIN_HEAD_SIZE else "",
-            )
+    check_head_sizes(head_dim, value.shape[3])
     for name, x in (("query", query), ("key", key), ("value", value)):
         if max(x.shape[:3]) >= LENGTH_LIMIT:
             raise ArgumentError(f"{name} has shape {tuple(x.shape)}; every axis must be shorter than 2**28")
@@ -122,6 +117,16 @@ def _check_sizes(query: Tensor, key: Tensor, value: Tensor) -> Sizes:
                 hint=f"write {name}.contiguous(); all other axes may have any stride",
             )
     return Sizes(batch, heads, kv_heads, q_len, kv_len, head_dim, value.shape[3])
+
+
+def check_head_sizes(head_dim: int, value_dim: int) -> None:
+    """Raises :class:`ArgumentError` for sizes that no kernel is made for."""
+    for name, size in (("query and key", head_dim), ("value", value_dim)):
+        if not MIN_HEAD_SIZE <= size <= MAX_HEAD_SIZE:
+            raise ArgumentError(
+                f"head size {size} of {name}; supported are {MIN_HEAD_SIZE} to {MAX_HEAD_SIZE}",
+                hint="pad with zeros (and pass scale=) to reach 16" if size < MIN_HEAD_SIZE else "",
+            )
 
 
 def check_scalar(parameter: ScalarParameter, value: object) -> int | float:
@@ -141,13 +146,17 @@ def check_scalar(parameter: ScalarParameter, value: object) -> int | float:
     return value
 
 
-def check_buffers(variant: Variant, buffers: Mapping[str, Tensor], sizes: Sizes, device: torch.device) -> None:
-    """Dtype, device, rank and the extent of every axis that a bare index reads."""
+def check_buffers(
+    variant: Variant, buffers: Mapping[str, Tensor], sizes: Sizes, device: torch.device | None = None
+) -> None:
+    """Dtype, device, rank and the extent of every axis that a bare index reads; of those that are in ``buffers``."""
     for parameter in variant.buffers:
-        _check_buffer(parameter, buffers[parameter.name], device)
+        if parameter.name in buffers:
+            _check_buffer(parameter, buffers[parameter.name], device)
     for expr in (variant.mask, *variant.scores):
         for load in loads(expr):
-            _check_bare_indices(load, buffers[load.buffer], variant, sizes)
+            if load.buffer in buffers:
+                _check_bare_indices(load, buffers[load.buffer], variant, sizes)
 
 
 def check_is_tensor(parameter: BufferParameter, value: object) -> Tensor:
@@ -157,7 +166,7 @@ def check_is_tensor(parameter: BufferParameter, value: object) -> Tensor:
     return value
 
 
-def _check_buffer(parameter: BufferParameter, tensor: Tensor, device: torch.device) -> None:
+def _check_buffer(parameter: BufferParameter, tensor: Tensor, device: torch.device | None) -> None:
     name, type = parameter.name, parameter.type
     allowed = _FLOATS if type.element is F32 else _DISCRETE  # see `storage` for the conversions
     if tensor.dtype not in allowed:
@@ -170,7 +179,7 @@ def _check_buffer(parameter: BufferParameter, tensor: Tensor, device: torch.devi
             f"{name} must have {type.rank} {'axis' if type.rank == 1 else 'axes'} ({', '.join(type.axes)}), "
             f"got shape {tuple(tensor.shape)}"
         )
-    if tensor.device != device:
+    if device is not None and tensor.device != device:
         raise ArgumentError(
             f"query is on {device}, {name} is on {tensor.device}: they must agree",
             hint=f"write {name}.to(query.device)",
