@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 from ..ir.traverse import index_names
 from ..ir.variant import Variant
 from . import ops
+from .arguments import check_layouts
 from .engine import Engine
 from .engines import engine_of
 
@@ -37,6 +38,7 @@ def attention(
         apply: Any = _Attention.apply
         out, lse = apply((engine, text, scalars, deterministic), query, key, value, *buffers)
         return out, lse
+    check_layouts(engine.variant, (query, key, value), buffers)
     _check_tangents(query, key, value, *buffers)
     return ops.attention(engine.variant, text, query, key, value, buffers, scalars, deterministic, reuse_tables=True)
 
