@@ -10,11 +10,10 @@ from __future__ import annotations
 from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
 from .schedule import Problem, Schedule, Source
-from .torch_definitions import Call, emit_float_parameters, emit_score_gradients
+from .torch_definitions import Call, emit_float_parameters
 from .torch_module import (
     PROGRAM_NAMES,
     Program,
-    emit_finite,
     emit_positions,
     emit_program,
     emit_run_scores,
@@ -22,22 +21,7 @@ from .torch_module import (
     emit_tile_positions,
     finish,
 )
-
-TIMES = '''
-def times(grad, partial):
-    """grad * partial, but 0 where grad is 0: masked pairs may have derivatives that are infinite or NaN."""
-    return torch.where(grad == 0, 0.0, grad * partial)
-'''
-
-ACCUMULATE = '''
-def accumulate(total, grad, *indices):
-    """Adds to total[indices] the sum of grad over the axes along which the indices do not vary, one by one."""
-    place = 0
-    for index, size in zip(indices, total.shape):
-        place = place * size + within(index, size) % size
-    place = torch.as_tensor(place, device="cpu")
-    total.view(-1).index_add_(0, place.reshape(-1), grad.sum_to_size(place.shape).reshape(-1).double())
-'''
+from .torch_printed import backward_inputs, emit_buffer_gradients, emit_finite, emit_zero_gradients
 
 _TILE_START = """
 empty = lse[here, :, first:stop, None] == float("-inf")  # rows that attend to nothing
@@ -72,21 +56,12 @@ grad_key[here, :, start:end] += torch.bmm(grad.mT, rows).view(-1, kv_heads, end 
 def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule) -> Source:
     """A module whose ``run`` computes the gradients; see docs/internals.md, "Generated modules".
 
-    ``problem`` says which captured tensors need one; their gradients are summed
-    in float64, because so many pairs may share an element.
+    ``problem`` says which captured tensors need one.
     """
     out = Emitter(PROGRAM_NAMES)
     program = emit_program(out, plan, schedule)
-    buffers = plan.variant.buffers
-    wanted = [p.name for p, needed in zip(buffers, problem.buffer_gradients, strict=False) if needed]
-    gradients = {name: out.fresh(f"grad_{program.scope.buffers[name]}") for name in wanted}
-    chain = emit_score_gradients(out, plan.variant, program.scope, gradients)
-    if chain:
-        out.definition(TIMES)
-    if gradients:
-        out.definition(ACCUMULATE)
-    inputs = ["query", "key", "value", "out", "lse", "grad_out", "grad_lse", *program.parameters]
-    with out.define(f"run({', '.join([*inputs, 'scale=None', 'tiles=None'])})"):
+    gradients, chain = emit_buffer_gradients(out, program, problem)
+    with out.define(f"run({backward_inputs(program)})"):
         _emit_run(out, program, gradients, chain)
     return finish(out, "Attention backward", plan, schedule)
 
@@ -97,8 +72,7 @@ def _emit_run(out: Emitter, program: Program, gradients: dict[str, str], chain: 
     emit_sizes(out, v)
     out.line("grad_query = torch.zeros_like(query)")
     out.line('grad_key, grad_value = (torch.zeros(x.shape, dtype=torch.float32, device="cpu") for x in (key, value))')
-    for buffer, name in gradients.items():
-        out.line(f"{name} = torch.zeros({program.scope.buffers[buffer]}.shape, dtype=torch.float64, device=\"cpu\")")
+    emit_zero_gradients(out, program, gradients)
     results = ["grad_query", "grad_key.to(key.dtype)", "grad_value.to(value.dtype)"]
     results += [f"{name}.to({program.scope.buffers[buffer]}.dtype)" for buffer, name in gradients.items()]
     with out.block("if lse.numel() == 0 or kv_len == 0:"):
@@ -106,7 +80,7 @@ def _emit_run(out: Emitter, program: Program, gradients: dict[str, str], chain: 
     emit_float_parameters(out, v, program.scope)
     emit_positions(out, program)
     if program.mask is not None:
-        emit_finite(out, program, "key", "A gradient of 0 hides a key, but not one that is infinite or NaN.")
+        emit_finite(out, program, "key")
         if program.mask_differs_by_head:
             out.line("copies = key.shape[1] // grad_key.shape[1]")
             out.line("grad_key, grad_value = (x.repeat_interleave(copies, 1) for x in (grad_key, grad_value))")

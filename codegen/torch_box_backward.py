@@ -8,18 +8,17 @@ from __future__ import annotations
 from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
 from .schedule import Problem, Schedule, Source
-from .torch_backward import ACCUMULATE, TIMES
 from .torch_box_program import (
     BOX_PROGRAM_NAMES,
     BoxProgram,
     emit_box_program,
     emit_box_scores,
-    emit_finite,
     emit_vectors,
     finish_boxes,
 )
-from .torch_definitions import Call, emit_float_parameters, emit_score_gradients
+from .torch_definitions import Call, emit_float_parameters
 from .torch_module import emit_sizes
+from .torch_printed import backward_inputs, emit_buffer_gradients, emit_finite, emit_zero_gradients
 
 _START = """
 empty = (lse == float("-inf")).unsqueeze(-1)  # rows that attend to nothing
@@ -66,16 +65,9 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule) -> Sourc
     """
     out = Emitter(BOX_PROGRAM_NAMES | {"add_at"})
     program = emit_box_program(out, plan)
-    wanted = [p.name for p, needed in zip(plan.variant.buffers, problem.buffer_gradients, strict=False) if needed]
-    gradients = {name: out.fresh(f"grad_{program.scope.buffers[name]}") for name in wanted}
-    chain = emit_score_gradients(out, plan.variant, program.scope, gradients)
+    gradients, chain = emit_buffer_gradients(out, program, problem)
     out.definition(_ADD_AT)
-    if chain:
-        out.definition(TIMES)
-    if gradients:
-        out.definition(ACCUMULATE)
-    inputs = ["query", "key", "value", "out", "lse", "grad_out", "grad_lse", *program.parameters]
-    with out.define(f"run({', '.join([*inputs, 'scale=None', 'tiles=None'])})"):
+    with out.define(f"run({backward_inputs(program)})"):
         _emit_run(out, program, gradients, chain)
     return finish_boxes(out, "Attention backward", plan, schedule)
 
@@ -86,8 +78,7 @@ def _emit_run(out: Emitter, program: BoxProgram, gradients: dict[str, str], chai
     emit_sizes(out, v)
     zeros = 'torch.zeros(x.shape, dtype=torch.float32, device="cpu")'
     out.line(f"grad_query, grad_key, grad_value = ({zeros} for x in (query, key, value))")
-    for buffer, name in gradients.items():
-        out.line(f'{name} = torch.zeros({program.scope.buffers[buffer]}.shape, dtype=torch.float64, device="cpu")')
+    emit_zero_gradients(out, program, gradients)
     with out.block("if lse.numel() and kv_len:"):
         emit_float_parameters(out, v, program.scope)
         emit_vectors(out, program)

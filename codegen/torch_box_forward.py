@@ -14,12 +14,12 @@ from .torch_box_program import (
     BoxProgram,
     emit_box_program,
     emit_box_scores,
-    emit_finite,
     emit_vectors,
     finish_boxes,
 )
 from .torch_definitions import emit_float_parameters
 from .torch_module import emit_sizes
+from .torch_printed import emit_finite
 
 
 def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule) -> Source:

@@ -9,11 +9,12 @@ from ..ir.printer import print_boxes, print_variant
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import index_names
 from .emitter import Emitter
-from .print_torch import Scope, helper_functions
+from .print_torch import helper_functions
 from .schedule import Schedule, Source
 from .torch_boxes import BOX_NAMES, emit_box_loop
-from .torch_definitions import Call, emit_mask, emit_scores, module_scope, parameter_names
+from .torch_definitions import Call, emit_mask, emit_scores, module_scope
 from .torch_module import EXPONENTIAL, HIDE, PROGRAM_NAMES, TILE_ELEMENTS
+from .torch_printed import Printed, emit_modified
 
 # Names that the programs use themselves; a user's parameter of such a name is renamed.
 BOX_PROGRAM_NAMES = PROGRAM_NAMES | BOX_NAMES | {
@@ -41,24 +42,13 @@ def cleared(x, stay, kv_heads, columns):
     return x.masked_fill(~seen.unsqueeze(-1), 0.0).flatten(0, 2)
 '''
 
+
 @dataclass(frozen=True, slots=True)
-class BoxProgram:
-    """The functions printed so far; ``masks`` are those of the terms, in order."""
+class BoxProgram(Printed):
+    """``masks`` are those of the terms, in order."""
 
-    plan: TilePlan
-    scope: Scope
     masks: tuple[Call, ...]
-    scores: list[Call]
     loop: Call
-
-    @property
-    def parameters(self) -> list[str]:
-        """Captured tensors and scalars, as ``run`` takes them."""
-        return parameter_names(self.plan.variant, self.scope)
-
-    @property
-    def mask_differs_by_head(self) -> bool:
-        return bool({"head", "kv_head"} & index_names(self.plan.variant.mask))
 
 
 def emit_box_program(out: Emitter, plan: TilePlan) -> BoxProgram:
@@ -72,7 +62,7 @@ def emit_box_program(out: Emitter, plan: TilePlan) -> BoxProgram:
     out.definition(EXPONENTIAL)
     out.definition(HIDE)
     assert all(mask is not None for mask in masks)  # a term with classes or limits is no constant
-    return BoxProgram(plan, scope, tuple(mask for mask in masks if mask is not None), scores, loop)
+    return BoxProgram(plan, scope, scores, tuple(mask for mask in masks if mask is not None), loop)
 
 
 def emit_vectors(out: Emitter, program: BoxProgram) -> None:
@@ -88,27 +78,15 @@ def emit_vectors(out: Emitter, program: BoxProgram) -> None:
     out.line("limit = max(TILE // (batch_size * heads), 1)")
 
 
-def emit_finite(out: Emitter, program: BoxProgram, name: str) -> None:
-    """Whether rows of ``name`` have to be cleared where no query of a box sees them."""
-    out.line(f"finite = bool({name}.sum(dtype=torch.float32).isfinite())  # 0 does not hide what is not")
-    if program.mask_differs_by_head:
-        with out.block("if not finite:  # heads of a group may see different rows"):
-            out.line("key, value = (x.repeat_interleave(group, 1) for x in (key, value))")
-            out.line("kv_heads, group = heads, 1")
-
-
 def emit_box_scores(out: Emitter, program: BoxProgram, *, keep_stages: bool = False) -> list[str]:
     """``keys`` and the scores (B, H, g, M, N) of some boxes, -inf where the mask forbids; ``stay`` is the mask or None.
 
-    Returns the variables that hold the score before, between and after the modifications.
+    Returns what :func:`emit_modified` does.
     """
-    v = program.plan.variant
-    stages = [f"s_{i}" if keep_stages and v.scores else "s" for i in range(len(v.scores) + 1)]
     out.line("q, kv = rows[:, :, None], columns[:, None, :]")
     out.line("keys = grouped(key[:, :, columns].float(), kv_heads)")
-    out.line(f"{stages[0]} = ungrouped(torch.bmm(x, keys.mT), kv_heads, rows)")
-    for call, before, after in zip(program.scores, stages, stages[1:], strict=False):
-        out.line(f"{after} = {call.passing(before, to='s')}")
+    product = "ungrouped(torch.bmm(x, keys.mT), kv_heads, rows)"
+    stages = emit_modified(out, program, product, keep_stages=keep_stages)
     out.line("stay = None")
     for i, mask in enumerate(program.masks):
         chosen = f" and number == {i}" if len(program.masks) > 1 else ""

@@ -13,10 +13,11 @@ from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import index_names
 from ..ir.variant import Variant
 from .emitter import Emitter
-from .print_torch import Scope, helper_functions
+from .print_torch import helper_functions
 from .schedule import Schedule, Source
 from .torch_classify import CLASSIFY_NAMES, emit_classify_functions
-from .torch_definitions import Call, emit_mask, emit_scores, module_scope, parameter_names
+from .torch_definitions import Call, emit_mask, emit_scores, module_scope
+from .torch_printed import Printed, emit_modified
 from .torch_tiles import TILE_NAMES, emit_tile_loop
 
 # Scores of one run of keys: 2 MiB of float32, about what a core or two keep in their own caches.
@@ -74,23 +75,11 @@ def cleared(rows, start, spans):
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
-    """The functions printed so far; ``mask`` is None where every pair may attend."""
+class Program(Printed):
+    """``mask`` is None where every pair may attend."""
 
-    plan: TilePlan
-    scope: Scope
     mask: Call | None
-    scores: list[Call]
     tile_loop: Call
-
-    @property
-    def parameters(self) -> list[str]:
-        """Captured tensors and scalars, as ``run`` takes them."""
-        return parameter_names(self.plan.variant, self.scope)
-
-    @property
-    def mask_differs_by_head(self) -> bool:
-        return bool({"head", "kv_head"} & index_names(self.plan.variant.mask))
 
     @property
     def masks_repeat(self) -> bool:
@@ -112,7 +101,7 @@ def emit_program(out: Emitter, plan: TilePlan, schedule: Schedule) -> Program:
     if mask is not None:
         out.definition(HIDE)
         out.definition(_CLEARED)
-    return Program(plan, scope, mask, scores, tile_loop)
+    return Program(plan, scope, scores, mask, tile_loop)
 
 
 def emit_sizes(out: Emitter, v: Variant) -> None:
@@ -151,29 +140,16 @@ def emit_tile_positions(out: Emitter, program: Program) -> None:
         out.line('q = torch.arange(first, stop, device="cpu")[:, None]')
 
 
-def emit_finite(out: Emitter, program: Program, name: str, why: str) -> None:
-    """Whether rows of ``name`` have to be cleared where no query sees them."""
-    out.comment(why)
-    out.line(f"finite = bool({name}.sum(dtype=torch.float32).isfinite())")
-    if program.mask_differs_by_head:
-        with out.block("if not finite:  # heads of a group may see different rows"):
-            out.line("key, value = (x.repeat_interleave(group, 1) for x in (key, value))")
-            out.line("kv_heads, group = heads, 1")
-
-
 def emit_run_scores(out: Emitter, program: Program, *, keep_stages: bool = False) -> list[str]:
     """``keys`` and the scores of one run, -inf where the mask forbids; ``spans`` has the masks.
 
-    Returns the variables that hold the score before, between and after the modifications.
+    Returns what :func:`emit_modified` does.
     """
-    v = program.plan.variant
-    stages = [f"s_{i}" if keep_stages and v.scores else "s" for i in range(len(v.scores) + 1)]
     out.line("keys = key[here, :, start:end].float()")
-    out.line(f"{stages[0]} = torch.bmm(rows, keys.flatten(0, 1).mT).view(-1, heads, stop - first, end - start)")
-    if any("kv" in index_names(e) for e in v.scores):
+    if any("kv" in index_names(e) for e in program.plan.variant.scores):
         out.line("kv = positions(start, end)")
-    for call, before, after in zip(program.scores, stages, stages[1:], strict=False):
-        out.line(f"{after} = {call.passing(before, to='s')}")
+    product = "torch.bmm(rows, keys.flatten(0, 1).mT).view(-1, heads, stop - first, end - start)"
+    stages = emit_modified(out, program, product, keep_stages=keep_stages)
     if program.mask is not None:
         _emit_spans(out, program, program.mask)
         with out.block("for a, b, stay, hidden in spans:"):

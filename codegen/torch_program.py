@@ -13,7 +13,6 @@ from .torch_definitions import emit_float_parameters
 from .torch_module import (
     PROGRAM_NAMES,
     Program,
-    emit_finite,
     emit_positions,
     emit_program,
     emit_run_scores,
@@ -21,6 +20,7 @@ from .torch_module import (
     emit_tile_positions,
     finish,
 )
+from .torch_printed import emit_finite
 
 
 def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule) -> Source:
@@ -65,7 +65,7 @@ def _emit_run(out: Emitter, program: Program) -> None:
     emit_float_parameters(out, v, program.scope)
     emit_positions(out, program)
     if program.mask is not None:
-        emit_finite(out, program, "value", "A probability of 0 hides a value, but not one that is infinite or NaN.")
+        emit_finite(out, program, "value")
     with out.block(f"for here, first, stop, runs in {program.tile_loop}:"):
         emit_tile_positions(out, program)
         out.line("rows = query[here, :, first:stop].float() * scale")

@@ -7,6 +7,7 @@ arXiv:2307.08691).
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ..ir.nodes import TRUE, Expr, Score
 from ..ir.tiles.plan import TilePlan
@@ -17,6 +18,7 @@ from .triton_module import Argument, emit_header, emit_launch, emit_options, fin
 from .triton_program import (
     BROADCAST_STRIDE,
     DESCRIPTOR,
+    Tiles,
     emit_accumulate,
     emit_classify_call,
     emit_product,
@@ -25,23 +27,32 @@ from .triton_program import (
     uses_table,
 )
 from .triton_skeleton import Skeleton
-from .triton_split import MERGE, emit_shares
+from .triton_split import emit_merge, emit_shares, emit_sums_of_share
 from .triton_tiles import TABLE_TILE, Masked, TileLoops
 from .triton_values import Guard, Values
 
+if TYPE_CHECKING:
+    from .triton_few_queries import FewQueries
+
 KERNEL = "attention_forward"
+# Up to so many queries of a head are "few".
+MOST_QUERIES = 16
 
 
 def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:
     """A module whose ``run`` computes outputs and log-sum-exps; see ``docs/internals.md``."""
+    from .triton_few_queries import few_queries  # which extends the kernel of this file
+
     head, out = Emitter(), Emitter()
     forward = Forward(plan, problem, schedule)
+    forward.few = few_queries(plan, problem, schedule)
     emit_header(head, "Forward kernel", plan, problem, schedule, target)
     kernels = [KERNEL]
     emit_options(out, "FORWARD", schedule)
-    if forward.few_queries:
+    if forward.few:
         out.comment("For a handful of queries, as in decoding.")
-        emit_options(out, "FEW_QUERIES", forward.few_queries)
+        for name, options in zip(forward.few.option_names, forward.few.options, strict=True):
+            emit_options(out, name, options)
     if schedule.descriptors:
         out.section(DESCRIPTOR)
     if uses_table(plan):
@@ -52,9 +63,13 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
         emit_classify(out, plan, (schedule.block_m, schedule.block_n))
     out.section()
     forward.emit_kernel(out)
+    if forward.few:
+        kernels.append(KERNEL + forward.few.suffix)
+        out.section()
+        forward.few.emit_kernel(out)
     if schedule.split_keys:
         kernels.append("merge_shares")
-        out.section(MERGE)
+        emit_merge(out, fused=forward.fused)
     out.section()
     forward.emit_run(out)
     return finish(out, plan, kernels, head)
@@ -71,6 +86,10 @@ def composed_scores(scores: tuple[Expr, ...]) -> tuple[Expr, ...]:
 class Forward(Skeleton):
     """Emits the kernel and ``run``."""
 
+    # The rows of queries that are owned: their heads, where they start in their tensor, and positions from there.
+    query_head, query_start, query_rows = "head", "tile_first", "rows"
+    entry_rows = "q_len"
+
     def __init__(self, plan: TilePlan, problem: Problem, schedule: Schedule) -> None:
         self.schedule = schedule
         results: dict[str, Expr] = {}
@@ -79,14 +98,12 @@ class Forward(Skeleton):
         if plan.variant.scores:
             results["score"] = composed_scores(plan.variant.scores)[-1]
         super().__init__(plan, problem, schedule.descriptors, results)
+        self.few: FewQueries | None = None
 
     @property
-    def few_queries(self) -> Schedule | None:
-        """The schedule for decoding; none for a table of tiles, which is made for one size of tile."""
-        if not self.schedule.split_keys or uses_table(self.plan):
-            return None
-        block_n = min(64, 8192 // max(self.head[0].width, self.value[0].width))
-        return Schedule(16, block_n, num_warps=4, num_stages=self.schedule.num_stages)
+    def query_tiles(self) -> Tiles:
+        """Loads of queries."""
+        return self.tiles
 
     def arguments(self) -> list[Argument]:
         """In the order of the kernel's signature."""
@@ -98,7 +115,7 @@ class Forward(Skeleton):
         return [
             *self.tiles.pointers("out", "target"),
             Argument("lse", "", "target_lse"),
-            *self.tiles.inputs("query", self.head, "BLOCK_M"),
+            *self.query_tiles.inputs("query", self.head, "BLOCK_M"),
             *self.tiles.inputs("key", self.head, "BLOCK_N"),
             *self.tiles.inputs("value", self.value, "BLOCK_N"),
             *(table_arguments("tiles") if uses_table(self.plan) else []),
@@ -141,10 +158,11 @@ class Forward(Skeleton):
             out.line("share = program % shares")
             out.line("program = program // shares")
         self.emit_query_place(out, reverse=self.schedule.reverse)
-        self.tiles.open_input(out, "query", "head", "rows", "columns", self.head)
+        head, start, rows = self.query_head, self.query_start, self.query_rows
+        self.query_tiles.open_input(out, "query", head, rows, "columns", self.head)
         self.tiles.open_input(out, "key", "kv_head", "keys", "columns", self.head)
         self.tiles.open_input(out, "value", "kv_head", "keys", self.value_columns, self.value)
-        self.tiles.load(out, "q", "query", "head", "tile_first", "BLOCK_M", "columns", self.head, self.q_exists)
+        self.query_tiles.load(out, "q", "query", head, start, "BLOCK_M", "columns", self.head, self.q_exists)
         out.line()
 
     def _emit_state(self, out: Emitter) -> None:
@@ -207,17 +225,27 @@ class Forward(Skeleton):
     def _emit_epilogue(self, out: Emitter) -> None:
         out.comment("A row that may attend to nothing gives 0, and -inf for the logarithm of its sum.")
         out.line("empty = l == 0.0")
-        out.line("l = tl.where(empty, 1.0, l)")
+        out.line("divisor = tl.where(empty, 1.0, l)")
         if self.schedule.split_keys:
             out.line("out += share * out_share")
             out.line("lse += share * lse_share")
-        self.tiles.open(out, "out", "head", "rows", self.value_columns, self.value)
+        self.tiles.open(out, "out", self.query_head, self.query_rows, self.value_columns, self.value)
         self.tiles.store(
-            out, "acc", "out", "tile_first", self.value_columns, self.value, self.q_exists, "({} / l[:, None])"
-        )
-        total = "(m + tl.log2(l)) * LN2" if self.fused else "m + tl.log(l)"
+            out, "acc", "out", self.query_start, self.value_columns, self.value, self.q_exists,
+            "({} / divisor[:, None])",
+        )  # fmt: skip
+        out.line(f"lse += entry.to(tl.int64) * {self.entry_rows}{self.first_row}")
+        if not self.schedule.split_keys:
+            self._emit_total(out)
+            return
+        with out.block("if shares > 1:"):
+            emit_sums_of_share(out, self.inside)
+        with out.block("else:"):
+            self._emit_total(out)
+
+    def _emit_total(self, out: Emitter) -> None:
+        total = "(m + tl.log2(divisor)) * LN2" if self.fused else "m + tl.log(divisor)"
         out.line(f'total = tl.where(empty, float("-inf"), {total})')
-        out.line(f"lse += entry.to(tl.int64) * q_len{self.first_row}")
         out.line(f"tl.store(lse + rows, total, mask={self.inside})")
 
     def emit_run(self, out: Emitter) -> None:
@@ -248,16 +276,29 @@ class Forward(Skeleton):
 
     def emit_launches(self, out: Emitter) -> None:
         """The part of ``run`` that fills ``out`` and ``lse``."""
-        out.line("options = FEW_QUERIES if q_len <= 16 else FORWARD" if self.few_queries else "options = FORWARD")
+        out.line("options = FORWARD")
         out.line('programs = triton.cdiv(q_len, options["BLOCK_M"]) * batches * heads')
+        if self.few:
+            self.few.emit_option_choices(out)
         if not self.schedule.split_keys:
             out.line("target, target_lse = out, lse")
             emit_launch(out, KERNEL, "(programs,)", self.arguments(), "**options")
             return
         width = self.problem.value_dim
         out.lines(_SHARE)
-        emit_launch(out, KERNEL, "(programs * shares,)", self.arguments(), "**options")
+        if self.few:
+            with out.block(f"if q_len <= {MOST_QUERIES}:"):
+                self.few.emit_launch(out)
+            with out.block("else:"):
+                self.emit_launch(out)
+        else:
+            self.emit_launch(out)
         out.lines(_MERGE_LAUNCH.format(width=width, columns=1 << (width - 1).bit_length()))
+
+
+    def emit_launch(self, out: Emitter) -> None:
+        """The launch for shares of the keys."""
+        emit_launch(out, KERNEL + self.suffix, "(programs * shares,)", self.arguments(), "**options")
 
 
 _SELECT = 's = tl.where(allowed, s, float("-inf"))'
@@ -266,14 +307,14 @@ shares = share_count(programs, triton.cdiv(kv_len, options["BLOCK_N"]), query.de
 target, target_lse, out_share, lse_share = out, lse, 0, 0
 if shares > 1:
     partial_out = torch.empty((shares, *out.shape), dtype=torch.float32, device=out.device)
-    partial_lse = torch.empty((shares, *lse.shape), dtype=torch.float32, device=out.device)
-    out_share, lse_share = partial_out.stride(0), partial_lse.stride(0)
-    target, target_lse = partial_out[0], partial_lse[0]
+    partial_sums = torch.empty((shares, 2, *lse.shape), dtype=torch.float32, device=out.device)
+    out_share, lse_share = partial_out.stride(0), partial_sums.stride(0)
+    target, target_lse = partial_out[0], partial_sums[0]
 """
 _MERGE_LAUNCH = """
 if shares > 1:
     launch(
-        merge_shares, (lse.numel(),), out, lse, partial_out, partial_lse, lse.numel(), shares, {width},
+        merge_shares, (lse.numel(),), out, lse, partial_out, partial_sums, lse.numel(), shares, {width},
         COLUMNS={columns}, num_warps=1,
     )
 """

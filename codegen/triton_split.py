@@ -14,31 +14,48 @@ def emit_shares(out: Emitter, loops: TileLoops) -> tuple[str, str]:
     return "begin", "end"
 
 
-MERGE = '''
+def emit_sums_of_share(out: Emitter, inside: str) -> None:
+    """Stores the maximum ``m`` and the sum ``l`` of a share's rows, of which a logarithm would round one more time."""
+    out.line(f"tl.store(lse + rows, m, mask={inside})")
+    out.line(f"tl.store(lse + lse_share // 2 + rows, l, mask={inside})")
+
+
+def emit_merge(out: Emitter, *, fused: bool) -> None:
+    """The kernel that merges shares, and the function that says how many; ``fused``: maxima are times log2(e)."""
+    if fused:
+        weight, total = "top_of_share - top", "(top + tl.log2(total)) * LN2"
+    else:
+        weight, total = "(top_of_share - top) * LOG2E", "top + tl.log(total)"
+    out.section(_MERGE.format(weight=weight, total=total))
+
+
+_MERGE = '''
 
 @triton.jit(do_not_specialize=range(7))
 def merge_shares(
-    out, lse, partial_out, partial_lse, rows: "i32", shares: "i32", value_dim: "i32",
+    out, lse, partial_out, partial_sums, rows: "i32", shares: "i32", value_dim: "i32",
     COLUMNS: tl.constexpr,
 ):
-    """One row: outputs of all shares, weighted by their shares of the sum of exponentials, in a fixed order."""
+    """One row: outputs of all shares, weighted by their sums of exponentials, in a fixed order."""
     row = tl.program_id(0).to(tl.int64)
     rows = rows.to(tl.int64)
     columns = tl.arange(0, COLUMNS)
     top = -3.0e38
     for share in range(0, shares):
-        top = tl.maximum(top, tl.load(partial_lse + share * rows + row))
+        top = tl.maximum(top, tl.load(partial_sums + 2 * share * rows + row))
     total = 0.0
     acc = tl.zeros([COLUMNS], tl.float32)
     for share in range(0, shares):
-        source = share * rows + row
-        weight = tl.exp2((tl.load(partial_lse + source) - top) * LOG2E)
+        source = partial_sums + 2 * share * rows + row
+        top_of_share = tl.load(source)
+        weight = tl.exp2({weight}) * tl.load(source + rows)
         total += weight
-        acc += weight * tl.load(partial_out + source * value_dim + columns, mask=columns < value_dim, other=0.0)
+        place = (share * rows + row) * value_dim + columns
+        acc += weight * tl.load(partial_out + place, mask=columns < value_dim, other=0.0)
     empty = total == 0.0
     total = tl.where(empty, 1.0, total)
     tl.store(out + row * value_dim + columns, (acc / total).to(out.dtype.element_ty), mask=columns < value_dim)
-    tl.store(lse + row, tl.where(empty, float("-inf"), top + tl.log(total)))
+    tl.store(lse + row, tl.where(empty, float("-inf"), {total}))
 
 
 def share_count(programs, tiles, device):

@@ -54,23 +54,25 @@ class Values:
 
     ``indices`` spells the positions and lengths; bare indices in ``checked`` are known to lie inside every
     axis that they alone read, because the call is checked. ``prefix`` tells the variables of several apart.
-    ``known``: variables that are there already, as :class:`Value`, and their levels.
+    ``known``: variables that are there already, as :class:`Value`, and their levels. ``rows``: identities that
+    differ between the rows of a tile, as positions of queries do.
     """
 
     def __init__(
         self, results: Mapping[str, Expr], indices: Mapping[str, str], debug: bool = False, prefix: str = "",
-        known: Mapping[str, Level] | None = None,
+        known: Mapping[str, Level] | None = None, rows: frozenset[str] = frozenset(),
     ) -> None:  # fmt: skip
         self._lowered: Lowered = lower(results)
         self._prefix = prefix
         self._indices = indices
         self._debug = debug
+        self._rows = rows
         self._levels: dict[str, Level] = dict(known or {})
         self._nonnegative: set[str] = set()
         found = {name: _AT[level] for name, level in self._levels.items()}
         for step in self._lowered.steps:
             found[step.name] = dependence(step.expr, found)
-            self._levels[step.name] = level_of(found[step.name])
+            self._levels[step.name] = self._level_of(found[step.name])
             if self.never_negative(step.expr):
                 self._nonnegative.add(step.name)
         self._results = dict(self._lowered.results)
@@ -197,7 +199,10 @@ class Values:
 
     def _level(self, x: Expr) -> Level:
         names = dependence(x, {name: _AT[level] for name, level in self._levels.items()})
-        return level_of(names)
+        return self._level_of(names)
+
+    def _level_of(self, names: frozenset[str]) -> Level:
+        return level_of(names | {"q"} if names & self._rows else names)
 
     def never_negative(self, x: Expr) -> bool:
         """Whether an integer is proved to be at least zero: positions, identities and lengths are."""

@@ -5,6 +5,7 @@
 
 from .assemble import Part, assemble, softmax
 from .binding import Binding
+from .flex import mask_mod, score_mod
 from .functions import (
     abs,
     clamp,
@@ -68,8 +69,8 @@ __all__ = [
     "Binding", "Grid", "MaskFunction", "MaskPart", "Part", "ScoreFunction", "ScorePart", "abs", "alibi", "assemble",
     "axial", "block_causal", "block_diagonal", "causal", "checkerboard", "chunked_causal", "clamp", "cos", "decay",
     "dilated", "distance_decay", "document", "exp", "exp2", "floor", "full", "global_tokens", "grid", "halo",
-    "key_bias", "key_mask", "log", "log2", "log_n", "mask", "maximum", "minimum", "neighborhood", "padding",
-    "prefix_lm", "random_blocks", "relative_bias", "rsqrt", "score", "sigmoid", "sin", "sinks", "sliding_tile",
-    "sliding_window", "softcap", "softmax", "sqrt", "static", "strided", "t5_bias", "tanh", "temperature", "tiles",
-    "to_float", "to_int", "token_decay", "tree", "where", "windows",
+    "key_bias", "key_mask", "log", "log2", "log_n", "mask", "mask_mod", "maximum", "minimum", "neighborhood",
+    "padding", "prefix_lm", "random_blocks", "relative_bias", "rsqrt", "score", "score_mod", "sigmoid", "sin", "sinks",
+    "sliding_tile", "sliding_window", "softcap", "softmax", "sqrt", "static", "strided", "t5_bias", "tanh",
+    "temperature", "tiles", "to_float", "to_int", "token_decay", "tree", "where", "windows",
 ]  # fmt: skip

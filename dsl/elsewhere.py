@@ -10,4 +10,6 @@ _HERE = {
 
 def elsewhere(name: str) -> str:
     """What to write for ``name`` where it was meant as one of those; empty for others."""
-    return f"what FlexAttention calls `{name}` is `{_HERE[name]}` here" if name in _HERE else ""
+    if name not in _HERE:
+        return ""
+    return f"what FlexAttention calls `{name}` is `{_HERE[name]}` here; rg.mask_mod takes its functions as they are"

@@ -25,12 +25,12 @@ from .trace import Traced, trace
 class Application:
     """A user's function together with the values that it was given when its part was built.
 
-    ``seen`` are its arguments among positions and the score, ``values`` its bound arguments, ``open`` those
-    left for the call, ``captured`` the snapshot of its closure cells and globals.
+    ``seen`` says of its arguments that are positions or the score which (``{"q_idx": "q"}``), ``values`` are its
+    bound arguments, ``open`` those left for the call, ``captured`` the snapshot of its closure cells and globals.
     """
 
     function: FunctionType
-    seen: tuple[str, ...]
+    seen: Mapping[str, str]
     values: Mapping[str, Value]
     open: tuple[str, ...]
     captured: Mapping[str, Value]
@@ -92,14 +92,19 @@ class ScorePart:
 
 
 class _Decorated:
-    """A user's function as a factory of parts."""
+    """A user's function as a factory of parts.
+
+    What its arguments see is told from their names, or, where ``positions`` are given, from their order.
+    """
 
     kind: Kind
 
-    def __init__(self, function: Callable[..., object]) -> None:
+    def __init__(self, function: Callable[..., object], positions: tuple[str, ...] = ()) -> None:
+        decorator = f"@rg.{self.kind}{'_mod' if positions else ''}"
         if not isinstance(function, FunctionType):
             raise ParameterError(
-                f"@rg.{self.kind} takes a Python function, got {type(function).__name__}",
+                f"{decorator} takes a Python function, got {type(function).__name__}",
+                location=caller(),
                 hint="write a def or a lambda that calls it",
             )
         self._function = function
@@ -113,15 +118,22 @@ class _Decorated:
                     hint="name every argument",
                 )
         names = tuple(self._signature.parameters)
+        if len(names) < len(positions):
+            raise ParameterError(
+                f"{decorator} calls a function with {len(positions)} arguments, this one takes {len(names)}",
+                location=definition(function.__code__),
+                hint=f"they are, in order: {', '.join(positions)}",
+            )
         visible = (*INDEX_NAMES, "s") if self.kind == "score" else INDEX_NAMES
-        if self.kind == "mask" and "s" in names:
+        if self.kind == "mask" and "s" in names and not positions:
             raise ParameterError(
                 "a mask cannot see the score `s`",
                 location=definition(function.__code__),
                 hint="decorate it with @rg.score, or rename the argument",
             )
-        self._seen = tuple(name for name in names if name in visible)
-        self._parameters = tuple(name for name in names if name not in visible)
+        seen = zip(names, positions, strict=False) if positions else ((x, x) for x in names if x in visible)
+        self._seen = dict(seen)
+        self._parameters = tuple(name for name in names if name not in self._seen)
         functools.update_wrapper(cast(Callable[..., object], self), function)
 
     def __repr__(self) -> str:

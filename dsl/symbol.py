@@ -44,6 +44,10 @@ class Symbol:
         """The run of the user's function that the symbol belongs to."""
         return self._trace
 
+    @property
+    def device(self) -> None:
+        """None, which every function of torch takes for a device: that of the tensors is not known yet."""
+
     def __repr__(self) -> str:
         from ..ir.printer import print_expr
 

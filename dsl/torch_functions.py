@@ -108,6 +108,22 @@ def _to(trace: Trace, input: object, dtype: object) -> Symbol:
     return _convert(type)(trace, input)
 
 
+def _masked_fill(trace: Trace, input: object, mask: object, value: object) -> Symbol:
+    return _where(trace, mask, value, input)
+
+
+def _filled(value: int) -> Handler:
+    """``x.new_ones(())`` and the like, which FlexAttention's own masks start with."""
+
+    def handler(trace: Trace, input: object, size: object = (), dtype: object = None, device: object = None) -> Symbol:
+        if size != ():
+            raise TraceError("a symbolic value has no axes", location=here(), hint="ask for the size ()")
+        filled = Symbol(build.const(value, here()), trace)
+        return filled if dtype is None else _to(trace, filled, dtype)
+
+    return handler
+
+
 _UNARY: dict[str, UnaryOp] = {
     "abs": "abs", "absolute": "abs", "neg": "neg", "negative": "neg", "invert": "not", "bitwise_not": "not",
     "exp": "exp", "exp2": "exp2", "log": "log", "log2": "log2", "sqrt": "sqrt", "rsqrt": "rsqrt",
@@ -128,6 +144,8 @@ FUNCTIONS: dict[str, Handler] = {
     **{name: _binary(op) for name, op in _BINARY.items()},
     "logical_and": _logical("and"), "logical_or": _logical("or"), "logical_xor": _logical("xor"),
     "logical_not": _logical_not, "where": _where, "clamp": _clamp, "clip": _clamp, "to": _to,
+    "masked_fill": _masked_fill, "new_ones": _filled(1), "new_zeros": _filled(0),
+    "ones_like": _filled(1), "zeros_like": _filled(0),
     "float": _convert(F32), "int": _convert(I64), "long": _convert(I64), "bool": _convert(BOOL),
 }  # fmt: skip
 _LISTED = (

@@ -142,12 +142,12 @@ class _Watch(TorchFunctionMode):
 def trace(
     kind: Kind,
     function: Callable[[Mapping[str, object]], object],
-    seen: Iterable[str],
+    seen: Mapping[str, str],
     forms: Mapping[str, Form],
     values: Mapping[str, Value],
     definition: Location,
 ) -> Traced:
-    """Calls ``function`` with a table of symbols: those named in ``seen`` and one for each of ``forms``.
+    """Calls ``function`` with a table of symbols: one for each of ``seen``, which says what, and of ``forms``.
 
     ``values`` holds the bound parameters. The function runs again where a use shows that a parameter
     must be static or a tensor. Raises :class:`TraceError` and :class:`TypeMismatchError`.
@@ -155,7 +155,8 @@ def trace(
     forms = dict(forms)
     while True:
         run = Trace(kind, forms, values)
-        table = {name: Symbol(_seen(name), run) for name in seen} | {name: run.symbol(name) for name in forms}
+        positions = {name: Symbol(_seen(what), run) for name, what in seen.items()}
+        table = positions | {name: run.symbol(name) for name in forms}
         try:
             with _Watch():
                 result = function(table)

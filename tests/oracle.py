@@ -180,7 +180,7 @@ def _apply(application: Application, grid: Grid, parameters: Mapping[str, Any], 
         return x.to(dtype if x.is_floating_point() else torch.int64)
 
     captured = {name: typed(x) for name, x in application.captured.items()}
-    arguments = {name: grid[name] for name in application.seen}
+    arguments = {argument: grid[name] for argument, name in application.seen.items()}
     arguments |= {name: typed(x) for name, x in application.values.items()}
     arguments |= {name: typed(parameters[name]) for name in application.open}
     return with_captured(application.function, captured)(**arguments)

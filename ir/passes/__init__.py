@@ -8,6 +8,7 @@ from ..variant import Variant
 from ..verify import verify
 from .align_positions import align_positions
 from .inline_statics import inline_statics
+from .lift_masks import lift_masks
 from .narrow_integers import narrow, narrow_integers
 from .push_negations import negation, push_negations
 from .simplify import simplified, simplify
@@ -16,6 +17,7 @@ __all__ = [
     "PIPELINE",
     "align_positions",
     "inline_statics",
+    "lift_masks",
     "narrow",
     "narrow_integers",
     "negation",
@@ -29,6 +31,7 @@ __all__ = [
 PIPELINE: tuple[Callable[[Variant], Variant], ...] = (
     inline_statics,
     align_positions,
+    lift_masks,
     push_negations,
     simplify,
     narrow_integers,

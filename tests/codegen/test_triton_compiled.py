@@ -46,6 +46,17 @@ def test_forward_on_sm_90_uses_the_tensor_cores_and_spills_nothing(size: int) ->
     assert binary.shared <= 227 * 1024
 
 
+@pytest.mark.parametrize(("group", "q_len"), [(8, 1), (8, 16)])
+def test_few_queries_on_sm_90(group: int, q_len: int) -> None:
+    module = generated([rg.causal(), rg.alibi(heads=2 * group)], sizes=(128, 128), align="end")
+    query = torch.empty(1, 2 * group, q_len, 128, dtype=BF16, device="meta")
+    key = torch.empty(1, 2, 4096, 128, dtype=BF16, device="meta")
+    binaries = compile_launches(load(module.sources[0]), H100, [query, key, key, *module.values])
+    assert [x.kernel for x in binaries] == ["attention_forward_few_queries", "merge_shares"]
+    assert binaries[0].sass().count("UTMALDG") >= 5
+    assert not any(x.spills() for x in binaries)
+
+
 @pytest.mark.parametrize("size", [64, 128])
 def test_backward_on_sm_90(size: int) -> None:
     kernels = on_h100(size, "backward")

@@ -189,6 +189,43 @@ def test_keys_that_nobody_sees_may_be_anything(name: str, descriptors: bool) -> 
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@rg.mask
+def window_of_head(q, kv, head, widths):
+    return (q >= kv) & (q - kv < widths[head])
+
+
+# Decoding: q and kv are among the last of 200 positions.
+FEW: dict[str, Callable[[], list[Part]]] = {
+    "window": lambda: [rg.sliding_window(70, 0)],
+    "window and sinks": lambda: [rg.causal() & (rg.sliding_window(70, 0) | rg.sinks(3))],
+    "prefix": lambda: [rg.prefix_lm(torch.tensor([150, 3]))],
+    "alibi": lambda: [rg.causal(), rg.alibi(slopes=captured(6))],
+    "per query": lambda: [rg.causal(), per_query(gain=captured(2, 200), bias=captured(6)), rg.softcap(3.0)],
+    "per pair": lambda: [per_pair(bias=captured(6, 200, 200))],
+    "masks of heads": lambda: [window_of_head(widths=torch.tensor([1, 9, 50, 100, 150, 300]))],
+}
+
+
+@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize(("q_len", "kv_heads", "dtype"), [(1, 2, F16), (5, 6, F32), (7, 1, F16), (16, 3, F16)])
+def test_few_queries(name: str, q_len: int, kv_heads: int, dtype: torch.dtype) -> None:
+    parts = FEW[name]()
+    shape = (2, 6, kv_heads, q_len, 200)
+    make = torch.Generator().manual_seed(0)
+    query, key, value = tensors = [
+        torch.randn(2, n, h, d, generator=make).to(dtype).transpose(1, 2)
+        for h, n, d in ((6, q_len, 24), (kv_heads, 200, 24), (kv_heads, 200, 40))
+    ]
+    module = generated(parts, sizes=(24, 40), dtype=dtype, blocks=(32, 16), descriptors=dtype is F16, align="end")
+    assert ("attention_forward_few_queries" in module.sources[0]) == (name != "masks of heads")
+    exact, usual = (f(parts, *tensors, align="end") for f in (oracle, eager))
+    unseen = ~allowed_pairs(parts, shape, align="end").unflatten(1, (kv_heads, -1)).any(3).any(2)
+    key[unseen], value[unseen] = torch.inf, torch.nan
+    out, lse = module.forward(query, key, value)
+    assert_close_to_oracle(out, exact[0], usual[0])
+    assert_close_to_oracle(lse, exact[1], usual[1], "lse")
+
+
 BLOCKS = torch.rand(4, 6, 5, generator=torch.Generator().manual_seed(0)) > 0.6
 TABLES: dict[str, Callable[[], Part]] = {
     "documents": lambda: rg.document(torch.arange(90, dtype=torch.int32) // 23),

@@ -44,10 +44,10 @@ def test_shared_heads(kv_heads: int) -> None:
 
 
 @pytest.mark.parametrize("kv_len", [4099, 33333])
-@pytest.mark.parametrize("q_len", [1, 7])
-def test_decoding_splits_keys(q_len: int, kv_len: int) -> None:
-    query, key, value = (x.detach() for x in tensors(torch.bfloat16, 1, 8, 2, q_len, kv_len, 128))
-    for parts in ((rg.causal(),), (rg.sliding_window(1000),), (rg.causal(), rg.softcap(10.0))):
+@pytest.mark.parametrize(("q_len", "kv_heads"), [(1, 2), (7, 2), (1, 8), (16, 1)])
+def test_decoding_splits_keys(q_len: int, kv_heads: int, kv_len: int) -> None:
+    query, key, value = (x.detach() for x in tensors(torch.bfloat16, 1, 8, kv_heads, q_len, kv_len, 128))
+    for parts in ((rg.causal(),), (rg.sliding_window(1000), rg.softcap(10.0)), (rg.causal(), rg.alibi(heads=8))):
         out, aux = rg.attention(*parts, align="end")(query, key, value, aux=("lse",))
         exact, usual = (f(parts, query, key, value, align="end") for f in (oracle, eager))
         assert_close_to_oracle(out, exact[0], usual[0])

@@ -139,7 +139,7 @@ def test_an_attention_built_inside_one_graph_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({}, "`size` has no value"), ({"sise": 3}, "no open parameter `sise`"), ({"size": 3.5}, "must be an int, got 3.5")],
+    [({}, "`size` has no value"), ({"sise": 3}, "no open parameter `sise`"), ({"size": 3.5}, "be an int, got 3.5")],
 )
 def test_mistakes_are_named_in_graphs_too(options: dict[str, Any], message: str) -> None:
     @rg.mask
