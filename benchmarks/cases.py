@@ -183,14 +183,3 @@ def box_order(sides: tuple[int, ...], box: tuple[int, ...]) -> Callable[[torch.T
         return token
 
     return position
-
-
-VARIANTS = ("causal", "window", "document", "alibi", "full", "softcap", "prefix")
-# What benchmarks.kernels measures; the suite of benchmarks.run is in suite.py.
-CASES = (
-    *(Case(variant, 4, 16, 16, 4096, dim) for dim in (128, 64) for variant in VARIANTS),
-    Case("causal", 2, 16, 16, 8192, 128),
-    Case("causal", 4, 32, 4, 4096, 128),
-    Case("causal", 16, 16, 16, 1024, 64),
-    Case("window", 1, 16, 16, 32768, 64),
-)

@@ -19,6 +19,10 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 import regard as rg
+from regard.codegen.defaults import Direction
+from regard.codegen.skeletons import Skeleton, alternatives
+from regard.runtime.compile import plan_for, program
+from regard.runtime.engine import Engine
 
 from .case import Case
 from .cases import Contestants, Flags
@@ -49,6 +53,10 @@ def contender(name: str, case: Case, made: Contestants, device: str = "cuda") ->
             return Contender(made.regard)
         case "regard-deterministic":
             return Contender(partial(made.regard, deterministic=True))
+        case "regard-triton":
+            return _on_skeleton("triton", case, made.regard, device)
+        case "regard-gluon":
+            return _on_skeleton("gluon", case, made.regard, device)
         case "regard-dense":
             return Contender(rg.attention(rg.causal if made.causal else rg.full), same=False)
         case "sdpa-cudnn":
@@ -74,6 +82,36 @@ def permutation(made: Contestants, length: int, device: str) -> Tensor:
     """The token at each place of the order for FlexAttention, shape (length,)."""
     assert made.position is not None
     return made.position(torch.arange(length, device=device))
+
+
+def _on_skeleton(skeleton: Skeleton, case: Case, attn: rg.Attention, device: str) -> Contender:
+    """Our own attention on one skeleton, by its default schedule, whatever would be chosen."""
+    query, key, value = (
+        torch.empty(case.batch, heads, case.length, case.head_dim, device=device, dtype=torch.bfloat16)
+        for heads in (case.heads, case.kv_heads, case.kv_heads)
+    )
+    pinned = rg.Attention(attn.variant, attn.binding)
+    # Not the engine that all attentions of this variant share.
+    engine = pinned._engine = Engine(attn.variant)
+    assert pinned._bound is not None
+    buffers, scalars = pinned._bound
+    directions: dict[Direction, tuple[tuple[Tensor, ...], tuple[bool, ...]]] = {
+        "forward": ((query, key, value), ()),
+        "backward": ((query, key, value, query, query), (False,) * len(buffers)),
+    }
+    for direction, (tensors, gradients) in directions.items():
+        request, _ = engine.request(direction, tensors, buffers, scalars, gradients)
+        assert request is not None
+        if request.target.backend == "cpu":
+            raise AbsentError("the CPU runs a program of its own")
+        possible = alternatives(plan_for(request), request.problem, request.target, direction)
+        found = next((x for x in possible if x.skeleton == skeleton), None)
+        if found is not None:
+            wanted = replace(request, schedule=found.schedule, skeleton=skeleton, fills_gpu=False)
+            engine.edited[direction] = program(wanted)
+    if "forward" not in engine.edited:
+        raise AbsentError(f"{skeleton} cannot run it")
+    return Contender(pinned, differentiable="backward" in engine.edited)
 
 
 def _sdpa(backend: SDPBackend, made: Contestants, gqa: bool) -> Callable[..., Tensor]:

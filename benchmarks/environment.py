@@ -53,10 +53,9 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def matmul_peak(size: int = 8192) -> float:
+def matmul_peak(device: str = "cuda", size: int = 8192) -> float:
     """TFLOP/s of one large bfloat16 matrix product on random data: the ceiling of the same run."""
     from .timing import interleaved
 
-    a = torch.randn(size, size, device="cuda", dtype=torch.bfloat16)
-    b = torch.randn(size, size, device="cuda", dtype=torch.bfloat16)
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     return 2 * size**3 / interleaved({"matmul": lambda: a @ b})["matmul"].median / 1e9

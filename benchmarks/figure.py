@@ -15,6 +15,7 @@ STYLES = {
     "regard": ("#c0392b", "o"), "sdpa-cudnn": ("#1f4e79", "s"), "sdpa-flash": ("#5b9bd5", "s"),
     "flex": ("#7a7a7a", "^"), "flex-ordered": ("#b0b0b0", "^"), "flex-flash": ("#7a7a7a", "v"),
     "flex-autotune": ("#4d4d4d", "v"), "regard-deterministic": ("#e6a49c", "o"),
+    "regard-triton": ("#e67e22", "o"), "regard-gluon": ("#8e44ad", "o"),
     "fa3": ("#2e8b57", "D"), "fa4": ("#66c295", "D"),
 }  # fmt: skip
 

@@ -98,7 +98,10 @@ def measure(task: Task, entering: Callable[[str], object]) -> dict[str, Any]:
 
 
 def measure_sparse(task: Task, entering: Callable[[str], object]) -> dict[str, Any]:
-    """A row of :func:`measure`, and the pairs in the tiles that our kernels visit, with the mask and without."""
+    """A row of :func:`measure`, and the pairs in the tiles that our kernels visit, with the mask and without.
+
+    ``full_tiles``: the share of these tiles, with the mask, in which every pair is allowed.
+    """
     row, case = measure(task, entering), task.case
     entering("tiles")
     made = build(case, task.device)
@@ -106,7 +109,10 @@ def measure_sparse(task: Task, entering: Callable[[str], object]) -> dict[str, A
     dense: Any = contender("regard-dense", case, made, task.device).call
     for name, attn in (("tile_pairs", made.regard), ("dense_tile_pairs", dense)):
         explained = attn.explain(*shapes, dtype="bf16", target="cpu" if task.device == "cpu" else None)
-        row[name] = explained.counts.tiles.tile_pairs
+        tiles = explained.counts.tiles
+        row[name] = tiles.tile_pairs
+        if attn is made.regard:
+            row["full_tiles"] = tiles.full / max(tiles.visited, 1)
         row[f"{name}_of"] = [str(kernel).splitlines()[0] for kernel in explained.kernels]
     return row
 
@@ -118,10 +124,10 @@ def warm(task: Task, entering: Callable[[str], object]) -> None:
         torch.cuda.empty_cache()
 
 
-def machine(entering: Callable[[str], object]) -> dict[str, Any]:
+def machine(device: str, entering: Callable[[str], object]) -> dict[str, Any]:
     """The environment and the matrix-product peak of this run."""
     entering("matmul")
-    return {"environment": describe(), "matmul_tflops": matmul_peak()}
+    return {"environment": describe(), "matmul_tflops": matmul_peak(device, 8192 if device == "cuda" else 64)}
 
 
 def _ready(

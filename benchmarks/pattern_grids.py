@@ -81,9 +81,7 @@ def neighborhood(
     return masked(part, flex=flex, position=box_order(sides, BOX_2D if len(sides) == 2 else BOX_3D))
 
 
-def image(
-    case: Case, window: tuple[int, int], dilation: int = 1, stride: tuple[int, int] | None = None
-) -> Contestants:
+def image(case: Case, window: tuple[int, int], dilation: int = 1, stride: tuple[int, int] | None = None) -> Contestants:
     """A neighbourhood on the image of so many tokens."""
     return neighborhood(GRIDS_2D[case.length], window, dilation, stride)
 

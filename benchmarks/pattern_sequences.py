@@ -42,6 +42,15 @@ def longnet(case: Case, device: str) -> Contestants:
     )
 
 
+def distant(case: Case, device: str) -> Contestants:
+    return masked(
+        rg.causal & rg.dilated(16),
+        flex=lambda b, h, q, k: (q >= k) & ((q - k) % 16 == 0),
+        position=lambda p: p % (case.length // 16) * 16 + p // (case.length // 16),
+        causal=True,
+    )
+
+
 def shards(case: Case, device: str) -> Contestants:
     """Every head has a strided shard of blocks of its own, and the local ones."""
 
@@ -147,9 +156,7 @@ def interleaved(case: Case, device: str) -> Contestants:
     ids = document_ids(case.length, 16, device)
     # Every token of text is a segment of its own.
     segments = ((ids % 2 == 0) | (ids != ids.roll(1))).cumsum(0)
-    return masked(
-        rg.causal | rg.document(segments), flex=lambda b, h, q, k: (q >= k) | (segments[q] == segments[k])
-    )
+    return masked(rg.causal | rg.document(segments), flex=lambda b, h, q, k: (q >= k) | (segments[q] == segments[k]))
 
 
 def retrieval(case: Case, device: str) -> Contestants:

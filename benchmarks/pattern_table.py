@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from . import pattern_grids as grids
 from . import pattern_sequences as sequences
-from .case import Case
+from .case import GRIDS_3D, Case
 from .cases import Contestants
 
 PATTERNS: dict[str, Callable[[Case, str], Contestants]] = {
@@ -41,6 +41,10 @@ PATTERNS: dict[str, Callable[[Case, str], Contestants]] = {
     "modalities": sequences.modalities,
     "headwindows": sequences.head_windows,
     "kept": sequences.kept,
+    "near2d": lambda case, device: grids.image(case, (13, 13)),
+    "near3d": lambda case, device: grids.neighborhood(GRIDS_3D[case.length], (5, 9, 9)),
+    # Up to 1024 keys, each 16 tokens from the next.
+    "distant": sequences.distant,
     # The cases that NATTEN publishes, whatever their length.
     "natten2d": lambda case, device: grids.neighborhood((256, 256), (80, 80)),
     "natten2d_blocked": lambda case, device: grids.neighborhood((256, 256), (80, 80), stride=(16, 16)),

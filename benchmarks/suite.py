@@ -20,6 +20,8 @@ LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 GROUPS = {
     "peers": ("regard", "sdpa-cudnn", "sdpa-flash", "flex", "flex-ordered", "fa3", "fa4"),
     "deterministic": ("regard", "regard-deterministic"),
+    # What is chosen beside each of our skeletons, whether or not it would be.
+    "skeletons": ("regard", "regard-triton", "regard-gluon"),
     # FlexAttention's experimental back end, and its slow search: compilation takes most of their time.
     "flash": ("regard", "flex-flash"),
     "autotune": ("regard", "flex-autotune"),
@@ -66,6 +68,9 @@ def _cases() -> Iterator[Entry]:
     for length in (1024, 2048, 16384):
         yield from (Entry(shaped(variant, length, dim)) for dim in (128, 64) for variant in ("causal", "full"))
     yield from (Entry(case, group) for group in ("deterministic", "flash") for case in quick)
+    for dim in (128, 64, 96, 192, 256):
+        yield from (Entry(shaped(variant, 4096, dim), "skeletons") for variant in PLAIN)
+        yield from (Entry(shaped(variant, 16384, dim), "skeletons") for variant in ("document", *SPARSE))
     # One sequence of 4096 tokens, and 64 of 1024.
     for dim in (128, 64):
         for variant in ("causal", "full", "window"):

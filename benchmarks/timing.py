@@ -62,6 +62,12 @@ def interleaved(
     return {name: Timing(statistics.median(s), min(s), max(s)) for name, s in samples.items()}
 
 
+def wait() -> None:
+    """Until the GPU has done what was queued; without one nothing is queued."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def l2_flush(device: str = "cuda") -> Callable[[], object]:
     """Overwrites the second-level cache twenty times over, long enough for the host to queue the call that follows."""
     if device == "cpu":

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .schedule import Problem, Target
+from .schedule import COMPILER_OPTIONS, Problem, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +28,20 @@ class Binary:
 
     def sass(self) -> str:
         """Disassembled by the cuobjdump that Triton carries; ``asm["sass"]`` of Triton 3.6 is cut off."""
+        return self._dumped("-sass")
+
+    def registers(self) -> int:
+        """Registers of a thread, on which depends how many programs a multiprocessor holds."""
+        return int(re.findall(r"\bREG:(\d+)", self._dumped("-res-usage"))[0])
+
+    def _dumped(self, option: str) -> str:
         import triton.knobs
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "kernel.cubin"
             path.write_bytes(self.assembly["cubin"])
             tool = triton.knobs.nvidia.cuobjdump.path
-            return subprocess.run([tool, "-sass", str(path)], capture_output=True, text=True, check=True).stdout
+            return subprocess.run([tool, option, str(path)], capture_output=True, text=True, check=True).stdout
 
     def spills(self) -> int:
         """Stores to and loads from thread-local memory, which registers that do not suffice cause."""
@@ -95,7 +102,8 @@ def compile_kernel(kernel: Any, target: Target, args: Sequence[Any], options: di
             signature[parameter.name] = parameter.annotation_type
     gpu = GPUTarget(target.backend, target.arch, 32 if target.backend == "cuda" else 64)
     source_type = GluonASTSource if kernel.is_gluon() else ASTSource
-    compiled = triton.compile(source_type(kernel, signature, constants, attributes), target=gpu, options=rest)
+    source = source_type(kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=gpu, options=COMPILER_OPTIONS | rest)
     return Binary(kernel.__name__, dict(compiled.asm), compiled.metadata.shared)
 
 

@@ -41,6 +41,7 @@ from .triton_module import (
     user_names,
 )
 from .triton_program import SIZES, emit_classify_call, emit_shape_check, table_arguments, uses_table
+from .triton_values import level_of
 
 KERNEL = "attention_forward"
 _HEAD_SIZES = (64, 96, 128, 192, 256)
@@ -98,15 +99,15 @@ def variations(default: Schedule) -> tuple[Schedule, ...]:
 
 def takes_registers(plan: TilePlan) -> bool:
     """Whether scores are modified by what needs many registers: loads for each pair or key, and functions."""
-    return calls_functions(plan) or any(
+    return bool(functions_of_pairs(plan) - {"tanh"}) or any(
         isinstance(x, Load) and "kv" in dependence(x) for score in plan.variant.scores for x in walk(score)
     )
 
 
-def calls_functions(plan: TilePlan) -> bool:
-    """Whether scores call functions that take more than an instruction."""
-    cheap = ("neg", "not", "abs", "tanh")
-    return any(isinstance(x, Unary) and x.op not in cheap for score in plan.variant.scores for x in walk(score))
+def functions_of_pairs(plan: TilePlan) -> set[str]:
+    """Functions that scores call for each pair; tanh is one instruction of the hardware, others take several."""
+    called = (x for score in plan.variant.scores for x in walk(score) if isinstance(x, Unary))
+    return {x.op for x in called if x.op not in ("neg", "not", "abs") and level_of(dependence(x)) == "pair"}
 
 
 def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:

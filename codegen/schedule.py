@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 DType = Literal["f16", "bf16", "f32"]
+# Options of every compilation. Named, because Triton's default for fusing products with sums differs by release.
+COMPILER_OPTIONS = {"enable_fp_fusion": True}
 
 
 @dataclass(frozen=True, slots=True)

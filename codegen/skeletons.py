@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..ir.nodes import TILE_NAMES, Unary
+from ..ir.nodes import TILE_NAMES
 from ..ir.tiles.plan import TilePlan
-from ..ir.traverse import index_names, walk
+from ..ir.traverse import index_names
 from .box_support import walks_boxes as walks_boxes
 from .box_support import why_not_boxes
 from .defaults import Direction
@@ -147,13 +147,14 @@ def _slower_over_boxes(plan: TilePlan, problem: Problem) -> str | None:
 
 
 def _slower_forward(plan: TilePlan, problem: Problem) -> str | None:
-    from .gluon_forward import calls_functions
+    from .gluon_forward import functions_of_pairs
 
-    if calls_functions(plan):
+    functions = functions_of_pairs(plan)
+    if functions - {"tanh"}:
         return "slower where scores call functions, other than tanh"
     if max(problem.head_dim, problem.value_dim) >= 96:
         return None
-    if plan.variant.scores and not any(isinstance(x, Unary) for s in plan.variant.scores for x in walk(s)):
+    if plan.variant.scores and not functions:
         return "slower at head size 64 where scores are modified by cheap arithmetic"
     if any(index_names(x.start) & set(TILE_NAMES) for x in plan.keys.may):
         return "slower at head size 64 where queries see few keys"

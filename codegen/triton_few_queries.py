@@ -38,7 +38,7 @@ class FewQueries(Forward):
     q_exists = "row_exists[:, None]"
     inside = "row_exists"
     suffix = "_few_queries"
-    query_head, query_start, query_rows = "row_head", "0", "positions"
+    own_head, own_start, own_rows = "row_head", "0", "positions"
     entry_rows, first_row = "all_rows", ""
 
     def __init__(self, plan: TilePlan, problem: Problem, schedule: Schedule) -> None:
@@ -57,7 +57,7 @@ class FewQueries(Forward):
 
     def values(self) -> Values:
         """The expressions; rows have heads as they have positions."""
-        indices = INDICES | {"head": self.query_head}
+        indices = INDICES | {"head": self.own_head}
         return Values(self.results, indices, debug=self.problem.debug, rows=frozenset({"head"}))
 
     def arguments_after_tensors(self, entries: str, section: str) -> list[Argument]:

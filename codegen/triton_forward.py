@@ -87,7 +87,7 @@ class Forward(Skeleton):
     """Emits the kernel and ``run``."""
 
     # The rows of queries that are owned: their heads, where they start in their tensor, and positions from there.
-    query_head, query_start, query_rows = "head", "tile_first", "rows"
+    own_head, own_start, own_rows = "head", "tile_first", "rows"
     entry_rows = "q_len"
 
     def __init__(self, plan: TilePlan, problem: Problem, schedule: Schedule) -> None:
@@ -158,7 +158,7 @@ class Forward(Skeleton):
             out.line("share = program % shares")
             out.line("program = program // shares")
         self.emit_query_place(out, reverse=self.schedule.reverse)
-        head, start, rows = self.query_head, self.query_start, self.query_rows
+        head, start, rows = self.own_head, self.own_start, self.own_rows
         self.query_tiles.open_input(out, "query", head, rows, "columns", self.head)
         self.tiles.open_input(out, "key", "kv_head", "keys", "columns", self.head)
         self.tiles.open_input(out, "value", "kv_head", "keys", self.value_columns, self.value)
@@ -229,23 +229,16 @@ class Forward(Skeleton):
         if self.schedule.split_keys:
             out.line("out += share * out_share")
             out.line("lse += share * lse_share")
-        self.tiles.open(out, "out", self.query_head, self.query_rows, self.value_columns, self.value)
+        self.tiles.open(out, "out", self.own_head, self.own_rows, self.value_columns, self.value)
         self.tiles.store(
-            out, "acc", "out", self.query_start, self.value_columns, self.value, self.q_exists,
+            out, "acc", "out", self.own_start, self.value_columns, self.value, self.q_exists,
             "({} / divisor[:, None])",
         )  # fmt: skip
         out.line(f"lse += entry.to(tl.int64) * {self.entry_rows}{self.first_row}")
-        if not self.schedule.split_keys:
-            self._emit_total(out)
-            return
-        with out.block("if shares > 1:"):
-            emit_sums_of_share(out, self.inside)
-        with out.block("else:"):
-            self._emit_total(out)
-
-    def _emit_total(self, out: Emitter) -> None:
         total = "(m + tl.log2(divisor)) * LN2" if self.fused else "m + tl.log(divisor)"
         out.line(f'total = tl.where(empty, float("-inf"), {total})')
+        if self.schedule.split_keys:
+            emit_sums_of_share(out, self.inside)
         out.line(f"tl.store(lse + rows, total, mask={self.inside})")
 
     def emit_run(self, out: Emitter) -> None:

@@ -209,10 +209,10 @@ LN2 = tl.constexpr(0.6931471805599453)
 '''
 
 LAUNCH = '''
-def launch(kernel, grid, *args, **options):
+def launch(kernel, grid, *args, enable_fp_fusion=True, **options):
     """Starts a kernel on the device of its first argument, a tensor or a descriptor; a caller may replace this."""
     with torch.cuda.device_of(getattr(args[0], "base", args[0])):
-        kernel[grid](*args, **options)
+        kernel[grid](*args, enable_fp_fusion=enable_fp_fusion, **options)
 
 
 @functools.cache

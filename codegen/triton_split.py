@@ -15,9 +15,12 @@ def emit_shares(out: Emitter, loops: TileLoops) -> tuple[str, str]:
 
 
 def emit_sums_of_share(out: Emitter, inside: str) -> None:
-    """Stores the maximum ``m`` and the sum ``l`` of a share's rows, of which a logarithm would round one more time."""
-    out.line(f"tl.store(lse + rows, m, mask={inside})")
-    out.line(f"tl.store(lse + lse_share // 2 + rows, l, mask={inside})")
+    """Of a share the maximum ``m`` and the sum ``l``, of which a logarithm would round one more time.
+
+    No branch: it would take registers from the whole kernel.
+    """
+    out.line("total = tl.where(shares > 1, m, total)")
+    out.line(f"tl.store(lse + lse_share // 2 + rows, l, mask=({inside}) & (shares > 1))")
 
 
 def emit_merge(out: Emitter, *, fused: bool) -> None:

@@ -24,6 +24,7 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.cache import CacheManager, FileCacheManager
 
+from ..codegen.schedule import COMPILER_OPTIONS
 from ..ir.errors import InternalError
 from . import cache, config, toolchain
 
@@ -109,6 +110,7 @@ def _prepare(kernel: Any, module_key: str, device: int, args: tuple[object, ...]
     # The same steps as triton.runtime.jit.JITFunction.run up to its compilation.
     _, _, target, backend, binder = kernel.device_caches[device]
     keywords = {
+        **COMPILER_OPTIONS,
         **options,
         "debug": kernel.debug or knobs.runtime.debug,
         "instrumentation_mode": knobs.compilation.instrumentation_mode,

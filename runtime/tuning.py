@@ -135,7 +135,9 @@ def _search(request: Request, device: torch.device, made: Callable[[Request], Ca
     default = Pinned(usual.choice.skeleton, usual.schedule)  # "triton" or "gluon": this is a GPU
     others = alternatives(plan_for(request), request.problem, request.target, request.direction)
     expected: tuple[Tensor, ...] | None = None
-    graphs: dict[Pinned, tuple[torch.cuda.CUDAGraph, float]] = {}
+    # Each with the call that it repeats, which holds the tiles that the graph knows by their addresses only.
+    graphs: dict[Pinned, tuple[torch.cuda.CUDAGraph, Call]] = {}
+    times: dict[Pinned, float] = {}
     failures: dict[Pinned, str] = {}
     for pinned in dict.fromkeys((default, *others)):
         if time.monotonic() > until:
@@ -157,14 +159,13 @@ def _search(request: Request, device: torch.device, made: Callable[[Request], Ca
             failures[pinned] = "left out: its result differs from the default's"
             continue
         graph = _captured(call)
-        graphs[pinned] = graph, _milliseconds(graph, 1)
-    times = {pinned: first for pinned, (_, first) in graphs.items()}
+        graphs[pinned], times[pinned] = (graph, call), _milliseconds(graph, 1)
     finalists = sorted(times, key=times.__getitem__)[:_FINALISTS]
     rounds: dict[Pinned, list[float]] = {x: [] for x in dict.fromkeys((default, *finalists))}
     for _ in range(_ROUNDS):
         for pinned, samples in rounds.items():
-            graph, first = graphs[pinned]
-            samples.append(_milliseconds(graph, max(1, int(1e3 * _ROUND_SECONDS / max(first, 1e-3)))))
+            replays = max(1, int(1e3 * _ROUND_SECONDS / max(times[pinned], 1e-3)))
+            samples.append(_milliseconds(graphs[pinned][0], replays))
     times |= {pinned: statistics.median(samples) for pinned, samples in rounds.items()}
     best = min(rounds, key=times.__getitem__)
     remember(request, device, best)

@@ -24,6 +24,12 @@ def documents(batch: int, length: int) -> Tensor:
     ).unsqueeze(1)
 
 
+def blocks_of_heads(heads: int, across: int) -> Tensor:
+    """A block in three, other ones for every head; some rows are empty."""
+    head, row, column = (torch.arange(n, device="cuda") for n in (heads, across, across))
+    return ((head[:, None, None] + row[:, None] + column) % 3 == 0) & (row[:, None] % 4 != 3)
+
+
 VARIANTS: dict[str, Parts] = {
     "full": lambda b, h, n: (rg.full(),),
     "causal": lambda b, h, n: (rg.causal(),),
@@ -41,8 +47,13 @@ VARIANTS: dict[str, Parts] = {
     "staircase": lambda b, h, n: (rg.block_causal(50),),
     "bigbird": lambda b, h, n: (rg.random_blocks(64, 2) | rg.sliding_window(20, 20) | rg.global_tokens(5),),
     "tree": lambda b, h, n: (rg.tree(((documents(b, n) + 1) * 37).clamp(max=n)),),
+    "block list": lambda b, h, n: (rg.causal(), rg.tiles(blocks_of_heads(h, -(-n // 32)), 32)),
     "alibi": lambda b, h, n: (rg.causal(), rg.alibi(heads=h)),
     "softcap": lambda b, h, n: (rg.causal(), rg.softcap(2.0)),
+    "kept keys": lambda b, h, n: (rg.causal(), rg.key_mask((torch.arange(b * n, device="cuda") % 7 < 4).view(b, n))),
+    "temperature": lambda b, h, n: (rg.causal(), rg.temperature(1.7)),
+    "buckets": lambda b, h, n: (rg.t5_bias(torch.rand(32, h, device="cuda")),),
+    "decay by token": lambda b, h, n: (rg.causal(), rg.token_decay(-torch.rand(b, h, n, device="cuda").cumsum(2))),
     "log_n": lambda b, h, n: (rg.log_n(64),),
     "decay": lambda b, h, n: (rg.causal(), rg.decay(torch.rand(h, device="cuda"))),
     "distance decay": lambda b, h, n: (rg.causal(), rg.distance_decay(0.5, 3.0)),

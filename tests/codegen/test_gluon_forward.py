@@ -22,6 +22,7 @@ from oracle import Part, allowed_pairs, assert_close_to_oracle, eager, oracle
 from regard.codegen.binaries import Binary, compile_launches, sample_arguments
 from regard.codegen.gluon_forward import unsupported_reason
 from regard.codegen.schedule import Problem, Target
+from regard.codegen.skeletons import choose
 from regard.dsl import assemble
 from regard.ir.passes import run_pipeline
 from regard.ir.tiles import make_plan
@@ -228,6 +229,20 @@ def test_says_why_not(parts: list[Part], changes: dict[str, Any], target: Target
     problem = replace(Problem("bf16", 64, 64, buffers=("int32",) * len(plan.variant.buffers)), **changes)
     found = unsupported_reason(plan, problem, target)
     assert found is not None and reason in found
+
+
+@pytest.mark.parametrize(
+    ("score", "skeletons"),
+    [
+        (rg.alibi(heads=8), ("triton", "gluon")),  # its exponentials are those of heads, not of pairs
+        (rg.softcap(5.0), ("gluon", "gluon")),
+        (rg.score(lambda s, q, kv: s + rg.sin(q - kv)), ("triton", "triton")),
+    ],
+)
+def test_only_functions_of_pairs_are_slow(score: Any, skeletons: tuple[str, str]) -> None:
+    plan = make_plan(run_pipeline(assemble(rg.causal(), score)[0]))
+    found = [choose(plan, Problem("bf16", size, size), H100, "forward", True).skeleton for size in (64, 128)]
+    assert tuple(found) == skeletons
 
 
 def test_users_names_do_not_collide() -> None:

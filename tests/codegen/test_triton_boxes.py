@@ -53,7 +53,7 @@ def test_boxes_on_sm_90_come_by_the_tensor_memory_accelerator(size: int) -> None
         assert "HGMMA" in sass and sass.count("UTMALDG") >= 4
         # Triton 3.6 miscompiles products whose left operand stays in registers through a loop.
         assert not re.search(r"tt\.reshape .*dot_op", binary.assembly["ttgir"])
-        assert binary.spills() <= (0 if name == "attention_forward" else 160)
+        assert binary.spills() <= (0 if name == "attention_forward" else 176)
         assert binary.shared <= 227 * 1024
     for name in ("attention_forward", "attention_grad_query"):
         loops = re.finditer(r"^( *)\S+ = scf\.for.*?^\1\}", kernels[name].assembly["ttgir"], re.MULTILINE | re.DOTALL)

@@ -43,6 +43,7 @@ def test_forward_on_sm_90_uses_the_tensor_cores_and_spills_nothing(size: int) ->
     assert binary.sass().count("HGMMA") >= 16
     assert binary.sass().count("UTMALDG") >= 5  # tiles are loaded by the tensor memory accelerator
     assert binary.spills() == 0
+    assert binary.registers() <= 2 * size  # of 65,536: four programs of 128 threads, or two
     assert binary.shared <= 227 * 1024
 
 

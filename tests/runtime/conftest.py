@@ -56,7 +56,9 @@ class Driver:
         self.launches: list[tuple[Any, ...]] = []
         self.loads = 0
         self.utils = SimpleNamespace(
-            get_device_properties=lambda device: {"max_shared_mem": 232448}, load_binary=self.load_binary
+            get_device_properties=lambda device: {"max_shared_mem": 232448},
+            load_binary=self.load_binary,
+            unload_module=lambda module: None,  # from Triton 3.8 on, when a kernel is collected
         )
 
     def get_current_device(self) -> int:

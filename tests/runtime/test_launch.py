@@ -12,6 +12,7 @@ import regard as rg
 from regard.codegen.schedule import Problem, Target
 from regard.runtime import cache
 from regard.runtime.compile import Program, Request, generate, load
+from regard.runtime.modules import load_module
 
 triton = pytest.importorskip("triton")
 
@@ -78,6 +79,27 @@ def test_other_threads_keep_their_cache(driver: Any, tmp_path: Path, monkeypatch
         seen.append(get_cache_manager("00"))
     assert isinstance(seen[0], FileCacheManager) and not isinstance(seen[1], FileCacheManager)
     assert isinstance(get_cache_manager("00"), FileCacheManager)
+
+
+@pytest.mark.parametrize("who", ["runtime", "module", "inspection"])
+def test_fusing_products_with_sums_does_not_depend_on_the_release(
+    who: str, driver: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fused: list[bool] = []
+    monkeypatch.setattr(triton.knobs.language, "default_fp_fusion", False)
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path / "triton"))
+    monkeypatch.setattr(
+        triton.knobs.compilation, "listener", lambda *, metadata, **_: fused.append(metadata["enable_fp_fusion"])
+    )
+    made = program()
+    match who:
+        case "runtime":
+            made.run(*inputs())
+        case "module":
+            load_module("standing_alone", made.source, str(tmp_path / "alone.py")).run(*inputs())
+        case _:
+            rg.attention(rg.causal()).ptx(target="sm_90", head_dim=16, dtype="f16")
+    assert fused and all(fused)
 
 
 def test_launches_go_to_the_current_stream(driver: Any, compiled: list[str]) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks import patterns
+from benchmarks import patterns, published
 from benchmarks.case import Case, Task
 from benchmarks.cases import build
+from benchmarks.command import main
 from benchmarks.contenders import permutation
 from benchmarks.measure import measure_sparse
 from benchmarks.pattern_table import PATTERNS
@@ -19,7 +20,7 @@ from regard.ir.interpret import evaluate
 from regard.ir.passes import run_pipeline
 
 # The first of each name.
-CASES = {case.variant: case for case in reversed([*patterns.suite()])}
+CASES = {case.variant: case for case in reversed([*patterns.suite(), *published.CASES])}
 
 
 def test_all_are_listed() -> None:
@@ -68,9 +69,7 @@ def row() -> dict[str, Any]:
 
 def test_a_row(row: dict[str, Any]) -> None:
     q, k = torch.arange(700)[:, None], torch.arange(700)
-    pairs = sum(
-        int(((q >= k) & ((q // 128 - k // 128 < 4) | ((k // 128 - h) % 8 == 0))).sum()) for h in range(4)
-    )
+    pairs = sum(int(((q >= k) & ((q // 128 - k // 128 < 4) | ((k // 128 - h) % 8 == 0))).sum()) for h in range(4))
     assert row["pairs"] == pairs <= row["tile_pairs"] < row["dense_tile_pairs"] < 4 * 700 * 700
     assert not row["contenders"]["regard"]["wrong"] and "backward" not in row["contenders"]["regard"]
     said = patterns.ratios(row, "both")
@@ -78,26 +77,44 @@ def test_a_row(row: dict[str, Any]) -> None:
     assert "x_flex" not in said
 
 
+def results(*rows: dict[str, Any], not_run: tuple[str, ...] = ()) -> dict[str, Any]:
+    environment = {"device": "GPU", "date": "today", "torch": "2.11"}
+    return {
+        "environment": environment, "matmul_tflops": 700.0, "l2": "overwritten", "rows": rows, "not_run": not_run,
+    }  # fmt: skip
+
+
 def test_report(row: dict[str, Any]) -> None:
-    times = {"forward": {"ms": 2.0, "tflops": 200.0}}
-    flex = {"flex": times, "flex-ordered": {"forward": {"ms": 1.5, "tflops": 1.0}, "wrong": True}}
+    times = {"forward": {"ms": 2.0, "tflops": 200.0}, "both_error": "RuntimeError: odd\nshape"}
+    flex = {"flex": times, "flex-ordered": {"forward": {"ms": 1.5, "tflops": 1.0}, "wrong": True, "deviation": 0.5}}
     made = row | {"contenders": {"regard": {"forward": {"ms": 0.5, "tflops": 800.0}}, **flex}}
-    published = made | {"case": {"variant": "natten2d_blocked"}, "title": "natten2d_blocked"}
     assert patterns.ratios(made, "forward")["x_flex"] == 4
-    assert patterns.ratios(published, "forward")["x_published"] == pytest.approx(800 / 651)
     failed = {"title": "kept", "error": "ValueError: odd"}
-    environment = {"device": "GPU", "date": "today"}
-    text = patterns.markdown({"environment": environment, "rows": [made, failed], "not_run": ["x"]})
+    text = patterns.markdown(results(made, failed, not_run=("x",)))
     assert f"| {row['title']} | forward | 0.5 | 800 | 4 |" in text
     assert "- kept: ValueError: odd" in text and "- x" in text
-    wrong = {"contenders": {"flex-ordered": {"wrong": True, "deviation": {"out": 0.5}}}}
-    assert patterns.line(made | wrong).endswith("WRONG flex-ordered: {'out': 0.5}")
+    # What fails beside a figure is said too.
+    assert f"- {row['title']}: flex both_error: RuntimeError: odd shape | WRONG flex-ordered: 0.5" in text
+    assert patterns.line(made).endswith("WRONG flex-ordered: 0.5")
+
+
+def test_report_of_published_cases(row: dict[str, Any]) -> None:
+    facts = {"pairs": 600, "tile_pairs": 1000, "full_tiles": 0.25, "title": "natten2d_blocked"}
+    times = {"regard": {"forward": {"ms": 0.5, "tflops": 800.0}}, "regard-triton": {"forward": {"ms": 2.0}}}
+    made = row | facts | {"case": {"variant": "natten2d_blocked"}, "contenders": times}
+    said = published.figures(made)
+    assert said["× published"] == pytest.approx(800 / 651) and said["on visited"] == pytest.approx(800 / 0.6)
+    assert "| natten2d_blocked | 0.5 | 2 | – | 800 | 1.33e+03 | 0.6 | 0.25 | 1.23 |" in published.markdown(
+        results(made)
+    )
+    lost = made | {"contenders": {"regard-triton": {"error": "out of memory"}}}
+    assert published.line(lost) == "natten2d_blocked: regard-triton error: out of memory"
 
 
 def test_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    patterns.main(["--list", "bigbird", "natten3d"])
-    assert capsys.readouterr().out.splitlines()[:2] == ["bigbird B1 H8 S16384 D128", "natten3d B1 H24 S115200 D128"]
-    assert patterns.task_of(Entry(CASES["natten3d"])).names == ("regard",)
+    main(patterns.BENCHMARK, ["--list", "bigbird", "kept"])
+    assert capsys.readouterr().out.splitlines()[:2] == ["bigbird B1 H8 S16384 D128", "bigbird B1 H16 S16384 D64"]
     assert "flex-ordered" in patterns.task_of(Entry(CASES["kept"])).names
-    with pytest.raises(SystemExit, match="no pattern nonesuch"):
-        patterns.main(["nonesuch"])
+    assert {*published.PUBLISHED, *published.PUBLISHED_RATES} < {case.variant for case in published.CASES}
+    with pytest.raises(SystemExit, match="no case is called nonesuch"):
+        main(patterns.BENCHMARK, ["nonesuch"])

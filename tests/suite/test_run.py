@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import report, run
-from benchmarks.suite import SUITE, Entry, shaped
+from benchmarks import report, run, session
+from benchmarks.case import Task
+from benchmarks.command import main
+from benchmarks.suite import GROUPS, SUITE, Entry, shaped
 
 from suite import benchmark_jobs as jobs
 
@@ -32,11 +34,11 @@ def measured(
     resume: Path | None = None,
 ) -> dict[str, Any]:
     """Runs entries, and returns what is then on the disk."""
-    session = run.Session(run.opened(resume, FACTS), 10.0, lambda results: report.save(results, out))
+    made = session.Session(session.opened(resume, FACTS), 10.0, lambda results: report.save(results, out))
     # The time begins when the process runs.
-    session.worker.run(jobs.process_id, timeout=60)
-    session.deadline = time.monotonic() + seconds
-    run.run_suite(entries, session, job, jobs.nothing, jobs=compilers)
+    made.worker.run(jobs.process_id, timeout=60)
+    made.deadline = time.monotonic() + seconds
+    session.run_suite(entries, made, job, jobs.nothing, compilers, lambda entry: Task(entry.case, GROUPS[entry.group]))
     return report.load(out.with_name(f"{out.name}.json"))
 
 
@@ -69,7 +71,7 @@ def test_hanging_cases_end_with_the_time(tmp_path: Path) -> None:
 
 
 def test_hanging_contenders_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "CASE_SECONDS", 6.0)
+    monkeypatch.setattr(session, "CASE_SECONDS", 6.0)
     results = measured(tmp_path / "run", ENTRIES[:1], job=jobs.hanging_row)
     found = results["rows"][0]["contenders"]
     assert found["flex"] == {"error": "not finished after 6 s"}
@@ -99,11 +101,11 @@ def test_resume_refuses(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "run.json"
     path.write_text(text)
     with pytest.raises(SystemExit, match=message):
-        run.opened(path, FACTS)
+        session.opened(path, FACTS)
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
-    run.main(["--list", "--only", "^(causal|full) .*S8192 D128$"])
+    main(run.BENCHMARK, ["--list", "--only", "^(causal|full) .*S8192 D128$"])
     assert capsys.readouterr().out.splitlines() == [
         "causal B2 H16 S8192 D128", "full B2 H16 S8192 D128", "causal B2 H16:2 S8192 D128", "full B2 H16:2 S8192 D128",
     ]  # fmt: skip
@@ -111,4 +113,4 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_no_case_matches() -> None:
     with pytest.raises(SystemExit, match="no case matches 'nonesuch'; --list shows them"):
-        run.main(["--only", "nonesuch"])
+        main(run.BENCHMARK, ["--only", "nonesuch"])
