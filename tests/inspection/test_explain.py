@@ -239,6 +239,13 @@ def test_bits_vary_with_the_form_of_the_kernels(repeatable: bool, monkeypatch: p
         (((1, 3, 10, 64), (1, 2, 10, 64), (1, 2, 10, 64)), {}, "3 query heads cannot share 2 key/value heads"),
         (((1, 3, 10, 8),), {}, "head size 8"),
         (((3, 10, 64),), {}, "four axes"),
+        (((1, 3, -10, 64),), {}, "expected a tensor or its shape"),
+        (((1, 3, 10.5, 64),), {}, "expected a tensor or its shape"),
+        ((4096,), {}, "expected a tensor or its shape, got 4096"),
+        ((), {"head_dim": 8}, "head size 8"),
+        ((), {"value_dim": 1000}, "head size 1000 of value"),
+        ((), {"target": "sm_60"}, "sm_75 and later"),
+        ((), {"target": 90}, "unknown target 90"),
         (((1, 1, 9, 64), (1, 1, 9, 64)), {}, "expected query, key and value"),
         ((), {"target": "h100"}, "unknown target 'h100'"),
         ((), {"window": 3}, "no open parameter 'window'"),
@@ -248,6 +255,23 @@ def test_bits_vary_with_the_form_of_the_kernels(repeatable: bool, monkeypatch: p
 def test_wrong_inputs(inputs: tuple[object, ...], options: dict[str, object], message: str) -> None:
     with pytest.raises(rg.RegardError, match=message):
         rg.attention(rg.causal).explain(*inputs, **options)
+
+
+def test_captured_tensors_are_checked_as_by_a_call() -> None:
+    ids = torch.zeros(2, 53, dtype=torch.int32)
+    message = r"ids has shape \(2, 53\), but axis 1 is indexed by `q`"
+    with pytest.raises(rg.ArgumentError, match=message):
+        rg.attention(rg.document(ids)).explain((2, 4, 100, 64))
+    with pytest.raises(rg.ArgumentError, match=message):
+        rg.attention(rg.document()).explain((2, 4, 100, 64), ids=ids)
+
+
+def test_masked_pairs_may_index_anything() -> None:
+    """Positions past all blocks attend to nothing, so their blocks need not exist."""
+    blocks = torch.eye(4, dtype=torch.bool)
+    attn = rg.attention(rg.tiles(blocks, 16))
+    assert attn.explain((1, 1, 100, 64)).counts.tiles.visited == 1
+    assert attn.explain((1, 1, 100, 64), exact=True).counts.pairs.pairs == 4 * 16 * 16
 
 
 def test_notebooks_get_escaped_html() -> None:
