@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..ir.bounds import interval
 from ..ir.build import binary
 from ..ir.nodes import TILE_NAMES, ZERO, Expr, Index, Select
 from ..ir.passes.narrow_integers import narrow
-from ..ir.tiles.plan import BoxAxis, BoxTerm, Interval, Side
-from ..ir.traverse import children
+from ..ir.tiles.plan import BoxAxis, BoxTerm, Interval, Ranges, Side
+from ..ir.traverse import children, substitute
 from ..ir.types import I32
 
 Letter = Literal["q", "k"]
@@ -59,7 +60,8 @@ def groups_of(terms: Sequence[BoxTerm], own: Letter) -> Groups:
 
     Terms of one space are walked one after the other by the same programs. So are terms over positions, unless both
     ends of what they allow move with the owned box (a window, of which a box of the grid would see too much); the
-    rows before a grid that starts later are then a group of their own. All others meet in the sums.
+    rows before a grid that starts later, and those after one, are then groups of their own. All others meet in the
+    sums.
     """
     spaces: dict[object, list[BoxTerm]] = {}
     for term in terms:
@@ -75,15 +77,17 @@ def groups_of(terms: Sequence[BoxTerm], own: Letter) -> Groups:
     origin = _origin(main[0], own)
     if not apart and not others:
         group = Group((*map(Walk, main), *(Walk(t, True) for t in beside)))
-        before = [Walk(_up_to(t, own, origin)) for t in beside] if origin != ZERO else []
-        found = (*((Group(tuple(before)),) if before else ()), group)
-        return Groups(found, origin == ZERO or bool(before))
-    if any(_origin(g[0], own) != ZERO for g in grids):
+        end = _end(main[0], own)
+        before = [Walk(_up_to(t, own, origin)) for t in beside] if _starts_late(main[0], own) else []
+        after = [Walk(_from(t, own, end)) for t in beside] if end is not None else []
+        outside = tuple(Group(tuple(walks)) for walks in (before, after) if walks)
+        return Groups((*outside, group), bool(beside) or _has_all_rows(main[0], own))
+    if not all(_has_all_rows(g[0], own) for g in grids):
         beside, apart = [], lines
     kinds = [tuple(map(Walk, apart)), (*map(Walk, main), *(Walk(t, True) for t in beside))]
     kinds += [tuple(map(Walk, g)) for g in others]
     # Kernels that have all rows begin and end: they need no zeros, and nobody converts what they leave.
-    all_rows = [k for k in kinds if k and _origin(k[0].term, own) == ZERO]
+    all_rows = [k for k in kinds if k and _has_all_rows(k[0].term, own)]
     some_rows = [k for k in kinds if k and k not in all_rows]
     ordered = [*all_rows[:1], *some_rows, *all_rows[1:]]
     last = len(ordered) - 1 if len(all_rows) > 1 or not some_rows else -1
@@ -95,7 +99,7 @@ def groups_of(terms: Sequence[BoxTerm], own: Letter) -> Groups:
 
 def _space(term: BoxTerm) -> object:
     axes = tuple((a.query, a.key, a.block, a.offset, a.residue, a.shift) for a in term.axes)
-    return term.query_origin, term.key_origin, axes
+    return term.query_origin, term.key_origin, term.query_end, term.key_end, axes
 
 
 def _is_line(term: BoxTerm) -> bool:
@@ -109,6 +113,19 @@ def _is_line(term: BoxTerm) -> bool:
 
 def _origin(term: BoxTerm, own: Letter) -> Expr:
     return term.query_origin if own == "q" else term.key_origin
+
+
+def _end(term: BoxTerm, own: Letter) -> Expr | None:
+    return term.query_end if own == "q" else term.key_end
+
+
+def _starts_late(term: BoxTerm, own: Letter) -> bool:
+    """Whether there may be rows before the grid."""
+    return interval(_origin(term, own), {})[1] > 0
+
+
+def _has_all_rows(term: BoxTerm, own: Letter) -> bool:
+    return not _starts_late(term, own) and _end(term, own) is None
 
 
 def _may(axis: BoxAxis, own: Letter) -> tuple[Interval, ...]:
@@ -132,3 +149,20 @@ def _up_to(term: BoxTerm, own: Letter, origin: Expr) -> BoxTerm:
     rows = Side(1, narrow(binary("min", binary("max", origin, ZERO), length)))
     (axis,) = term.axes
     return replace(term, axes=(replace(axis, query=rows) if own == "q" else replace(axis, key=rows),))
+
+
+def _from(term: BoxTerm, own: Letter, end: Expr) -> BoxTerm:
+    """``term``, over positions, with the rows from ``end`` on alone."""
+    first = narrow(binary("max", end, ZERO))
+    rows = Side(1, narrow(binary("sub", Index("q_len" if own == "q" else "kv_len", I32), first)))
+    moved: dict[Expr, Expr] = {Index(x, I32): binary("add", Index(x, I32), first) for x in TILE_NAMES}
+
+    def later(union: tuple[Interval, ...]) -> tuple[Interval, ...]:
+        return tuple(Interval(*(narrow(substitute(e, moved)) for e in (i.start, i.stop))) for i in union)
+
+    (axis,) = term.axes
+    if own == "q":
+        seen = Ranges(later(axis.keys.may), later(axis.keys.must))
+        return replace(term, axes=(replace(axis, query=rows, keys=seen),), query_origin=first)
+    seen = Ranges(later(axis.queries.may), later(axis.queries.must))
+    return replace(term, axes=(replace(axis, key=rows, queries=seen),), key_origin=first)

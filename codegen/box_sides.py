@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..ir.bounds import interval
 from ..ir.nodes import Const, Expr, Load, Param
 from ..ir.tiles.numeric import Array, Sizes, leaves, runs
 from ..ir.tiles.plan import BoxAxis, Interval, Ranges
@@ -111,8 +112,10 @@ def _best(losses: Array, reached: Array) -> int:
 def _extent(axis: BoxAxis) -> int:
     if axis.block:
         return axis.block // axis.residue
-    sizes = [s.size.value if isinstance(s.size, Const) else _LONG * axis.residue for s in (axis.query, axis.key)]
-    return max(-(-int(max(sizes)) // axis.residue), 1)
+    long = _LONG * axis.residue
+    sizes = [min(interval(s.size, {})[1], long) for s in (axis.query, axis.key)]
+    known = [x for x in sizes if x < long]  # queries that are the last tokens of a grid have no more rows than it
+    return max(-(-int(max(known or sizes)) // axis.residue), 1)
 
 
 def _seen(axis: BoxAxis, own: Literal["q", "k"], side: int, extent: int, value: int) -> _Seen:

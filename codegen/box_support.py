@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from ..ir.nodes import Binary, Select
+from ..ir.build import binary
+from ..ir.nodes import Binary, Const, Expr, Index, Select
+from ..ir.symbolic import simplify
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import walk
+from ..ir.types import I32
 from .schedule import Target
 
 
@@ -18,9 +21,16 @@ def why_not_boxes(plan: TilePlan, target: Target) -> str | None:
     if target.backend == "cpu":
         return None
     origins = [origin for term in plan.boxes for origin in (term.query_origin, term.key_origin)]
-    if any(isinstance(x, Select) or (isinstance(x, Binary) and x.op not in _SUMS) for e in origins for x in walk(e)):
+    if any(isinstance(x, Select) or not _is_sum(x) for e in origins for x in walk(e)):
         return "a grid of theirs begins at a position that is more than a sum of lengths and parameters"
     return None
 
 
-_SUMS = ("add", "sub", "mul", "min", "max")
+def _is_sum(x: Expr) -> bool:
+    match x:
+        case Binary("mod", a, Const()):  # keys before the first query, of a call that has no fewer keys than queries
+            return a == simplify(binary("sub", Index("kv_len", I32), Index("q_len", I32)))
+        case Binary(op):
+            return op in ("add", "sub", "mul", "min", "max")
+        case _:
+            return True

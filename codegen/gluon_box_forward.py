@@ -58,6 +58,8 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
         return "a grid that starts at a later position, or that no declared grid says the end of, may be cut short"
     if not all(space.is_product for space in spaces):
         return "the mask is no product of one range along each axis, so that which keys no query sees is not known"
+    if spaces[0].by_head:
+        return "classes differ from head to head"
     if not all(map(is_known, spaces)):
         return "what a box sees depends on captured tensors or on the head"
     if any(len(axis.keys.must) > 1 for axis in term.axes):
@@ -130,8 +132,8 @@ def _is_whole(space: BoxSpace, sides: list[tuple[int, ...]]) -> bool:
     """Whether boxes of queries end where their class does, or where the tensor does."""
     if space.conditions("q"):
         return False
-    blocks = [(i, axis.block // axis.residue, axis.offset) for i, axis in enumerate(space.axes) if axis.block]
-    return all(offset == 0 and length % q[i] == 0 for i, length, offset in blocks for q in sides)
+    blocks = [(i, axis.block // axis.residue) for i, axis in enumerate(space.axes) if axis.block]
+    return all(not space.offset(i) and length % q[i] == 0 for i, length in blocks for q in sides)
 
 
 def _boxes(tensor: str, letter: Letter, layout: str, space: BoxSpace, kind: str = "") -> str:

@@ -53,14 +53,14 @@ def emit_clean_value(out: Emitter, plan: TilePlan) -> None:
 
 def _emit_axis(out: Emitter, plan: TilePlan, space: BoxSpace, i: int) -> None:
     """``seen_i``: of every coordinate of keys along an axis, whether some coordinate of queries sees it."""
-    axis = space.axes[i]
+    axis, offset = space.axes[i], space.offset(i)
     scope = host_scope(plan)
     moving: dict[Expr, Printed] = {Index(f"tile_{end}", I32): Printed("x") for end in ("first", "last")}
     moving |= {Index(name, I32): Printed(name) for name in ("block", "residue")}
     scope = replace(scope, known={**scope.known, **moving})
     out.line(f"x = torch.arange({in_python(space.size(axis, 'k'))})")
-    if axis.offset:
-        out.line(f"x = x + {axis.offset}")
+    if offset:
+        out.line(f"x = x + {offset}")
     terms = []
     if axis.block:
         out.line(f"block, x = x // {axis.block}, x % {axis.block}")
@@ -72,7 +72,7 @@ def _emit_axis(out: Emitter, plan: TilePlan, space: BoxSpace, i: int) -> None:
     size = in_python(space.size(axis, "q"))
     low, end = "0", size
     if axis.has_classes:
-        out.line(f"first = {' + '.join(terms)}{f' - {axis.offset}' if axis.offset else ''}")
+        out.line(f"first = {' + '.join(terms)}{f' - {offset}' if offset else ''}")
         low, end = f"-(first // {axis.residue})", f"-((first - {size}) // {axis.residue})"
         out.line(f"low = ({low}).clamp(min=0)")
         most = f".clamp(max={axis.block // axis.residue})" if axis.block else ""

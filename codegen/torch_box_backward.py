@@ -11,6 +11,7 @@ from .schedule import Problem, Schedule, Source
 from .torch_box_program import (
     BOX_PROGRAM_NAMES,
     BoxProgram,
+    emit_alike,
     emit_box_program,
     emit_box_scores,
     emit_vectors,
@@ -51,6 +52,18 @@ add_at(grad_query, rows, ungrouped(torch.bmm(grad, keys), kv_heads, rows))
 add_at(grad_key, columns, torch.bmm(grad.mT, x))
 """
 
+_SOME = """
+kv_head = head // (heads // kv_heads)
+some = [x[batch, head][None] for x in (query, out, lse, grad_out)]
+some[1:1] = [x[batch, kv_head][None] for x in (key, value)]
+which = (x[:, None, None, None] for x in (batch, head, kv_head))
+part_lse = None if grad_lse is None else grad_lse[batch, head][None]
+found = run_alike(*some, part_lse, {parameters}*which, scale)
+grad_query[batch, head] = found[0][0]
+for total, part in zip((grad_key, grad_value), found[1:3]):
+    total.flatten(0, 1).index_add_(0, batch * kv_heads + kv_head, part[0])
+"""
+
 _ADD_AT = '''
 def add_at(total, places, x):
     """Adds x, whose rows go to ``places`` (g, M), to total (B, H, L, D); a place may occur more than once."""
@@ -67,8 +80,15 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule) -> Sourc
     program = emit_box_program(out, plan)
     gradients, chain = emit_buffer_gradients(out, program, problem)
     out.definition(_ADD_AT)
+    if program.by_head:
+        call = emit_alike(out, program)
+        with out.define(f"run_alike({backward_inputs(program, 'batch, head, kv_head, scale')})"):
+            _emit_run(out, program, gradients, chain)
     with out.define(f"run({backward_inputs(program)})"):
-        _emit_run(out, program, gradients, chain)
+        if program.by_head:
+            _emit_each(out, program, gradients, call)
+        else:
+            _emit_run(out, program, gradients, chain)
     return finish_boxes(out, "Attention backward", plan, schedule)
 
 
@@ -76,9 +96,7 @@ def _emit_run(out: Emitter, program: BoxProgram, gradients: dict[str, str], chai
     v = program.plan.variant
     out.line('"""Gradients of query, key, value and of captured tensors, from those of out and lse."""')
     emit_sizes(out, v)
-    zeros = 'torch.zeros(x.shape, dtype=torch.float32, device="cpu")'
-    out.line(f"grad_query, grad_key, grad_value = ({zeros} for x in (query, key, value))")
-    emit_zero_gradients(out, program, gradients)
+    _emit_zeros(out, program, gradients)
     with out.block("if lse.numel() and kv_len:"):
         emit_float_parameters(out, v, program.scope)
         emit_vectors(out, program)
@@ -96,6 +114,32 @@ def _emit_run(out: Emitter, program: BoxProgram, gradients: dict[str, str], chai
             out.lines(_PRODUCTS)
         if program.mask_differs_by_head:
             out.line("grad_key, grad_value = (x.unflatten(1, (-1, copies)).sum(2) for x in (grad_key, grad_value))")
-    results = ["(grad_query * scale).to(query.dtype)", "grad_key.to(key.dtype)", "grad_value.to(value.dtype)"]
+    if program.by_head:
+        out.line(f"return {', '.join(['grad_query * scale', 'grad_key', 'grad_value', *gradients.values()])}")
+    else:
+        _emit_results(out, program, gradients, "grad_query * scale")
+
+
+def _emit_results(out: Emitter, program: BoxProgram, gradients: dict[str, str], of_query: str) -> None:
+    results = [f"({of_query}).to(query.dtype)", "grad_key.to(key.dtype)", "grad_value.to(value.dtype)"]
     results += [f"{name}.to({program.scope.buffers[buffer]}.dtype)" for buffer, name in gradients.items()]
     out.line(f"return {', '.join(results)}")
+
+
+def _emit_zeros(out: Emitter, program: BoxProgram, gradients: dict[str, str]) -> None:
+    zeros = 'torch.zeros(x.shape, dtype=torch.float32, device="cpu")'
+    out.line(f"grad_query, grad_key, grad_value = ({zeros} for x in (query, key, value))")
+    emit_zero_gradients(out, program, gradients)
+
+
+def _emit_each(out: Emitter, program: BoxProgram, gradients: dict[str, str], call: str) -> None:
+    """The sums over heads with the same classes at a time, each such group as one batch item."""
+    out.line('"""Gradients of query, key, value and of captured tensors, from those of out and lse."""')
+    out.line("batch_size, heads, q_len = query.shape[:3]")
+    out.line("kv_heads, kv_len = key.shape[1:3]")
+    _emit_zeros(out, program, gradients)
+    with out.block(f"for batch, head in {call}:"):
+        out.lines(_SOME.format(parameters="".join(f"{x}, " for x in program.parameters)))
+        for i, name in enumerate(gradients.values()):
+            out.line(f"{name} += found[{3 + i}]")
+    _emit_results(out, program, gradients, "grad_query")

@@ -12,6 +12,7 @@ from .schedule import Problem, Schedule, Source
 from .torch_box_program import (
     BOX_PROGRAM_NAMES,
     BoxProgram,
+    emit_alike,
     emit_box_program,
     emit_box_scores,
     emit_vectors,
@@ -26,9 +27,16 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule) -> Source
     """A module whose ``run`` computes ``(out, lse)``; see docs/internals.md, "Generated modules"."""
     out = Emitter(BOX_PROGRAM_NAMES)
     program = emit_box_program(out, plan)
-    inputs = ["query", "key", "value", *program.parameters, "scale=None", "tiles=None"]
-    with out.define(f"run({', '.join(inputs)})"):
-        _emit_run(out, program)
+    inputs = ["query", "key", "value", *program.parameters]
+    if program.by_head:
+        call = emit_alike(out, program)
+        with out.define(f"run_alike({', '.join([*inputs, 'batch', 'head', 'kv_head', 'scale'])})"):
+            _emit_run(out, program)
+    with out.define(f"run({', '.join([*inputs, 'scale=None', 'tiles=None'])})"):
+        if program.by_head:
+            out.lines(_EACH.format(call=call, parameters="".join(f"{x}, " for x in program.parameters)))
+        else:
+            _emit_run(out, program)
     return finish_boxes(out, "Attention forward", plan, schedule)
 
 
@@ -42,6 +50,22 @@ part = ungrouped(torch.bmm(grouped(p, kv_heads), values), kv_heads, rows)
 total[:, :, rows] = total[:, :, rows] * decay + p.sum(-1, keepdim=True)
 sums[:, :, rows] = sums[:, :, rows] * decay + part
 top[:, :, rows] = peak
+"""
+
+
+_EACH = """
+\"\"\"Output (B, H, Lq, Dv) and log-sum-exp (B, H, Lq): heads with the same classes at a time, as one batch item.\"\"\"
+batch_size, heads, q_len = query.shape[:3]
+kv_heads, kv_len = key.shape[1:3]
+out = query.new_zeros(batch_size, heads, q_len, value.shape[3])
+lse = torch.full(out.shape[:3], float("-inf"), dtype=torch.float32, device="cpu")
+for batch, head in {call}:
+    kv_head = head // (heads // kv_heads)
+    some = query[batch, head][None], key[batch, kv_head][None], value[batch, kv_head][None]
+    which = (x[:, None, None, None] for x in (batch, head, kv_head))
+    part, part_lse = run_alike(*some, {parameters}*which, scale)
+    out[batch, head], lse[batch, head] = part[0], part_lse[0]
+return out, lse
 """
 
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..ir.nodes import Expr
 from ..ir.printer import print_boxes, print_variant
+from ..ir.tiles.classes import is_settled, is_uniform
 from ..ir.tiles.plan import TilePlan
-from ..ir.traverse import index_names
+from ..ir.traverse import children, index_names
 from .emitter import Emitter
-from .print_torch import helper_functions
+from .print_torch import helper_functions, print_torch
 from .schedule import Schedule, Source
 from .torch_boxes import BOX_NAMES, emit_box_loop
-from .torch_definitions import Call, emit_mask, emit_scores, module_scope
+from .torch_definitions import Call, arguments, emit_mask, emit_scores, module_scope
 from .torch_module import EXPONENTIAL, HIDE, PROGRAM_NAMES, TILE_ELEMENTS
 from .torch_printed import Printed, emit_modified
 
 # Names that the programs use themselves; a user's parameter of such a name is renamed.
 BOX_PROGRAM_NAMES = PROGRAM_NAMES | BOX_NAMES | {
     "number", "by_head", "flat", "seen", "before", "itertools", "columns_of", "joined", "extents", "queries", "m", "n",
-    "g", "grouped", "ungrouped",
+    "g", "grouped", "ungrouped", "alike", "run_alike", "facts", "which", "entries", "some", "found", "part", "part_lse",
 }  # fmt: skip
 
 _GROUPED = '''
@@ -50,6 +53,11 @@ class BoxProgram(Printed):
     masks: tuple[Call, ...]
     loop: Call
 
+    @property
+    def by_head(self) -> bool:
+        """Whether heads, or batch items, have classes of their own: then ``run`` is ``run_alike`` of some at a time."""
+        return bool(_facts(self.plan))
+
 
 def emit_box_program(out: Emitter, plan: TilePlan) -> BoxProgram:
     """Prints everything that comes before ``run`` in both directions."""
@@ -65,10 +73,50 @@ def emit_box_program(out: Emitter, plan: TilePlan) -> BoxProgram:
     return BoxProgram(plan, scope, scores, tuple(mask for mask in masks if mask is not None), loop)
 
 
+def _facts(plan: TilePlan) -> list[Expr]:
+    """What makes classes, or which of them are visited, differ from head to head."""
+    axes = [a for t in plan.boxes for a in t.axes]
+    ends = [e for a in axes for i in (*a.keys.may, *a.keys.must) for e in (i.start, i.stop)]
+    wholes = [e for a in axes for e in (a.offset, a.shift)] + [e for e in ends if {"block", "residue"} & index_names(e)]
+    return list(dict.fromkeys(x for e in wholes for x in _of_heads(e)))
+
+
+def _of_heads(e: Expr) -> Iterator[Expr]:
+    """The largest parts of ``e`` that differ from head to head, or between batch items, but not between pairs."""
+    if is_settled(e):
+        if not is_uniform(e):
+            yield e
+    else:
+        for x in children(e):
+            yield from _of_heads(x)
+
+
+def emit_alike(out: Emitter, program: BoxProgram) -> str:
+    """Prints the generator of heads that have the same classes; returns its call."""
+    plan, scope = program.plan, program.scope
+    facts = _facts(plan)
+    sizes = ("batch_size", "heads", "kv_heads", "q_len", "kv_len")
+    vectors = (*sizes, "batch", "head", "kv_head")
+    call = Call("alike", (*sizes, *(x for x in arguments(facts, scope) if x not in vectors)))
+    with out.define(str(call)):
+        out.line('"""Yields (batch items, heads), vectors of equal length: those whose classes are the same."""')
+        out.line('batch, head = torch.arange(batch_size, device="cpu")[:, None], torch.arange(heads, device="cpu")')
+        out.line("kv_head = head // (heads // kv_heads)")
+        texts = ", ".join(print_torch(e, scope).text for e in facts)
+        out.line(f"facts = torch.broadcast_tensors(batch * heads + head, {texts})[1:]")
+        out.line("_, which = torch.stack(facts).flatten(1).unique(dim=1, return_inverse=True)")
+        with out.block("for number in which.unique().tolist():"):
+            out.line("entries = (which == number).nonzero().squeeze(1)")
+            out.line("yield entries // heads, entries % heads")
+    return str(call)
+
+
 def emit_vectors(out: Emitter, program: BoxProgram) -> None:
     """Batch items and heads, shaped to broadcast against (B, H, g, M, N)."""
     v = program.plan.variant
     used = index_names(v.mask).union(program.loop.arguments, *map(index_names, v.scores))
+    if program.by_head:  # given
+        used = frozenset()
     if "batch" in used:
         out.line('batch = torch.arange(batch_size, device="cpu")[:, None, None, None, None]')
     if {"head", "kv_head"} & used:

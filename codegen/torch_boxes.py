@@ -11,7 +11,7 @@ from ..ir.tiles.digits import digit
 from ..ir.tiles.plan import BoxTerm
 from .emitter import Emitter
 from .print_torch import Printed, Scope, print_torch
-from .torch_definitions import Call, emit_ranges
+from .torch_definitions import Call, arguments, emit_ranges
 
 # Names that the printed loop uses; see `RESERVED` in torch_definitions.
 BOX_NAMES = frozenset((
@@ -19,7 +19,7 @@ BOX_NAMES = frozenset((
     "stacked", "sides_of", "hull", "block", "residue", "offset", "shift", "size", "side", "sides", "tiles",
     "visits", "lows", "highs", "low", "high", "may", "must", "axes", "term", "rows", "columns", "full", "waiting",
     "shape", "boxes", "places", "count", "q_origin", "kv_origin", "step", "intervals", "result", "axis", "at",
-    "limit", "start", "stop", "box", "x",
+    "limit", "start", "stop", "box", "x", "shared",
 ))  # fmt: skip
 
 _CLASSES = '''
@@ -56,6 +56,12 @@ def tiles_along(classes, side):
 def columns_of(tiles):
     """The four columns of ``tiles``, as the ranges take them."""
     return torch.tensor(tiles, dtype=torch.int64, device="cpu").unsqueeze(-1).unbind(1)
+'''
+
+_SHARED = '''
+def shared(x):
+    """The number that every element of x is."""
+    return int(x.flatten()[0])
 '''
 
 _VISITS = '''
@@ -102,12 +108,12 @@ def visits_along(tiles, keys, may, must, query_stride, key_stride, block, offset
 
 _BOXES = '''
 def places_of(axes, origin, length):
-    """The positions of a box below ``length``: all sums of ``origin`` and one position along every axis."""
+    """The positions of a box in 0..length: all sums of ``origin`` and one position along every axis."""
     total = torch.tensor([origin], dtype=torch.int64, device="cpu")
     for runs in axes:
         places = torch.cat([torch.arange(count, device="cpu") * step + first for first, count, step in runs])
         total = (total[:, None] + places).flatten()
-    return total[total < length]
+    return total[(total >= 0) & (total < length)]
 
 
 def stacked(axes, q_origin, q_len, kv_origin, kv_len, limit):
@@ -137,7 +143,8 @@ def emit_box_loop(out: Emitter, terms: tuple[BoxTerm, ...], scope: Scope) -> Cal
     It yields ``(term, rows, columns, full)``: the number of the term whose mask holds, positions of queries (g, M) and
     of keys (g, N), and whether the mask need not be evaluated.
     """
-    for text in (_CLASSES, _VISITS, _BOXES):
+    by_head = any(a.by_head for t in terms for a in t.axes)
+    for text in (_CLASSES, *([_SHARED] if by_head else []), _VISITS, _BOXES):
         out.definition(text)
     known: dict[Expr, Printed] = {**scope.known, **{digit(name): Printed(name) for name in ("block", "residue")}}
     inner = Scope(known, scope.buffers)
@@ -149,7 +156,10 @@ def emit_box_loop(out: Emitter, terms: tuple[BoxTerm, ...], scope: Scope) -> Cal
         for term, t in enumerate(terms)
     ]
     own = ("first", "last", "block", "residue", "q_len", "kv_len")
-    needed = dict.fromkeys(x for term in calls for call in term for x in call.arguments if x not in own)
+    facts = [e for t in terms for e in (t.query_origin, t.key_origin)]
+    facts += [e for t in terms for a in t.axes for e in (a.query.size, a.key.size, a.offset, a.shift)]
+    read = [*(x for term in calls for call in term for x in call.arguments), *arguments(facts, scope)]
+    needed = dict.fromkeys(x for x in read if x not in own)
     loop = Call("box_loop", ("q_len", "kv_len", "limit", *needed))
     with out.define(str(loop)):
         out.line('"""Yields (number of the term, rows, columns, whether all pairs are allowed); see `stacked`."""')
@@ -160,11 +170,14 @@ def emit_box_loop(out: Emitter, terms: tuple[BoxTerm, ...], scope: Scope) -> Cal
 
 def _emit_term(out: Emitter, number: int, term: BoxTerm, ranges: list[Call], scope: Scope) -> None:
     def shown(e: Expr) -> str:
-        return print_torch(e, scope).text
+        """A number; what heads have different ones of is the same for those of a call."""
+        printed = print_torch(e, scope)
+        return f"shared({printed.text})" if printed.tensor else printed.text
 
     for name, side in (("queries", "query"), ("keys", "key")):
         classes = ", ".join(
-            f"classes_along({shown(getattr(a, side).size)}, {a.block}, {a.offset}, {a.residue})" for a in term.axes
+            f"classes_along({shown(getattr(a, side).size)}, {a.block}, {shown(a.offset)}, {a.residue})"
+            for a in term.axes
         )
         out.line(f"{name} = [{classes}]")
     out.line("extents = [max((end - first for first, end in classes.values()), default=0) for classes in queries]")
@@ -174,7 +187,7 @@ def _emit_term(out: Emitter, number: int, term: BoxTerm, ranges: list[Call], sco
         with out.block("if tiles:"):
             out.line("block, residue, first, last = columns_of(tiles)")
             out.line(f"may, must = {call}")
-            facts = f"{a.query.stride}, {a.key.stride}, {a.block}, {a.offset}, {a.residue}, {shown(a.shift)}"
+            facts = f"{a.query.stride}, {a.key.stride}, {a.block}, {shown(a.offset)}, {a.residue}, {shown(a.shift)}"
             out.line(f"axes.append(visits_along(tiles, keys[{axis}], may, must, {facts}))")
     with out.block(f"if len(axes) == {len(term.axes)}:"):
         origins = (shown(term.query_origin), shown(term.key_origin))

@@ -94,7 +94,7 @@ def emit_zero_gradients(out: Emitter, program: Printed, gradients: dict[str, str
         out.line(f'{name} = torch.zeros({program.scope.buffers[buffer]}.shape, dtype=torch.float64, device="cpu")')
 
 
-def backward_inputs(program: Printed) -> str:
-    """The arguments of ``run`` in a backward module, as text."""
+def backward_inputs(program: Printed, last: str = "scale=None, tiles=None") -> str:
+    """The arguments of ``run`` in a backward module, as text, with ``last`` for what every program has."""
     inputs = ["query", "key", "value", "out", "lse", "grad_out", "grad_lse", *program.parameters]
-    return ", ".join([*inputs, "scale=None", "tiles=None"])
+    return ", ".join([*inputs, last])

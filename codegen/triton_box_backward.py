@@ -84,6 +84,7 @@ class BoxGradKey(OverBoxes, GradKey):
         super().__init__(plan, problem, schedule.descriptors)
         self.schedule = schedule
         self.walk(groups, number, "k", schedule.descriptors)
+        self.one_head = any(a.by_head for g in groups.groups for w in g.walks for a in w.term.axes)
         self.others: list[BoxGradKey] = []
 
     def emit_tiles_of_keys(self, out: Emitter) -> None:

@@ -149,7 +149,7 @@ def emit_axes(out: Emitter, space: BoxSpace) -> None:
         pairs = [f"({in_python(size)}, {step})" for size, step in zip(sizes, steps, strict=True)]
         out.line(f"{name}_axes = [{', '.join(pairs)}]")
     if conditions(space):
-        out.line(f"tiled = {' and '.join(conditions(space))}")
+        out.line(f"tiled = {in_python(' and '.join(conditions(space)))}")
 
 
 def programs(space: BoxSpace, letter: Letter) -> str:

@@ -49,7 +49,9 @@ def _narrow_origin(origin: Expr) -> Expr:
 
 def _narrow_axis(axis: BoxAxis) -> BoxAxis:
     query, key = (replace(side, size=narrow(side.size)) for side in (axis.query, axis.key))
-    return replace(axis, query=query, key=key, keys=_narrow(axis.keys), queries=_narrow(axis.queries))
+    offset, shift = (e if e == ZERO else narrow(e) for e in (axis.offset, axis.shift))
+    keys, queries = _narrow(axis.keys), _narrow(axis.queries)
+    return replace(axis, query=query, key=key, offset=offset, shift=shift, keys=keys, queries=queries)
 
 
 def _narrow(ranges: Ranges) -> Ranges:
@@ -132,6 +134,8 @@ class OverBoxes(Skeleton):
         """The identities and positions of a program that owns a box of keys, from ``program``."""
         self._emit_tiles(out, reverse)
         self.emit_chunk(out)
+        if self.space.by_head:
+            out.line("head = chunk  # its classes are its own: the only one of the program")
         self.emit_own(out)
         out.line("kv_index = rows[:, None]")
 

@@ -13,7 +13,7 @@ from .box_groups import Letter
 from .emitter import Emitter
 from .print_triton import print_triton
 from .triton_program import INDICES
-from .triton_values import user_name
+from .triton_values import Guard, Values, user_name
 
 
 class BoxSpace:
@@ -25,9 +25,15 @@ class BoxSpace:
         # What names begin with; visited runs of positions stand beside boxes in one kernel.
         self.labels: dict[Letter, str] = {own: own, self.other: "line" if on_line else self.other}
         self.origins: dict[Letter, Expr] = {"q": term.query_origin, "k": term.key_origin}
+        self.ends: dict[Letter, Expr | None] = {"q": term.query_end, "k": term.key_end}
         # Whether the ranges of single tokens along each axis are the mask.
         self.is_product = not (term.remaining or any(len(self.ranges(a).may) != 1 for a in self.axes))
         self.has_full_boxes = all(self.ranges(a).must for a in self.axes)
+
+    @property
+    def by_head(self) -> bool:
+        """Whether classes differ from head to head: then a program knows its head before its box."""
+        return any(a.by_head for a in self.axes)
 
     # --- sizes, as text that is both Triton and Python ---
 
@@ -52,8 +58,9 @@ class BoxSpace:
             axis = self.axes[i]
             if axis.block:
                 size = _side(axis, letter).size
-                blocks = str(-(-(int(size.value) + axis.offset) // axis.block)) if isinstance(size, Const) else ""
-                shifted = f"{self.size(axis, letter)} + {axis.offset}" if axis.offset else self.size(axis, letter)
+                offset = int(axis.offset.value) if isinstance(axis.offset, Const) else axis.block - 1
+                blocks = str(-(-(int(size.value) + offset) // axis.block)) if isinstance(size, Const) else ""
+                shifted = f"{self.size(axis, letter)} + {offset}" if offset else self.size(axis, letter)
                 found.append((f"block_{i}", blocks or _cdiv(shifted, axis.block)))
         found += [(f"residue_{i}", str(a.residue)) for i, a in enumerate(self.axes) if a.residue > 1]
         return found
@@ -100,6 +107,11 @@ class BoxSpace:
     def emit_own_box(self, out: Emitter) -> None:
         """The class of the box ``tile``, its first and last coordinates."""
         own, rest = self.own, "tile"
+        for i, axis in enumerate(self.axes):
+            if not isinstance(axis.offset, Const):
+                values = Values({"offset": axis.offset}, INDICES, prefix=f"offset_{i}_")
+                values.emit(out, "program", ("offset",), Guard())
+                out.line(f"offset_{i} = ({values.result('offset')}).to(tl.int32)")
         for letter in ("q", "k"):
             if self.is_offset(letter):
                 out.line(f"{letter}_origin = {self.origin(letter)}")
@@ -149,8 +161,9 @@ class BoxSpace:
         if letter == self.own or name.startswith(letter):
             terms = [f"{axis.block} * block_{i}" if axis.block > 1 else f"block_{i}"] if axis.block else []
             terms += [residue] if axis.residue > 1 else []
-            out.line(f"{name} = {' + '.join(terms)}{f' - {axis.offset}' if axis.offset else ''}")
-            if axis.offset:
+            offset = self.offset(i)
+            out.line(f"{name} = {' + '.join(terms)}{f' - {offset}' if offset else ''}")
+            if offset:
                 out.line(f"{self.low_of(i)} = {_cdiv(f'tl.maximum(-{name}, 0)', axis.residue)}")
         if not self.end_of(i, letter).isdigit():
             end = _cdiv(f"tl.maximum({self.size(axis, letter)} - {name}, 0)", axis.residue)
@@ -164,16 +177,23 @@ class BoxSpace:
             return "0"
         return f"{self.own if axis.shift == ZERO else letter}_class_{i}"
 
+    def offset(self, i: int) -> str:
+        """By how much blocks begin early, if they do: a number, or a variable of the program."""
+        offset = self.axes[i].offset
+        if isinstance(offset, Const):
+            return str(offset.value) if offset.value else ""
+        return f"offset_{i}"
+
     def low_of(self, i: int) -> str:
         """The first x of a class; blocks whose residues are shifted do not exist."""
-        return f"low_{i}" if self.axes[i].offset else "0"
+        return f"low_{i}" if self.offset(i) else "0"
 
     def end_of(self, i: int, letter: Letter) -> str:
         axis = self.axes[i]
         size = _side(axis, letter).size
         if not axis.has_classes:
             return self.size(axis, letter)
-        if isinstance(size, Const) and axis.offset == 0 and int(size.value) % (axis.block or axis.residue) == 0:
+        if isinstance(size, Const) and not self.offset(i) and int(size.value) % (axis.block or axis.residue) == 0:
             return str((axis.block or int(size.value)) // axis.residue)
         return f"{letter}_end_{i}"
 
@@ -225,7 +245,9 @@ class BoxSpace:
             found.append(f"0 <= {letter}_origin <= {tokens}")
             tokens = f"({tokens} - {letter}_origin)"
         if self.is_uneven(letter):
-            found.append(f"{tokens} % {_side(self.axes[0], letter).stride} == 0")
+            row, rows = _side(self.axes[0], letter).stride, self.size(self.axes[0], letter)
+            is_end = self.ends[letter] is None  # of all positions
+            found.append(f"{tokens} % {row} == 0" if is_end else f"{row} * ({rows}) <= {tokens}")
         for axis in self.axes:
             size = _side(axis, letter).size
             if axis.residue == 1:
@@ -253,8 +275,11 @@ class BoxSpace:
         for i, axis in enumerate(self.axes):
             if axis.residue > 1:
                 residue = self.residue_of(i, letter)
-                shift = -axis.offset % axis.residue
-                out.line(f"{letter}_rest_{i} = {f'({residue} + {shift}) % {axis.residue}' if shift else residue}")
+                more = axis.residue * axis.block  # keeps the sum positive
+                offset = axis.offset
+                shift = f"{-int(offset.value) % axis.residue}" if isinstance(offset, Const) else f"{more} - offset_{i}"
+                rest = f"({residue} + {shift}) % {axis.residue}" if shift != "0" else residue
+                out.line(f"{letter}_rest_{i} = {rest}")
                 if axis.block:
                     out.line(f"{letter}_place_{i} = ({self.class_of(i, letter)} - {letter}_rest_{i}) // {axis.residue}")
 

@@ -24,6 +24,8 @@ class GradKey(Gradients):
     # Positions of the queries that are visited, relative to ``row``.
     visited_rows = "start + queries"
     visited_exist = "start + queries < q_len"
+    # Whether every head of queries needs programs of its own.
+    one_head = False
 
     def emit(self, out: Emitter, schedule: Schedule) -> None:
         """The kernel."""
@@ -166,7 +168,9 @@ class GradKey(Gradients):
         for c in self.of_kinds("key"):
             out.line(f"{c.name}_sums = lse.new_{self.fresh}((batches, heads, kv_len))")
         self.emit_tiles_of_keys(out)
-        out.lines(_BEFORE.format(fresh=self.fresh))
+        few = "" if self.one_head else " and tiles_of_keys * batches * kv_heads < 2 * multiprocessors"
+        why = "They have tiles of their own" if self.one_head else "Too few programs"
+        out.lines(_BEFORE.format(fresh=self.fresh, few=few, why=why))
         self.emit_launches(out)
         out.lines(_AFTER)
 
@@ -179,9 +183,9 @@ class GradKey(Gradients):
 _BEFORE = """
 multiprocessors, cache = device_limits(query.device)
 group, to_key, to_value = heads // kv_heads, grad_key, grad_value
-spread = group > 1 and tiles_of_keys * batches * kv_heads < 2 * multiprocessors
+spread = group > 1{few}
 if spread:
-    # Too few programs: one for each head of queries, added up afterwards.
+    # {why}: one for each head of queries, added up afterwards.
     group = 1
     to_key = torch.{fresh}((batches, heads, *key.shape[2:]), dtype=torch.float32, device=query.device)
     to_value = torch.{fresh}((batches, heads, *value.shape[2:]), dtype=torch.float32, device=query.device)

@@ -1,11 +1,11 @@
-"""What makes a grid of tokens valid: its sizes, the lengths of a call, and other grids of the same position."""
+"""What makes a grid of tokens valid: its sizes, and other grids of the same position."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 
-from .errors import ArgumentError, ParameterError
+from .errors import ParameterError
 from .location import Location
 from .nodes import Coordinate, Index
 from .traverse import walk
@@ -41,7 +41,7 @@ def check_grid_sizes(sizes: Sequence[int], location: Location | None) -> None:
 def check_grids(v: Variant) -> None:
     """Raises :class:`ParameterError` where one position is read in grids of different numbers of tokens."""
     first: dict[str, Coordinate] = {}
-    for name, e in _of_positions(v):
+    for name, e in read_in_grids(v):
         other = first.setdefault(name, e)
         if math.prod(other.sizes) != math.prod(e.sizes):
             raise ParameterError(
@@ -52,21 +52,8 @@ def check_grids(v: Variant) -> None:
             )
 
 
-def check_lengths(v: Variant, q_len: int, kv_len: int) -> None:
-    """Raises :class:`ArgumentError` where queries or keys are not as many as the tokens of their grid."""
-    for name, e in _of_positions(v):
-        # Where the last positions meet, queries are the last rows of the grid of keys, and may be fewer.
-        what, length = ("queries", q_len) if name == "q" and v.align == "start" else ("keys", kv_len)
-        tokens = math.prod(e.sizes)
-        if length != tokens:
-            raise ArgumentError(
-                f"there are {length} {what}, but the grid {shape(e.sizes)} of `{name}` has {tokens} tokens",
-                location=e.loc,
-                hint=f"pass {tokens} {what}, or build the mask for a grid of {length} tokens",
-            )
-
-
-def _of_positions(v: Variant) -> Iterator[tuple[str, Coordinate]]:
+def read_in_grids(v: Variant) -> Iterator[tuple[str, Coordinate]]:
+    """The positions that are read in grids as they are: names and coordinates."""
     for whole in (v.mask, *v.scores):
         for e in walk(whole):
             match e:

@@ -270,7 +270,8 @@ def _axis(axis: BoxAxis) -> str:
     if axis.block == 1:
         facts.append("the same coordinate")
     elif axis.block:
-        facts.append(f"the same block of {axis.block}" + (f", the first {axis.offset} short" if axis.offset else ""))
+        short = "" if axis.offset == ZERO else f", the first {print_expr(axis.offset)} short"
+        facts.append(f"the same block of {axis.block}{short}")
     if axis.residue > 1:
         shift = "" if axis.shift == ZERO else f", {print_expr(axis.shift)} more for keys"
         facts.append(f"the same residue modulo {axis.residue}{shift}")

@@ -15,7 +15,7 @@ from ..codegen.defaults import Direction
 from ..codegen.schedule import Problem, Target
 from ..codegen.skeletons import fills
 from ..ir.dependence import load_class
-from ..ir.grids import check_lengths
+from ..ir.lengths import check_lengths
 from ..ir.nodes import Index
 from ..ir.traverse import loads, parameter_names
 from ..ir.types import F32

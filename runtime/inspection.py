@@ -20,7 +20,7 @@ from ..codegen.binaries import Binary, compile_launches, sample_arguments
 from ..codegen.defaults import Direction
 from ..codegen.schedule import DType, Problem, Schedule, Target
 from ..ir.errors import ArgumentError, ParameterError, UnsupportedError
-from ..ir.grids import check_lengths
+from ..ir.lengths import check_lengths
 from ..ir.lowered import lower
 from ..ir.passes import run_pipeline, stages
 from ..ir.printer import print_lowered, print_plan, print_variant

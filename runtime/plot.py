@@ -17,6 +17,7 @@ from ..codegen.skeletons import walks_boxes
 from ..ir.errors import ArgumentError, ParameterError, UnsupportedError
 from ..ir.tiles import TilePlan
 from ..ir.tiles.box_choice import choose_boxes
+from ..ir.tiles.box_count import term_of_head
 from ..ir.tiles.box_map import box_map
 from ..ir.tiles.count import tile_map
 from ..ir.tiles.numeric import Sizes
@@ -183,8 +184,9 @@ def _box_panels(
     for number, term in enumerate(plan.boxes):
         chosen = choose_boxes(term, sizes, what.numbers(), *tile)
         shapes.append(str(chosen))
-        found = box_map(term, chosen.queries, chosen.keys, sizes, what.numbers(), _MOST_BOXES)
         for head in shown:
+            own = term_of_head(term, batch, head, sizes, what.numbers())
+            found = box_map(own, chosen.queries, chosen.keys, sizes, what.numbers(), _MOST_BOXES)
             title = f"head {head}" if len(plan.boxes) == 1 else f"head {head}, part {number + 1}"
             picked = _picked(found.tiles, batch, head)
             lengths = (picked.shape[0], picked.shape[1])

@@ -27,10 +27,12 @@ class Call:
     q_len: int
     kv_len: int
     values: dict[str, Any]
+    head: int = 0
 
     @property
     def env(self) -> dict[str, Any]:
-        return {**self.values, "q_len": self.q_len, "kv_len": self.kv_len, "head": 0, "kv_head": 0, "batch": 0}
+        who = {"head": self.head, "kv_head": self.head // 2, "batch": self.head % 2}
+        return {**self.values, **who, "q_len": self.q_len, "kv_len": self.kv_len}
 
     def length(self, position: Position) -> int:
         return self.q_len if position == "q" else self.kv_len
@@ -56,7 +58,7 @@ def digits(term: BoxTerm, axis: int, position: Position, call: Call) -> Digits:
     y = (np.arange(call.length(position)) - origin) // side.stride
     if axis:
         y = y % int(evaluate(side.size, call.env))
-    y = y + a.offset
+    y = y + int(evaluate(a.offset, call.env))
     block, within = (y // a.block, y % a.block) if a.block else (0 * y, y)
     return Digits(block, within // a.residue, within % a.residue)
 
@@ -85,8 +87,11 @@ def product_of_axes(term: BoxTerm, call: Call, side: int, by: Position) -> tuple
         ranges = a.keys if by == "q" else a.queries
         may = may & match & holds(ranges.may, {**env, **ends}, e.x)
         must = must & match & holds(ranges.must, {**env, **ends}, e.x)
-    for position, origin in (("q", term.query_origin), ("kv", term.key_origin)):
-        exists = np.arange(call.length(position)) >= int(evaluate(origin, call.env))  # type: ignore[arg-type]
+    position: Position
+    for position, origin, end in (("q", term.query_origin, term.query_end), ("kv", term.key_origin, term.key_end)):
+        places = np.arange(call.length(position))
+        exists = places >= int(evaluate(origin, call.env))
+        exists &= end is None or places < int(evaluate(end, call.env))
         exists = exists[:, None] if position == by else exists
         may, must = may & exists, must & exists
     shape = (call.length(by), call.length(other))
@@ -123,13 +128,23 @@ def along(text: str, coordinate: str) -> str:
     return text.replace("Q", coordinate.format("q")).replace("K", coordinate.format("kv"))
 
 
+class _FromEnd(str):
+    """A coordinate whose query counts from where the last tokens meet."""
+
+    def format(self, *names: object, **_: object) -> str:
+        return str(self).replace("{}", "q + kv_len - q_len" if names == ("q",) else str(names[0]))
+
+
+FROM_END = _FromEnd(Y)
+
+
 def every(*parts: str) -> str:
     return " and ".join(parts)
 
 
 CLAMPED = "max(min(Q - n // 2, 7 - n), 0)"
 # By the number of tokens of the grid; 0 where any length will do.
-ANY, IMAGE, VIDEO, TWO_GRIDS = 0, 35, 60, -1
+ANY, IMAGE, VIDEO, TWO_GRIDS, LAST = 0, 35, 60, -1, -2
 EXACT = {
     "dilated": (ANY, "(q - kv) % 4 == 0"),
     "dilated window": (ANY, "q >= kv and q - kv < n and (kv - q) % 4 == 0"),
@@ -181,6 +196,48 @@ EXACT = {
         ANY,
         "q >= n and kv >= n and n > 0 and coordinate(q - n, 1, 5, 7) == coordinate(kv - n, 1, 5, 7) and q >= kv",
     ),
+    "residue of a head": (ANY, "(q - kv) % 4 == head % 4 and q >= kv"),
+    "residue of a head from a table": (ANY, "(q - kv + shift[head]) % 3 == 0 and abs(q - kv) < n"),
+    "segments of a head": (ANY, "q % 3 == head % 3 and kv % 3 == head % 3 and q // 12 == kv // 12"),
+    "other residues of a head": (ANY, "q % 4 == head % 4 and kv % 4 == (head + 1) % 4 and q >= kv"),
+    "residues that are out of range": (ANY, "q % 3 == shift[head] and kv % 3 == shift[head]"),
+    "keys of a head": (ANY, "kv % 4 == head % 4 and abs(q // 4 - kv // 4) <= n"),
+    "blocks of a head": (ANY, "(q + 3 * head) // 8 == (kv + 3 * head) // 8 and q >= kv"),
+    "blocks by a table, or diagonals": (
+        ANY, "(q - shift[head]) // 6 == (kv - shift[head]) // 6 or (q - kv) % 6 == 0"
+    ),
+    "shards of a head": (ANY, "q >= kv and (q // 4 - kv // 4 < 2 or (q // 4 - kv // 4 - head) % 3 == 0)"),
+    "segments and dilation of a head": (
+        ANY, "(q + 2 * head) // 12 == (kv + 2 * head) // 12 and q % 3 == kv % 3 and q >= kv"
+    ),
+    "windows shifted by heads": (
+        IMAGE,
+        every(along("(Q + head) // 2 == (K + head) // 2", Y),
+              along("(Q + where(head < 2, 0, 1)) // 3 == (K + where(head < 2, 0, 1)) // 3", X)),
+    ),
+    "text after an image": (
+        ANY,
+        "q >= 21 or kv >= 21 or abs(coordinate(q, 0, 3, 7) - coordinate(kv, 0, 3, 7)) <= n"
+        " and abs(coordinate(q, 1, 3, 7) - coordinate(kv, 1, 3, 7)) <= 1",
+    ),
+    "image between n tokens and others": (
+        ANY,
+        "q < n or kv < n or n + 20 < q or kv - n >= 21 or"
+        " coordinate(q - n, 0, 3, 7) // 2 == coordinate(kv - n, 0, 3, 7) // 2 and"
+        " abs(coordinate(q - n, 1, 3, 7) - coordinate(kv - n, 1, 3, 7)) <= 1",
+    ),
+    "image alone between others": (
+        ANY,
+        "q >= 2 and kv >= 2 and q < 23 and kv < 23 and coordinate(q - 2, 1, 3, 7) == coordinate(kv - 2, 1, 3, 7)",
+    ),
+    "last rows": (
+        LAST,
+        every(along("abs(Q - K) <= n", FROM_END), "coordinate(q + kv_len - q_len, 1, 5, 7) >= " + X.format("kv")),
+    ),
+    "last rows, dilated": (
+        LAST, along("(Q - K) % 2 == 0", FROM_END) + " and " + X.format("q + (kv_len - q_len)") + " == " + X.format("kv")
+    ),
+    "last rows, windows": (LAST, along("Q // 2 == K // 2", FROM_END) + " and " + X.format("kv") + " < 4"),
     "cube": (VIDEO, every(along("abs(Q - K) <= 1", T), along("Q >= K", H), along("Q // 2 == K // 2", W))),
     "frames": (VIDEO, every(along("abs(Q - K) <= n", T), along("Q == K", H))),
     "two grids": (
@@ -191,8 +248,17 @@ EXACT = {
 }
 
 
-def calls(tokens: int, n: int) -> list[Call]:
-    if tokens == TWO_GRIDS:
-        return [Call(35, 15, {"n": n})]
+# What masks of several heads read, besides n.
+DECLARED = "n: int, shift: i32[head]"
+SHIFTS = np.array([0, -5, 2, 7], np.int32)
+
+
+def calls(tokens: int, n: int, keep: str = "") -> list[Call]:
+    """Calls to ask about; where ``keep`` differs from head to head, for several heads."""
     lengths = [(tokens, tokens)] if tokens else [(37, 37), (29, 41), (48, 24), (1, 1)]
-    return [Call(q, kv, {"n": n}) for q, kv in lengths]
+    if tokens == TWO_GRIDS:
+        lengths = [(35, 15)]
+    if tokens == LAST:  # queries are the last tokens of the grid
+        lengths = [(14, 35), (35, 35), (1, 35), (10, 35)]
+    values = {"n": n, "shift": SHIFTS}
+    return [Call(q, kv, values, head) for q, kv in lengths for head in range(4 if "head" in keep else 1)]

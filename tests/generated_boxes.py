@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,10 +31,11 @@ def generated(
     descriptors: bool = True,
     warps: int = 4,
     stages: int = 2,
+    align: Literal["start", "end"] = "start",
     **parameters: Any,
 ) -> Generated:
     """Modules whose boxes have at most ``blocks`` queries and keys, or by the default schedules."""
-    variant, binding = assemble(*parts)
+    variant, binding = assemble(*parts, align=align)
     values = {**binding, **parameters}
     plan = make_plan(run_pipeline(variant))
     buffers = tuple(str(values[p.name].dtype).removeprefix("torch.") for p in plan.variant.buffers)

@@ -214,10 +214,15 @@ def _atoms(draw: DrawFn, depth: int, knobs: Knobs) -> Expr:
             return build.binary(compare, side, draw(st.one_of(_bounds(knobs), _integers(0, knobs))))
         case "class":
             period = build.const(draw(st.integers(1, 5)))
-            return build.binary("eq", build.binary("mod", _distance(), period), build.const(0))
+            apart = _distance()
+            if knobs.heads and draw(st.booleans()):  # heads have residues of their own
+                shifts = (_index("head"), *((_load("widths", _index("head")),) * knobs.loads))
+                apart = build.binary("add", apart, draw(st.sampled_from(shifts)))
+            return build.binary("eq", build.binary("mod", apart, period), build.const(0))
         case "block":
             size = build.const(draw(st.integers(1, 9)))
-            blocks = [build.binary("floordiv", _index(x), size) for x in ("q", "kv")]
+            by = draw(_bounds(knobs))
+            blocks = [build.binary("floordiv", build.binary("add", _index(x), by), size) for x in ("q", "kv")]
             return build.binary(compare, blocks[0], blocks[1])
         case "same":
             left, right = (_load("ids", _index("batch"), _index(x)) for x in ("q", "kv"))

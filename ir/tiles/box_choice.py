@@ -9,7 +9,7 @@ from math import prod
 
 import numpy as np
 
-from .box_count import count_along, tiles_along
+from .box_count import axes_of_heads, count_along, tiles_along
 from .numeric import Sizes, Values
 from .plan import BoxAxis, BoxTerm
 
@@ -55,8 +55,8 @@ def choose_boxes(term: BoxTerm, sizes: Sizes, values: Values, block_m: int, bloc
 
 def _useful_sides(axis: BoxAxis, sizes: Sizes, values: Values, most: int) -> list[int]:
     """Powers of two up to the first that holds a whole class."""
-    tiles = tiles_along(axis, 2**28, sizes, values)
-    longest = int(np.max([*(tiles.last - tiles.first + 1), *(tiles.high - tiles.low)], initial=1))
+    every = [tiles_along(one, 2**28, sizes, values) for one, _ in axes_of_heads(axis, sizes, values)]
+    longest = max(int(np.max([*(t.last - t.first + 1), *(t.high - t.low)], initial=1)) for t in every)
     return [1 << i for i in range(min((longest - 1).bit_length(), most.bit_length() - 1) + 1)]
 
 

@@ -6,11 +6,13 @@ only with the lengths of the axes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 
+from ..build import const
 from ..interpret import evaluate
 from ..traverse import index_names
 from .numeric import Array, Runs, Sizes, Values, leaves, runs
@@ -46,17 +48,38 @@ class AxisCount:
     full: Array
 
 
+def axes_of_heads(axis: BoxAxis, sizes: Sizes, values: Values) -> Iterator[tuple[BoxAxis, Array]]:
+    """``axis`` with numbers for what makes its classes differ, and who has those: bool (batch or 1, head or 1)."""
+    env = leaves(sizes, values)
+    facts = np.broadcast_arrays(evaluate(axis.offset, env), evaluate(axis.shift, env), np.zeros((1, 1, 1, 1)))
+    numbers = np.stack(facts[:2])[..., 0, 0].astype(np.int64)
+    for offset, shift in np.unique(numbers.reshape(2, -1), axis=1).T:
+        alike = (numbers == np.array([offset, shift])[:, None, None]).all(0)
+        yield replace(axis, offset=const(int(offset)), shift=const(int(shift))), alike
+
+
+def term_of_head(term: BoxTerm, batch: int, head: int, sizes: Sizes, values: Values) -> BoxTerm:
+    """``term`` with the classes that this head has."""
+    axes = tuple(
+        next(one for one, alike in axes_of_heads(a, sizes, values) if alike[batch % len(alike), head % alike.shape[1]])
+        for a in term.axes
+    )
+    return replace(term, axes=axes)
+
+
 def tiles_along(axis: BoxAxis, box: int, sizes: Sizes, values: Values, *, each: bool = False) -> Tiles:
     """All runs of ``box`` coordinates of queries inside of their classes; the last of a class may be shorter.
 
-    With ``each``, classes that are alike are listed apart.
+    With ``each``, classes that are alike are listed apart. They are the same for all heads: see :func:`axes_of_heads`.
     """
     env = leaves(sizes, values)
-    size, keys, shift = (int(evaluate(e, env)) for e in (axis.query.size, axis.key.size, axis.shift))
-    blocks = np.arange(-(-(size + axis.offset) // axis.block) if axis.block else 1)
+    size, keys, offset, shift = (
+        int(evaluate(e, env)) for e in (axis.query.size, axis.key.size, axis.offset, axis.shift)
+    )
+    blocks = np.arange(-(-(size + offset) // axis.block) if axis.block else 1)
     block, residue = (x.ravel() for x in np.meshgrid(blocks, np.arange(axis.residue), indexing="ij"))
-    first, end = _class_ends(axis, size, block, residue)
-    low, high = _class_ends(axis, keys, block, (residue + shift) % axis.residue)
+    first, end = _class_ends(axis, offset, size, block, residue)
+    low, high = _class_ends(axis, offset, keys, block, (residue + shift) % axis.residue)
     facts = np.stack([first, end, low, np.maximum(high, low)])
     if each or _names(axis) & {"block", "residue"}:
         copies = np.ones_like(first)
@@ -71,9 +94,9 @@ def tiles_along(axis: BoxAxis, box: int, sizes: Sizes, values: Values, *, each: 
     return Tiles(block[which], residue[which], start, last, low[which], high[which], copies[which])
 
 
-def _class_ends(axis: BoxAxis, size: int, block: Array, residue: Array) -> tuple[Array, Array]:
+def _class_ends(axis: BoxAxis, offset: int, size: int, block: Array, residue: Array) -> tuple[Array, Array]:
     """First coordinate inside of each class that exists, and the end of them."""
-    before = axis.offset - axis.block * block - residue  # coordinate + before is a multiple of the residue
+    before = offset - axis.block * block - residue  # coordinate + before is a multiple of the residue
     first = np.maximum(-(-before // axis.residue), 0)
     end = (size - 1 + before) // axis.residue + 1
     return first, np.minimum(end, axis.block // axis.residue) if axis.block else end
@@ -90,6 +113,14 @@ def count_along(axis: BoxAxis, boxes: tuple[int, int], sizes: Sizes, values: Val
 
     Tiles of keys start where the first key is that a tile of queries sees.
     """
+    found = AxisCount(*np.zeros((2, 1, 1), np.int64))
+    for one, alike in axes_of_heads(axis, sizes, values):
+        count = _count_along(one, boxes, sizes, values)
+        found = AxisCount(np.where(alike, count.visited, found.visited), np.where(alike, count.full, found.full))
+    return found
+
+
+def _count_along(axis: BoxAxis, boxes: tuple[int, int], sizes: Sizes, values: Values) -> AxisCount:
     tiles = tiles_along(axis, boxes[0], sizes, values)
     may = ranges_of(tiles, axis.keys.may, sizes, values)
     must = ranges_of(tiles, axis.keys.must, sizes, values)
@@ -128,8 +159,10 @@ def count_pairs(term: BoxTerm, sizes: Sizes, values: Values) -> tuple[int, int]:
 
 def _pairs_along(axis: BoxAxis, sizes: Sizes, values: Values) -> AxisCount | None:
     """Pairs along one axis by stretches of coordinates; None where that is not possible, or not worth it."""
+    if axis.by_head or _names(axis) & {"batch", "head", "kv_head"}:
+        return None
     whole = tiles_along(axis, 2**28, sizes, values)
-    if _names(axis) & {"batch", "head", "kv_head"} or len(whole.first) > _FEW_CLASSES:
+    if len(whole.first) > _FEW_CLASSES:
         return None
     totals = []
     for union in (axis.keys.may, axis.keys.must):
@@ -162,12 +195,13 @@ def is_countable(term: BoxTerm, sizes: Sizes, values: Values) -> bool:
     """Whether the grid has as many tokens as there are positions: a grid told from divisions may end in a part."""
     env = leaves(sizes, values)
     outermost = term.axes[0]
-    queries = (outermost.query, term.query_origin, sizes.q_len)
-    keys = (outermost.key, term.key_origin, sizes.kv_len)
-    return all(
-        int(evaluate(side.size, env)) * side.stride == length - int(evaluate(origin, env))
-        for side, origin, length in (queries, keys)
-    )
+    queries = (outermost.query, term.query_origin, term.query_end, sizes.q_len)
+    keys = (outermost.key, term.key_origin, term.key_end, sizes.kv_len)
+    for side, origin, end, length in (queries, keys):
+        first, last = int(evaluate(origin, env)), length if end is None else min(int(evaluate(end, env)), length)
+        if first < 0 or int(evaluate(side.size, env)) * side.stride != last - first:
+            return False
+    return True
 
 
 def _product(counts: list[Array], sizes: Sizes) -> int:

@@ -33,7 +33,10 @@ class BoxMap:
 def box_map(
     term: BoxTerm, queries: tuple[int, ...], keys: tuple[int, ...], sizes: Sizes, values: Values, most: int
 ) -> BoxMap:
-    """The map for boxes of such sides: of all classes, or of the first along every axis that make ``most`` rows."""
+    """The map for boxes of such sides: of all classes, or of the first along every axis that make ``most`` rows.
+
+    All heads have the same classes: see :func:`~.box_count.term_of_head`.
+    """
     every_row = [tiles_along(a, m, sizes, values, each=True) for a, m in zip(term.axes, queries, strict=True)]
     total = prod(len(_classes(rows)) for rows in every_row)
     every_row = _first_classes(every_row, most)

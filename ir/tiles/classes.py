@@ -15,7 +15,7 @@ from .digits import digit
 
 @dataclass(frozen=True, slots=True)
 class SameResidue:
-    """``kv % modulus == (q + shift) % modulus``; the shift depends on neither positions nor heads."""
+    """``kv % modulus == (q + shift) % modulus``; the shift does not depend on positions."""
 
     modulus: int
     shift: Expr
@@ -27,10 +27,13 @@ class SameResidue:
 
 @dataclass(frozen=True, slots=True)
 class SameBlock:
-    """``(kv + offset) // size == (q + offset) // size``. Blocks of size 1 are equal coordinates."""
+    """``(kv + offset) // size == (q + offset) // size``. Blocks of size 1 are equal coordinates.
+
+    The offset is at least 0 and less than the size, and does not depend on positions.
+    """
 
     size: int
-    offset: int
+    offset: Expr = ZERO
 
     def __str__(self) -> str:
         return "the same coordinate" if self.size == 1 else f"the same block of {self.size}"
@@ -48,7 +51,7 @@ def relation(condition: Expr, q: str, kv: str) -> Relation | None:
     >>> relation(parse_expr("0 == (kv - q) % 4"), "q", "kv").modulus
     4
     >>> relation(parse_expr("q // 7 == kv // 7"), "q", "kv")
-    SameBlock(size=7, offset=0)
+    SameBlock(size=7, offset=Const(value=0, type=ScalarType.I64))
     """
     if not isinstance(condition, Binary):
         return None
@@ -76,6 +79,7 @@ def _equality(form: Linear, q: str, kv: str) -> Relation | None:
     """The relation that ``form == 0`` says."""
     match form.terms:
         case (((Binary("floordiv", a, Const(value=w)),), 1), ((Binary("floordiv", b, Const(value=v)),), -1)) if w == v:
+            a, b = (a, b) if linear(a).depends_on(q) else (b, a)
             return _same_block(linear(a), linear(b), form.constant, int(w), q, kv)
     difference = _congruent(form)
     if difference is not None:
@@ -83,7 +87,7 @@ def _equality(form: Linear, q: str, kv: str) -> Relation | None:
         shift = _shift(rest, q, kv, modulus)
         return None if shift is None else SameResidue(modulus, simplify(binary("mod", shift, const(modulus))))
     shift = _shift(form, q, kv)
-    return SameBlock(1, 0) if shift == ZERO else None
+    return SameBlock(1) if shift == ZERO else None
 
 
 def _congruent(form: Linear) -> tuple[Linear, int] | None:
@@ -122,21 +126,65 @@ def _shift(form: Linear, q: str, kv: str, modulus: int = 0) -> Expr | None:
         return None
     rest = Linear(of_q * form.constant, tuple((m, of_q * c) for m, c in terms.items()))
     expression = to_expr(rest)
-    return simplify(expression) if is_uniform(expression) else None
+    return simplify(expression) if is_settled(expression) else None
 
 
 def _same_block(a: Linear, b: Linear, constant: int, size: int, q: str, kv: str) -> SameBlock | None:
-    sides = {q: a, kv: b} if a.depends_on(q) else {q: b, kv: a}
-    for name, side in sides.items():
-        if side.terms != (((digit(name),), 1),):
-            return None
-    same = constant == 0 and (a.constant - b.constant) % size == 0 and a.constant // size == b.constant // size
-    return SameBlock(size, a.constant % size) if same else None
+    offset = _beside(a, q)
+    if constant or offset is None or offset != _beside(b, kv):
+        return None
+    return SameBlock(size, simplify(binary("mod", offset, const(size))))
+
+
+def _beside(form: Linear, name: str) -> Expr | None:
+    """What is added to the coordinate ``name`` in ``form``, if that does not depend on positions."""
+    terms = dict(form.terms)
+    of_name = terms.pop((digit(name),), 0)
+    rest = to_expr(Linear(form.constant, tuple(terms.items())))
+    return rest if of_name == 1 and is_settled(rest) else None
+
+
+def remainder_of(condition: Expr, name: str) -> tuple[int, Expr] | None:
+    """``d`` and ``r`` where ``condition`` says that the coordinate ``name`` is ``r`` modulo ``d``.
+
+    >>> from ..parser import parse_expr
+    >>> remainder_of(parse_expr("q % 4 == head % 4"), "q")[0]
+    4
+    """
+    if not isinstance(condition, Binary) or condition.op != "eq":
+        return None
+    whole = linear(binary("sub", condition.a, condition.b))
+    found = _congruent(whole)
+    if found is None:
+        return _one_remainder(whole, name)
+    form, modulus = found
+    terms = dict(form.terms)
+    of_name = terms.pop((digit(name),), 0)
+    rest = to_expr(Linear(-of_name * form.constant, tuple((m, -of_name * c) for m, c in terms.items())))
+    if abs(of_name) != 1 or not is_settled(rest):
+        return None
+    return modulus, simplify(binary("mod", rest, const(modulus)))
+
+
+def _one_remainder(form: Linear, name: str) -> tuple[int, Expr] | None:
+    """The same where ``form == 0`` says ``name % d == r`` for an ``r`` that may be no remainder at all."""
+    for monomial, c in form.terms:
+        match monomial:
+            case (Binary("mod", x, Const(value=d)),) if d > 0 and abs(c) == 1 and linear(x) == linear(digit(name)):
+                rest = tuple((m, -c * other) for m, other in form.terms if m != monomial)
+                remainder = to_expr(Linear(-c * form.constant, rest))
+                return (int(d), simplify(binary("mod", remainder, const(d)))) if is_settled(remainder) else None
+    return None
 
 
 def is_uniform(e: Expr) -> bool:
     """Whether ``e`` is the same for all pairs, heads and batch items: a number known before any tile is visited."""
     return not index_names(e) - {"q_len", "kv_len"} and not loads(e)
+
+
+def is_settled(e: Expr) -> bool:
+    """Whether ``e`` is the same for all pairs of a head and batch item."""
+    return not index_names(e) - {"q_len", "kv_len", "batch", "head", "kv_head"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +194,7 @@ class Classes:
     residue: int = 1
     shift: Expr = ZERO
     block: int = 0
-    offset: int = 0
+    offset: Expr = ZERO
 
     def implies(self, r: Relation) -> bool:
         """Whether ``r`` holds for every query and key whose classes correspond."""
@@ -157,7 +205,8 @@ class Classes:
                 same = shift == self.shift and modulus == self.residue
                 return same or (self.residue % modulus == 0 and shift == self.shift == ZERO)
             case SameBlock(size, offset):
-                return self.block > 0 and size % self.block == 0 and (offset - self.offset) % self.block == 0
+                apart = simplify(binary("mod", binary("sub", offset, self.offset), const(max(self.block, 1))))
+                return self.block > 0 and size % self.block == 0 and apart == ZERO
             case _:
                 assert_never(r)
 

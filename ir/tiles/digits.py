@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import gcd
 
 from .. import build
 from ..bounds import Range, interval
@@ -66,12 +67,23 @@ def with_distances(e: Expr) -> Expr:
 
 
 def _divided(op: str, form: Linear, w: int, ranges: Mapping[str, Range]) -> Expr | None:
-    """``form // w`` or ``form % w`` where what multiples of ``w`` leave stays within one period."""
-    rest = Linear(form.constant % w, tuple((m, c) for m, c in form.terms if c % w))
-    low, high = interval(to_expr(rest), ranges)
-    if low // w != high // w:
+    """``form // w`` or ``form % w`` where what multiples of a divisor ``d`` of ``w`` leave stays within one period.
+
+    With ``b`` in 0 … d - 1: ``(d * a + b) // w`` is ``a // (w // d)``, and the remainder ``d * (a % (w // d)) + b``.
+    """
+    for d in sorted({gcd(c, w) for _, c in form.terms} | {w}, reverse=True):
+        rest = Linear(form.constant % d, tuple((m, c) for m, c in form.terms if c % d))
+        low, high = interval(to_expr(rest), ranges)
+        if d > 1 and low // d == high // d:
+            break
+    else:
         return None
-    period = int(low // w)
-    if op == "mod":
-        return to_expr(Linear(rest.constant - w * period, rest.terms))
-    return to_expr(Linear(form.constant // w + period, tuple((m, c // w) for m, c in form.terms if c % w == 0)))
+    period = int(low // d)
+    whole = Linear(form.constant // d + period, tuple((m, c // d) for m, c in form.terms if c % d == 0))
+    left = to_expr(Linear(rest.constant - d * period, rest.terms))
+    if d == w:
+        return left if op == "mod" else to_expr(whole)
+    if op == "floordiv":
+        return build.binary("floordiv", to_expr(whole), build.const(w // d))
+    wrapped = build.binary("mod", to_expr(whole), build.const(w // d))
+    return build.binary("add", build.binary("mul", build.const(d), wrapped), left)

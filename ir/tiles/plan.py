@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..location import Location
 from ..nodes import Expr
+from ..traverse import index_names, loads
 from ..variant import Variant
 
 
@@ -78,7 +79,8 @@ class BoxAxis:
         y + offset == block * b + residue * x + c,   0 <= c < residue,   0 <= residue * x < block
 
     (no ``b`` and no end of ``x`` where ``block`` is 0). The query and the key of an allowed pair have the same
-    ``b``, and the key's ``c`` is ``(c + shift) % residue`` for the query's ``c``. ``keys`` are the ``x`` of keys for
+    ``b``, and the key's ``c`` is ``(c + shift) % residue`` for the query's ``c``. ``offset`` (0 … block - 1) and
+    ``shift`` may depend on head and batch item: each has classes of its own then. ``keys`` are the ``x`` of keys for
     the run ``tile_first <= x <= tile_last`` of queries of one class, ``queries`` the other way round; both may
     depend on the class of that run, named ``block`` and ``residue``, besides what any range depends on.
     Users clip them to the coordinates that exist: ``0 <= y < size``.
@@ -87,7 +89,7 @@ class BoxAxis:
     query: Side
     key: Side
     block: int
-    offset: int
+    offset: Expr
     residue: int
     shift: Expr
     keys: Ranges
@@ -97,6 +99,12 @@ class BoxAxis:
     def has_classes(self) -> bool:
         return self.block > 0 or self.residue > 1
 
+    @property
+    def by_head(self) -> bool:
+        """Whether classes differ from head to head, or between batch items."""
+        own = (self.offset, self.shift)
+        return any(index_names(e) & {"batch", "head", "kv_head"} or loads(e) for e in own)
+
 
 @dataclass(frozen=True, slots=True)
 class BoxTerm:
@@ -104,7 +112,8 @@ class BoxTerm:
 
     ``mask`` says exactly which pairs belong to the term, on rows and columns. ``remaining`` are atoms that the axes
     only approximate; without any, the product of the axes is the mask. The point of all coordinates 0 has the position
-    ``query_origin`` or ``key_origin``; no pair before it belongs to the term.
+    ``query_origin`` or ``key_origin``; no pair before it belongs to the term, nor one from ``query_end`` or ``key_end``
+    on, where there are positions after the grid.
     """
 
     mask: Expr
@@ -113,6 +122,8 @@ class BoxTerm:
     proofs: tuple[Proof, ...]
     query_origin: Expr
     key_origin: Expr
+    query_end: Expr | None = None
+    key_end: Expr | None = None
 
 
 Method = Literal["closed", "classified", "exact"]

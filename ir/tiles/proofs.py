@@ -7,7 +7,7 @@ from ..nodes import Binary, Cast, Const, Expr, Load
 from ..traverse import walk
 from .classify import decides, positions
 from .formula import Atom
-from .overflow import is_exact
+from .overflow import is_exact, with_bounded_loads
 from .plan import Interval, Proof
 from .ranges import is_solved, tile_ranges
 from .steps import steps
@@ -79,14 +79,20 @@ def _union(intervals: tuple[Interval, ...]) -> str:
 def _undecided(atom: Expr) -> str:
     """Why minima and maxima of data say nothing."""
     if not is_exact(atom, compared=True):
-        return "sums of 64-bit integers may wrap, so intervals cannot decide it; tensors of int32 cannot wrap"
+        return _WRAPS
     return "products and functions of floats of both positions are not bounded: evaluated for every pair"
 
 
+_WRAPS = "sums of 64-bit integers may wrap, so intervals cannot decide it; tensors of int32 cannot wrap"
+
+
 def _unsolved(atom: Expr) -> str:
+    if any(isinstance(x, Load) for x in walk(atom)) and not is_exact(with_bounded_loads(atom)):
+        return _WRAPS
     for x in walk(atom):
         if isinstance(x, Binary) and x.op == "mod" and positions(x) == "both":
-            return f"residue {printer.print_expr(x)}: every tile may hold allowed pairs"
+            why = "" if isinstance(x.b, Const) else "the modulus is no constant, which classes need; "
+            return f"residue {printer.print_expr(x)}: {why}every tile may hold allowed pairs"
     if any(isinstance(x, Cast) and x.type.value == "f32" and positions(x) != "none" for x in walk(atom)):
         return "compares floats that depend on positions: evaluated inside every tile"
     if any(isinstance(x, Binary) and x.op == "mod" for x in walk(atom)):

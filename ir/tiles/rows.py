@@ -27,7 +27,7 @@ def sees_itself(plan: TilePlan, sizes: Sizes, values: Values) -> bool | None:
     mask, env = plan.variant.mask, leaves(sizes, values)
     if sizes.q_len == sizes.kv_len and len(plan.boxes) == 1 and is_countable(plan.boxes[0], sizes, values):
         (term,) = plan.boxes
-        if not term.remaining and all(a.query == a.key and a.shift == ZERO for a in term.axes):
+        if not term.remaining and all(a.query == a.key and a.shift == ZERO and not a.by_head for a in term.axes):
             return all(_sees_itself_along(axis, sizes, values) for axis in term.axes)
     row: Expr = Index("tile_first", I32)
     undecided = False

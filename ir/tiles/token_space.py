@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from typing import Literal, TypeGuard
 
-from ..bounds import POSITION, Range
-from ..build import binary, const
+from ..bounds import POSITION, Range, interval
+from ..build import binary, const, unary
 from ..nodes import ZERO, Binary, Cast, Const, Coordinate, Expr, Index
 from ..symbolic import Linear, linear, simplify, to_expr
 from ..traverse import walk
 from ..types import I32
-from .classes import is_uniform
+from .classes import is_settled, is_uniform
 from .digits import digit
 from .plan import Side
+from .several_axes import at_most_zero
 
 Position = Literal["q", "kv"]
 POSITIONS: tuple[Position, ...] = ("q", "kv")
@@ -26,13 +27,16 @@ POSITIONS: tuple[Position, ...] = ("q", "kv")
 class Space:
     """Queries and keys as points of grids of equally many axes, outermost first.
 
-    ``query_origin`` and ``key_origin`` are the positions of their first points, the same for all heads.
+    ``query_origin`` and ``key_origin`` are the positions of their first points, the same for all heads; ``query_end``
+    and ``key_end`` those after their last ones, where other positions may follow.
     """
 
     query: tuple[Side, ...]
     key: tuple[Side, ...]
     query_origin: Expr = ZERO
     key_origin: Expr = ZERO
+    query_end: Expr | None = None
+    key_end: Expr | None = None
 
     def sides(self, position: Position) -> tuple[Side, ...]:
         return self.query if position == "q" else self.key
@@ -62,7 +66,7 @@ class Space:
     def ranges(self) -> dict[str, Range]:
         """The values that the coordinates can take."""
         return {
-            f"{position}{i}": (0, side.size.value - 1 if isinstance(side.size, Const) else POSITION[1])
+            f"{position}{i}": (0, min(interval(side.size, {})[1] - 1, POSITION[1]))
             for position in POSITIONS
             for i, side in enumerate(self.sides(position))
         }
@@ -87,11 +91,14 @@ class _Found:
     origin: Expr = ZERO
 
 
-def declared_space(conditions: Iterable[Expr]) -> Space | None:
+def declared_space(
+    conditions: Iterable[Expr], required: Sequence[Expr] = (), mask: Sequence[Expr] = ()
+) -> Space | None:
     """The space of the grids that ``conditions`` read positions in; the line of positions where there is none.
 
-    A grid may start later: ``coordinate(q - text, 0, 16, 32)``. None where the grids of queries and keys have
-    different numbers of axes.
+    A grid may start later, ``coordinate(q - text, 0, 16, 32)``, which has no pair before only if ``required`` says so,
+    and end before the last position, where ``required`` says that too. ``required`` holds for all pairs, and ``mask``
+    are all conditions of the mask. None where the grids of queries and keys have different numbers of axes.
     """
     found: dict[Position, _Found] = {}
     for e in (x for condition in conditions for x in walk(condition)):
@@ -102,13 +109,83 @@ def declared_space(conditions: Iterable[Expr]) -> Space | None:
                 if grid.origin == origin:
                     strides = [prod(e.sizes[i:]) for i in range(1, len(e.sizes))]
                     grid.cuts = _chain((*grid.cuts, *strides))
-                    grid.tokens = prod(e.sizes) if origin == ZERO else None
+                    grid.tokens = prod(e.sizes)
     # A position that is read in no grid is cut as the other one.
     query = found.get("q") or _Found(found["kv"].cuts if "kv" in found else ())
     key = found.get("kv") or _Found(query.cuts)
     if len(query.cuts) != len(key.cuts):
         return None
-    return Space(_sides("q", query), _sides("kv", key), query.origin, key.origin)
+    queries, query_origin, query_end = _placed("q", query, required, mask)
+    keys, key_origin, key_end = _placed("kv", key, required, mask)
+    return Space(queries, keys, query_origin, key_origin, query_end, key_end)
+
+
+def _placed(
+    position: Position, grid: _Found, required: Sequence[Expr], mask: Sequence[Expr]
+) -> tuple[tuple[Side, ...], Expr, Expr | None]:
+    """The axes of a grid, its first position, and the one after its last if others may follow."""
+    origin, tokens = grid.origin, grid.tokens
+    if tokens is None:
+        return _sides(position, grid), origin, None
+    if is_whole(position, origin, tokens, mask):
+        if origin == ZERO:
+            return _sides(position, grid, tokens), ZERO, None
+        # Queries are the last tokens: the rows before theirs are left out.
+        grid = replace(grid, origin=_last_rows((*grid.cuts, 1)[0]))
+        return _sides(position, grid), grid.origin, None
+    end = simplify(binary("add", origin, const(tokens)))
+    if not _says(required, binary("le", binary("add", Index(position, I32), const(1)), end)):
+        return _sides(position, grid), origin, None
+    return _sides(position, grid, most=tokens), origin, end
+
+
+def _last_rows(row: int) -> Expr:
+    """Where the row of the grid begins that holds the first query, counted from that query."""
+    before = binary("floordiv", unary("neg", FROM_END), const(row))
+    return simplify(binary("add", FROM_END, binary("mul", const(row), before)))
+
+
+def is_whole(position: Position, origin: Expr, tokens: int, mask: Sequence[Expr]) -> bool:
+    """Whether the call checks that a grid ends with the last position, and starts with the first or before.
+
+    Not where the mask itself asks whether a position comes after the grid: then there may be such positions.
+    """
+    if origin != ZERO and not (position == "q" and linear(origin) == linear(FROM_END)):
+        return False
+    inside = linear(binary("sub", Index(position, I32), binary("add", origin, const(tokens - 1))))
+    outside = linear(unary("neg", binary("sub", to_expr(inside), const(1))))
+    return not any(form in (inside, outside) for e in mask for form in at_most_zero(e))
+
+
+# The origin of queries that are the last tokens of the grid of keys.
+FROM_END = binary("sub", Index("q_len", I32), Index("kv_len", I32))
+
+
+def starts_where(space: Space, position: Position, required: Sequence[Expr]) -> bool:
+    """Whether no pair has a query, or key, before the first point of ``space``."""
+    origin = space.origin(position)
+    if origin == ZERO or _says(required, binary("le", origin, Index(position, I32))):
+        return True
+    return position == "q" and linear(origin) == linear(_last_rows(space.query[0].stride))
+
+
+def is_from_end(x: Expr) -> bool:
+    """Whether ``x`` is the position of the key that a query meets where the last ones meet."""
+    return linear(x) == linear(binary("sub", Index("q", I32), FROM_END))
+
+
+def first_position(space: Space) -> Expr:
+    """``query_origin``, in a form that shows where it is never positive."""
+    row = space.query[0].stride
+    if linear(space.query_origin) != linear(_last_rows(row)):
+        return space.query_origin
+    return simplify(unary("neg", binary("mod", unary("neg", FROM_END), const(row))))
+
+
+def _says(required: Sequence[Expr], comparison: Expr) -> bool:
+    """Whether ``comparison`` follows from one of ``required``, because that asks for no more of the same sum."""
+    (wanted,) = at_most_zero(comparison)
+    return any(x.terms == wanted.terms and x.constant >= wanted.constant for e in required for x in at_most_zero(e))
 
 
 def origin_of(e: Expr, position: Position) -> Expr | None:
@@ -129,10 +206,10 @@ def inferred_space(conditions: Sequence[Expr]) -> Space | None:
             match e:
                 case Binary("mod", a, Const(value=w)) if w > 1 and e.type.is_integer:
                     quotients = [int(x.b.value) for x in walk(a) if _is_quotient(x) and isinstance(x.b, Const)]
-                    match _plain(a):
-                        case Index("q0" | "kv0"):
+                    match [_plain(x) for (x, *_), _ in linear(a).terms if not is_settled(x)]:
+                        case [Index()]:
                             found.append(int(w))
-                        case Binary("floordiv") if quotients:
+                        case [Binary("floordiv") as x] if quotients and x == _plain(a):
                             found += [quotients[0], quotients[0] * int(w)]
                         case _:
                             found += quotients
@@ -162,12 +239,14 @@ def _chain(cuts: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(kept, reverse=True))
 
 
-def _sides(position: Position, grid: _Found) -> tuple[Side, ...]:
+def _sides(position: Position, grid: _Found, tokens: int | None = None, most: int | None = None) -> tuple[Side, ...]:
+    """The axes of a grid of so many tokens, at most, or of as many as there are positions."""
     strides = (*grid.cuts, 1)
-    if grid.tokens is not None:
-        size: Expr = const(grid.tokens // strides[0])
-    else:
-        length = binary("sub", Index(f"{position}_len", I32), grid.origin)
-        size = simplify(binary("floordiv", binary("add", length, const(strides[0] - 1)), const(strides[0])))
+    length = binary("sub", Index(f"{position}_len", I32), grid.origin)
+    size: Expr = binary("floordiv", binary("add", length, const(strides[0] - 1)), const(strides[0]))
+    if tokens is not None:
+        size = const(tokens // strides[0])
+    elif most is not None:
+        size = binary("min", size, const(most // strides[0]))
     inner = (Side(stride, const(wider // stride)) for wider, stride in pairwise(strides))
-    return (Side(strides[0], size), *inner)
+    return (Side(strides[0], simplify(size)), *inner)

@@ -7,7 +7,7 @@ it is imported whether it compiles or interprets.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -63,6 +63,29 @@ def circle_beside_text(q: Any, kv: Any, text: Any) -> Any:
     return (q < text) | (kv < text) | ((a - c) ** 2 + (b - d) ** 2 <= 9)
 
 
+SMALL = rg.grid(5, 11)
+
+
+@rg.mask
+def image_between_texts(q: Any, kv: Any, first: Any) -> Any:
+    (a, b), (c, d) = SMALL(q - first), SMALL(kv - first)
+    text = (q < first) | (kv < first) | (q >= first + 55) | (kv >= first + 55)
+    return text | (abs(a - c) <= 1) & (abs(b - d) <= 2)
+
+
+@rg.mask
+def text_after_an_image(q: Any, kv: Any) -> Any:
+    (a, b), (c, d) = SMALL(q), SMALL(kv)
+    return (q >= 55) | (kv >= 55) | (abs(a - c) <= 1) & (abs(b - d) <= 2)
+
+
+@rg.mask
+def image_before_text_alone(q: Any, kv: Any) -> Any:
+    """What comes after the image sees nothing: its rows are in no box."""
+    (a, b), (c, d) = SMALL(q), SMALL(kv)
+    return (q < 55) & (kv < 55) & (b % 2 == d % 2) & (a >= c)
+
+
 @rg.mask
 def same_column_or_first_row(q: Any, kv: Any) -> Any:
     (_, b), (c, d) = IMAGE(q), IMAGE(kv)
@@ -79,6 +102,36 @@ def image_after_text_alone(q: Any, kv: Any, text: Any) -> Any:
     """Text sees nothing: its rows are in no box."""
     (a, b), (c, d) = IMAGE(q - text), IMAGE(kv - text)
     return (q >= text) & (kv >= text) & (abs(a - c) <= 1) & (abs(b - d) <= 2)
+
+
+@rg.mask
+def residue_of_a_head(q: Any, kv: Any, head: Any) -> Any:
+    return (q >= kv) & ((q - kv + 3 * head) % 4 == 0)
+
+
+@rg.mask
+def segments_of_a_head(q: Any, kv: Any, head: Any) -> Any:
+    """LongNet, arXiv:2307.02486: every head its own offset."""
+    return (q % 3 == head % 3) & (kv % 3 == head % 3) & (q // 30 == kv // 30)
+
+
+@rg.mask
+def dilated_blocks_of_a_head(q: Any, kv: Any, head: Any, shifts: Any) -> Any:
+    by = shifts[head]
+    return ((q + by) // 30 == (kv + by) // 30) & (q % 3 == kv % 3)
+
+
+@rg.mask
+def shards_of_a_head(q: Any, kv: Any, head: Any) -> Any:
+    """S2-Attention: local blocks, and every third block from another one on."""
+    return (q >= kv) & ((q // 8 - kv // 8 < 2) | ((q // 8 - kv // 8 - head) % 3 == 0))
+
+
+@rg.mask
+def windows_of_a_head(q: Any, kv: Any, head: Any, shifts: Any) -> Any:
+    (a, b), (c, d) = IMAGE(q), IMAGE(kv)
+    by = shifts[head]
+    return ((a + by) // 4 == (c + by) // 4) & ((b + by) // 4 == (d + by) // 4)
 
 
 @rg.score
@@ -108,6 +161,10 @@ CASES: dict[str, Callable[[], list[Part]]] = {
     "shifted windows": lambda: [rg.windows(IMAGE, 4, shift=(1, 3))],
     "columns": lambda: [rg.axial(IMAGE, axis=0, causal=True)],
     "columns of a head": lambda: [columns_of_a_head(widths=torch.tensor([0, 2]))],
+    "residue of a head": lambda: [residue_of_a_head(), rg.alibi(slopes=captured(2))],
+    "segments of a head": lambda: [segments_of_a_head()],
+    "dilated blocks of a head": lambda: [dilated_blocks_of_a_head(shifts=torch.tensor([0, 14], dtype=torch.int32))],
+    "windows of a head": lambda: [windows_of_a_head(shifts=torch.tensor([0, 2], dtype=torch.int32))],
     "two intervals": lambda: [borders()],
     "rows without keys": lambda: [even_rows()],
     "told from divisions": lambda: [told_from_divisions()],
@@ -126,8 +183,15 @@ SEVERAL: dict[str, tuple[int, bool, Callable[[], list[Part]]]] = {
     "text beside an image that is cut short": (97, False, lambda: [circle_beside_text(text=5)]),
     "no text": (99, False, lambda: [circle_beside_text(text=0)]),
     "image after text": (104, False, lambda: [image_after_text_alone(text=5)]),
+    "text after an image": (70, False, lambda: [text_after_an_image(), rg.alibi(slopes=captured(2))]),
+    "no text after an image": (55, False, lambda: [text_after_an_image()]),
+    "image that is cut short": (40, False, lambda: [text_after_an_image()]),
+    "image between texts": (70, False, lambda: [image_between_texts(first=6)]),
+    "image between texts that is cut short": (50, False, lambda: [image_between_texts(first=6)]),
+    "image before text alone": (70, False, lambda: [image_before_text_alone()]),
     "first row": (99, False, lambda: [same_column_or_first_row(), rg.softcap(2.0)]),
     "local or dilated": (75, True, lambda: [local_or_dilated(), per_key(bias=captured(2, 75))]),
+    "shards of a head": (75, True, lambda: [shards_of_a_head()]),
     "rows or columns": (99, True, lambda: [rg.axial(IMAGE, 0) | rg.axial(IMAGE, 1), rg.alibi(slopes=captured(2))]),
 }
 
@@ -148,17 +212,20 @@ def assert_close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert (found.double() - expected)[finite].abs().max() <= tolerance * scale
 
 
-def check(parts: list[Part], tensors: list[Tensor], dtype: torch.dtype, **options: Any) -> None:
+def check(
+    parts: list[Part], tensors: list[Tensor], dtype: torch.dtype, align: Literal["start", "end"] = "start",
+    **options: Any,
+) -> None:  # fmt: skip
     sizes = (tensors[0].shape[3], tensors[2].shape[3])
-    module = generated(parts, sizes=sizes, dtype=dtype, **options)
+    module = generated(parts, sizes=sizes, dtype=dtype, align=align, **options)
     out, lse = module.forward(*tensors)
-    expected, expected_lse = oracle(parts, *tensors)
+    expected, expected_lse = oracle(parts, *tensors, align=align)
     assert_close(out, expected, dtype)
     assert_close(lse, expected_lse, dtype)
     grad_out = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
     grad_lse = torch.where(lse.isneginf(), 0.0, torch.ones_like(lse))
     found = module.backward(*tensors, out, lse, grad_out, grad_lse=grad_lse)
-    wanted = gradients(oracle, parts, tensors, grad_out, grad_lse, module.captured)
+    wanted = gradients(oracle, parts, tensors, grad_out, grad_lse, module.captured, align=align)
     for a, b in zip(found, wanted, strict=True):
         assert_close(a, b, dtype)
 
@@ -183,7 +250,12 @@ def test_several_terms_in_single_precision_by_pointers(name: str) -> None:
     check(make(), inputs(F32, length, length), F32, blocks=(64, 64), descriptors=False)
 
 
-@pytest.mark.parametrize("name", ["dilated", "residues of keys are others", "strided neighbourhood", "shifted windows"])
+DESCRIBED = (
+    "dilated", "residues of keys are others", "strided neighbourhood", "shifted windows", "dilated blocks of a head",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
 def test_tensor_descriptors(name: str) -> None:
     check(CASES[name](), inputs(F16, value_size=32), F16, blocks=(32, 64))
 
@@ -204,6 +276,13 @@ def test_classes_cut_short_come_by_pointers() -> None:
 def test_three_axes() -> None:
     parts: list[Part] = [rg.neighborhood(VIDEO, 3), rg.causal()]
     check(parts, inputs(F16, 60, 60, 24, 40), F16, blocks=(16, 32))
+
+
+@pytest.mark.parametrize("q_len", [33, 25, 99])
+def test_queries_are_the_last_tokens_of_a_grid(q_len: int) -> None:
+    """Frames that come after those of a cache; whole ones come by descriptors."""
+    for part in (rg.neighborhood(IMAGE, (5, 3)), rg.axial(IMAGE, axis=0, causal=True)):
+        check([part], inputs(F16, q_len, 99), F16, align="end", blocks=(16, 32))
 
 
 def test_batch_and_heads_in_any_order() -> None:

@@ -45,6 +45,7 @@ MASKS: dict[str, tuple[Part, Pair]] = {
     "prefix_lm per batch": (rg.prefix_lm(LENGTHS), lambda b, q, k: k <= q or k < LENGTHS[b]),
     "document": (rg.document(IDS), lambda b, q, k: IDS[b, q] == IDS[b, k]),
     "document shared": (rg.document(IDS[0]), lambda b, q, k: IDS[0, q] == IDS[0, k]),
+    "document by offsets": (rg.document(offsets=[0, 5, 5, 17]), lambda b, q, k: (q >= 5) == (k >= 5)),
     "document cross": (rg.document(IDS, IDS.flip(1)), lambda b, q, k: IDS[b, q] == IDS[b, LKV - 1 - k]),
     "document cross shared": (rg.document(IDS[0], IDS[1]), lambda b, q, k: IDS[0, q] == IDS[1, k]),
     "padding": (rg.padding(LENGTHS), lambda b, q, k: k < LENGTHS[b]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -42,6 +42,40 @@ def summaries(q: Any, kv: Any) -> Any:
     return (q >= kv) & ((q // 64 == kv // 64) | (kv % 64 >= 56))
 
 
+@rg.mask
+def text_after_an_image(q: Any, kv: Any) -> Any:
+    return (q >= 500) | (kv >= 500)
+
+
+@rg.mask
+def image_between_texts(q: Any, kv: Any, first: Any) -> Any:
+    (a, b), (c, d) = AFTER_TEXT(q - first), AFTER_TEXT(kv - first)
+    text = (q < first) | (kv < first) | (q >= first + 500) | (kv >= first + 500)
+    return text | ((a - c) ** 2 + (b - d) ** 2 <= 36)
+
+
+@rg.mask
+def residue_of_a_head(q: Any, kv: Any, head: Any) -> Any:
+    return (q >= kv) & ((q - kv + head) % 4 == 0)
+
+
+@rg.mask
+def segments_of_a_head(q: Any, kv: Any, head: Any) -> Any:
+    return (q % 4 == head % 4) & (kv % 4 == head % 4) & (q // 256 == kv // 256)
+
+
+@rg.mask
+def shards_of_a_head(q: Any, kv: Any, head: Any) -> Any:
+    return (q >= kv) & ((q // 32 - kv // 32 < 2) | ((q // 32 - kv // 32 - head) % 3 == 0))
+
+
+@rg.mask
+def windows_of_a_head(q: Any, kv: Any, head: Any) -> Any:
+    (a, b), (c, d) = WIDE(q), WIDE(kv)
+    by = rg.where(head < 2, 0, 4)
+    return ((a + by) // 8 == (c + by) // 8) & ((b + by) // 8 == (d + by) // 8)
+
+
 VARIANTS: dict[str, tuple[int, Parts]] = {
     "dilated": (520, lambda: (rg.causal(), rg.dilated(4))),
     "dilated, cut short": (517, lambda: (rg.dilated(4), rg.sliding_window(100, 50))),
@@ -59,12 +93,18 @@ VARIANTS: dict[str, tuple[int, Parts]] = {
     "softcap": (540, lambda: (rg.neighborhood(IMAGE, 5), rg.softcap(2.0))),
     "first frame": (480, lambda: (same_place_or_first_frame(),)),
     "bias": (768, lambda: (rg.windows(WIDE, 8), rg.alibi(heads=4))),
+    "residue of a head": (520, lambda: (residue_of_a_head(),)),
+    "segments of a head": (600, lambda: (segments_of_a_head(),)),
+    "windows of a head": (768, lambda: (windows_of_a_head(),)),
     "sliding tiles": (864, lambda: (rg.sliding_tile(rg.grid(6, 12, 12), 3, (2, 4, 4)),)),
 }
 # Masks that are several terms: up to seven kernels, each of which takes seconds to compile.
 TERMS: dict[str, tuple[int, Parts]] = {
     "text beside an image": (540, lambda: (circle_beside_text(text=40),)),
     "uneven image": (531, lambda: (circle_beside_text(text=40), rg.softcap(3.0))),
+    "text after an image": (540, lambda: (rg.neighborhood(AFTER_TEXT, 7) | text_after_an_image(),)),
+    "image between texts": (560, lambda: (image_between_texts(first=40),)),
+    "shards of a head": (517, lambda: (shards_of_a_head(), rg.alibi(heads=4))),
     "local and dilated": (517, lambda: (local_and_dilated(),)),
     "summaries": (517, lambda: (summaries(), rg.alibi(heads=4))),
     "rows and columns": (540, lambda: (rg.axial(IMAGE, 0) | rg.axial(IMAGE, 1),)),
@@ -85,14 +125,17 @@ def tensors(
 
 
 def check(
-    parts: tuple[Any, ...], inputs: tuple[Tensor, ...], skeleton: str = "triton", *, backward: bool = True
-) -> None:
+    parts: tuple[Any, ...], inputs: tuple[Tensor, ...], skeleton: str = "triton", *, backward: bool = True,
+    align: Literal["start", "end"] = "start",
+) -> None:  # fmt: skip
     """Three calls, because the later ones are replayed; ``backward``: their gradients too."""
-    attn = rg.attention(*parts)
+    attn = rg.attention(*parts, align=align)
     assert attn.explain(*inputs).kernels[0].skeleton == f"{skeleton}_forward"
     grad_out = torch.randn(*inputs[0].shape[:3], inputs[2].shape[3], device="cuda", dtype=inputs[0].dtype)
-    (exact, exact_lse), (usual, usual_lse) = (f(parts, *inputs) for f in (oracle, eager))
-    exact_grads, usual_grads = (gradients(f, parts, inputs, grad_out) if backward else () for f in (oracle, eager))
+    (exact, exact_lse), (usual, usual_lse) = (f(parts, *inputs, align=align) for f in (oracle, eager))
+    exact_grads, usual_grads = (
+        gradients(f, parts, inputs, grad_out, align=align) if backward else () for f in (oracle, eager)
+    )
     for _ in range(3):
         out, aux = attn(*inputs, aux=("lse",))
         assert_close_to_oracle(out, exact, usual)
@@ -107,6 +150,14 @@ def check(
 def test_variants(name: str, dim: int) -> None:
     length, make = VARIANTS[name]
     check(make(), tensors(torch.bfloat16, length, dim, dim, strided=False))
+
+
+@pytest.mark.parametrize("q_len", [192, 200])
+def test_queries_are_the_last_tokens_of_a_grid(q_len: int) -> None:
+    """Frames behind a cache, whole ones and not."""
+    query, key, value = tensors(torch.bfloat16, 480, 64, 64, strided=False)
+    last = query[:, :, -q_len:].detach().requires_grad_()
+    check((rg.neighborhood(VIDEO, (3, 5, 5)),), (last, key, value), align="end")
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from boxes import EXACT, Array, Call, Digits, Position, calls, digits
+from boxes import DECLARED, EXACT, Array, Call, Digits, Position, calls, digits
 from regard.ir.interpret import evaluate
 from regard.ir.parser import parse_variant
 from regard.ir.passes import run_pipeline
 from regard.ir.tiles import TilePlan, make_plan
 from regard.ir.tiles.box_choice import choose_boxes
-from regard.ir.tiles.box_count import count_boxes, count_pairs, is_countable
+from regard.ir.tiles.box_count import count_boxes, count_pairs, is_countable, term_of_head
 from regard.ir.tiles.box_map import box_map
 from regard.ir.tiles.count import box_counts, pair_count
 from regard.ir.tiles.numeric import Sizes
@@ -22,8 +23,12 @@ from regard.ir.tiles.plan import BoxTerm
 SIDES = (1, 2, 4)
 
 
-def plan_of(keep: str, parameters: str = "n: int") -> TilePlan:
+def plan_of(keep: str, parameters: str = DECLARED) -> TilePlan:
     return make_plan(run_pipeline(parse_variant(f"attention mask({parameters}) {{ keep {keep} }}")[0]))
+
+
+def of_heads(call: Call) -> list[Call]:
+    return [replace(call, head=head) for head in range(4)]
 
 
 @pytest.mark.parametrize("n", [4, 1, -3, 100])
@@ -34,7 +39,7 @@ def test_pairs_are_counted_exactly(name: str, n: int) -> None:
     for call in calls(tokens, n):
         sizes = Sizes(2, 4, 2, call.q_len, call.kv_len)
         found = [count_pairs(term, sizes, call.values) for term in plan.boxes]
-        truth = [int(call.allowed(term.mask).sum()) * 8 for term in plan.boxes]
+        truth = [2 * sum(int(c.allowed(term.mask).sum()) for c in of_heads(call)) for term in plan.boxes]
         if all(is_countable(term, sizes, call.values) for term in plan.boxes):
             assert found == [(x, x) for x in truth]
             counted = pair_count(plan, sizes, call.values)
@@ -73,7 +78,7 @@ def _hull(axes: list[tuple[Digits, Digits]], seen: Array) -> Array:
 
 CONVEX = (
     "dilated window", "causal blocks", "dilated blocks", "window", "shifted windows", "dilated axes", "cube", "halo",
-    "frames",
+    "frames", "residue of a head", "segments of a head", "segments and dilation of a head", "windows shifted by heads",
 )  # fmt: skip
 
 
@@ -83,10 +88,11 @@ def test_tiles_are_counted_exactly(name: str) -> None:
     plan = plan_of(keep)
     (term,) = plan.boxes
     call = calls(tokens, 3)[0]
-    sizes = Sizes(1, 1, 1, call.q_len, call.kv_len)
+    sizes = Sizes(1, 4, 2, call.q_len, call.kv_len)
     sides = list(itertools.product(SIDES, repeat=len(term.axes)))[:12]
     for queries, keys in zip(sides, reversed(sides), strict=True):
-        assert count_boxes(term, queries, keys, sizes, call.values) == enumerated(term, call, queries, keys)
+        truth = [enumerated(term, c, queries, keys) for c in of_heads(call)]
+        assert count_boxes(term, queries, keys, sizes, call.values) == tuple(map(sum, zip(*truth, strict=True)))
 
 
 @pytest.mark.parametrize("name", CONVEX)
@@ -127,21 +133,30 @@ def test_maps_of_boxes_hold_the_mask(name: str) -> None:
     tokens, keep = EXACT[name]
     plan = plan_of(keep)
     call = calls(tokens, 4)[0]
-    sizes = Sizes(1, 1, 1, call.q_len, call.kv_len)
-    for term in (t for t in plan.boxes if is_countable(t, sizes, call.values)):
+    sizes = Sizes(1, 4, 2, call.q_len, call.kv_len)
+    countable = [term for term in plan.boxes if is_countable(term, sizes, call.values)]
+    for term, of_head in itertools.product(countable, of_heads(call)):
         sides = (2,) * len(term.axes)
-        classes = box_map(term, sides, sides, sizes, call.values, most=10**6).tiles[0, 0]
-        rows, columns = (_places(term, position, call) for position in ("q", "kv"))
+        own = term_of_head(term, 0, of_head.head, sizes, call.values)
+        tiles = box_map(own, sides, sides, sizes, call.values, most=10**6).tiles[0]
+        classes = tiles[of_head.head % len(tiles)]
+        rows, columns = (_places(term, position, of_head) for position in ("q", "kv"))
         found = classes[rows[:, None], columns]
-        allowed = call.allowed(term.mask)[-len(rows) :, -len(columns) :]
+        allowed = of_head.allowed(term.mask)[_of_grid(term, "q", call)][:, _of_grid(term, "kv", call)]
         assert not (allowed & (found == 0)).any() and not (~allowed & (found == 2)).any()
 
 
+def _of_grid(term: BoxTerm, position: Position, call: Call) -> slice:
+    """The positions of the grid."""
+    origin, end = (term.query_origin, term.query_end) if position == "q" else (term.key_origin, term.key_end)
+    return slice(int(evaluate(origin, call.env)), None if end is None else int(evaluate(end, call.env)))
+
+
 def _places(term: BoxTerm, position: Position, call: Call) -> Array:
-    """The number of the box of every position from the grid's first on, in the order of a map."""
-    origin = int(evaluate(term.query_origin if position == "q" else term.key_origin, call.env))
+    """The number of the box of every position of the grid, in the order of a map."""
+    here = _of_grid(term, position, call)
     whole = [digits(term, axis, position, call) for axis in range(len(term.axes))]
-    own = [Digits(d.block[origin:], d.x[origin:], d.residue[origin:]) for d in whole]
+    own = [Digits(d.block[here], d.x[here], d.residue[here]) for d in whole]
     names = [x for d in own for x in (d.block, d.residue)]
     for d in own:
         same_class = (d.block[:, None] == d.block) & (d.residue[:, None] == d.residue)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,23 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from boxes import ANY, EXACT, IMAGE, Call, Position, X, Y, along, calls, every, plan_of, product_of_axes
+from boxes import (
+    ANY,
+    DECLARED,
+    EXACT,
+    IMAGE,
+    SHIFTS,
+    Call,
+    Position,
+    X,
+    Y,
+    along,
+    calls,
+    every,
+    plan_of,
+    product_of_axes,
+)  # fmt: skip
+from regard.ir.interpret import evaluate
 from regard.ir.nodes import Expr
 from regard.ir.passes import run_pipeline
 from regard.ir.tiles import make_plan
@@ -56,9 +72,9 @@ VAGUE = {
 @pytest.mark.parametrize("name", EXACT)
 def test_products_of_axes_are_the_mask(name: str, n: int) -> None:
     tokens, keep = EXACT[name]
-    plan, v = plan_of(keep, "n: int")
+    plan, v = plan_of(keep, DECLARED)
     assert plan.boxes and not any(term.remaining for term in plan.boxes)
-    for call in calls(tokens, n):
+    for call in calls(tokens, n, keep):
         for side in (2, 4):
             assert check(plan, v.mask, call, side) == 1
 
@@ -67,17 +83,21 @@ def test_products_of_axes_are_the_mask(name: str, n: int) -> None:
 @pytest.mark.parametrize("name", EXACT)
 def test_another_spelling_gives_the_same_boxes(name: str, change: Callable[[Expr], Expr]) -> None:
     tokens, keep = EXACT[name]
-    plan, v = plan_of(keep, "n: int")
+    plan, v = plan_of(keep, DECLARED)
     mask = rewrite(v.mask, change)
     changed = make_plan(run_pipeline(Variant(mask)))
     assert len(changed.boxes) == len(plan.boxes)
     for term, clone in zip(plan.boxes, changed.boxes, strict=True):
         assert not clone.remaining
         for a, b in zip(term.axes, clone.axes, strict=True):
-            assert (a.block, a.offset, a.residue) == (b.block, b.offset, b.residue)
+            assert (a.block, a.residue) == (b.block, b.residue)
             assert [s.stride for s in (a.query, a.key)] == [s.stride for s in (b.query, b.key)]
-    for call in calls(tokens, 4)[:2]:
-        clone_call = Call(call.q_len, call.kv_len, {**call.values, "my_n": 4})
+    for call in calls(tokens, 4, keep)[:2]:
+        clone_call = Call(call.q_len, call.kv_len, {**call.values, "my_n": 4, "my_shift": SHIFTS}, call.head)
+        for term, clone in zip(plan.boxes, changed.boxes, strict=True):
+            for a, b in zip(term.axes, clone.axes, strict=True):
+                assert evaluate(a.offset, call.env) == evaluate(b.offset, clone_call.env)
+                assert evaluate(a.shift, call.env) == evaluate(b.shift, clone_call.env)
         assert check(changed, mask, clone_call, 2) == 1
 
 
@@ -106,6 +126,9 @@ def test_no_boxes_where_runs_say_as_much(keep: str) -> None:
 # --- random masks ------------------------------------------------------------------------------------------------
 
 TEMPLATES = (
+    "Q % {d} == head % {d} and K % {d} == head % {d}", "(Q - K + {r} * head) % {d} == 0",
+    "K % {d} == (head + {r}) % {d}", "(Q + shift[head]) // {d} == (K + shift[head]) // {d}",
+    "(Q // {d} - K // {d} - head) % {e} == 0",
     "Q - K {op} {c}", "abs(Q - K) <= {c}", "(Q - K) % {d} == {r}", "(K - Q) % {d} {op} {r}", "Q % {d} == K % {d}",
     "(Q + {r}) // {d} == (K + {r}) // {d}", "K // {d} {op} Q // {d} + {r}", "(Q // {d} - K // {d}) % {e} == {r}",
     "Q % {d} // {e} == K % {d} // {e}", "K >= max(min(Q - {r}, {d}), 0)", "K <= min(max(Q + {r}, n), {d})",
@@ -136,23 +159,42 @@ def sizes(grid: tuple[int, ...]) -> str:
     return ", ".join(map(str, grid))
 
 
-def decided(data: st.DataObject, grid: tuple[int, ...]) -> float | None:
+def placed(keep: str, lengths: tuple[int, int], place: str) -> tuple[str, tuple[int, int]]:
+    """``keep`` on a grid that stands elsewhere: after two tokens, between others that see it or not, or at its end."""
+    q_len, kv_len = lengths
+    later = keep.replace("coordinate(q,", "coordinate(q - 2,").replace("coordinate(kv,", "coordinate(kv - 2,")
+    match place:
+        case "after":
+            return f"q >= 2 and kv >= 2 and ({later})", (q_len + 2, kv_len + 2)
+        case "between":
+            ends = f"q < {q_len + 2} and kv < {kv_len + 2}"
+            return f"q >= 2 and kv >= 2 and {ends} and ({later})", (q_len + 5, kv_len + 3)
+        case "beside":
+            return f"q >= {q_len} or kv >= {kv_len} or ({keep})", (q_len + 4, kv_len + 9)
+        case "last" if q_len == kv_len and "coordinate(kv," in keep and "coordinate(q," in keep:
+            return keep.replace("coordinate(q,", "coordinate(q + (kv_len - q_len),"), (q_len * 2 // 3, kv_len)
+        case _:
+            return keep, lengths
+
+
+def decided(data: st.DataObject, grid: tuple[int, ...], places: Sequence[str]) -> float | None:
     """Checks a random mask on a random call; the share of pairs that it decides, None where it has no boxes."""
     keep = data.draw(predicates(grid))
     lengths = (int(np.prod(grid)), int(np.prod(GRIDS[grid]))) if grid else (data.draw(st.sampled_from((31, 24))), 29)
-    if data.draw(st.booleans()):  # after two other tokens
-        later = keep.replace("coordinate(q,", "coordinate(q - 2,").replace("coordinate(kv,", "coordinate(kv - 2,")
-        keep, lengths = f"q >= 2 and kv >= 2 and ({later})", (lengths[0] + 2, lengths[1] + 2)
-    plan, v = plan_of(keep, "n: int")
-    call = Call(*lengths, {"n": data.draw(st.integers(-3, 9))})
-    counted, pairs = pair_count(plan, Sizes(1, 1, 1, *lengths), call.values), int(call.allowed(v.mask).sum())
+    keep, lengths = placed(keep, lengths, data.draw(st.sampled_from(places)))
+    plan, v = plan_of(keep, DECLARED)
+    values = {"n": data.draw(st.integers(-3, 9)), "shift": SHIFTS}
+    heads = [Call(*lengths, values, head) for head in range(4)]
+    counted = pair_count(plan, Sizes(1, 4, 2, *lengths), heads[0].values)
+    pairs = sum(int(call.allowed(v.mask).sum()) for call in heads)
     assert counted.pairs == pairs if counted.exact else counted.pairs >= pairs
+    call = data.draw(st.sampled_from(heads))
     return check(plan, v.mask, call, data.draw(st.sampled_from((2, 3, 4)))) if plan.boxes else None
 
 
 @given(st.data(), st.sampled_from(tuple(GRIDS)))
 def test_random_masks_are_never_decided_wrongly(data: st.DataObject, grid: tuple[int, ...]) -> None:
-    decided(data, grid)
+    decided(data, grid, ("alone", "after", "between", "beside", "last"))
 
 
 def test_random_masks_are_sharply_decided() -> None:
@@ -162,7 +204,7 @@ def test_random_masks_are_sharply_decided() -> None:
     @settings(max_examples=150, derandomize=True, database=None, phases=[Phase.generate])
     @given(st.data(), st.sampled_from(tuple(GRIDS)))
     def collect(data: st.DataObject, grid: tuple[int, ...]) -> None:
-        shares.append(decided(data, grid))
+        shares.append(decided(data, grid, ("alone", "after")))
 
     collect()
     of_boxes = [share for share in shares if share is not None]

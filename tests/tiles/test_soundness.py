@@ -93,7 +93,7 @@ def positions(draw: st.DrawFn, of: tuple[Expr, ...] = (q, kv)) -> Expr:
 
 
 @st.composite
-def atoms(draw: st.DrawFn) -> Expr:
+def atoms(draw: st.DrawFn, classes_of_heads: bool = False) -> Expr:
     shapes: dict[str, Callable[[], Expr]] = {
         "order": lambda: binary(draw(orders), q, binary("add", kv, draw(free))),
         "distance": lambda: binary(draw(orders), binary("sub", q, kv), draw(free)),
@@ -113,6 +113,12 @@ def atoms(draw: st.DrawFn) -> Expr:
         ),
         "pair": lambda: read("pairs", q, kv),
     }
+    if classes_of_heads:
+        d, by = draw(divisors), draw(free)
+        shapes["residues"] = lambda: binary(
+            "and", *(binary("eq", binary("mod", x, d), binary("mod", by, d)) for x in (q, kv))
+        )
+        shapes["blocks"] = lambda: binary("eq", *(binary("floordiv", binary("add", x, by), d) for x in (q, kv)))
     often = ("order", "distance", "window", "window", "residue", "block", "block", "any")
     return shapes[draw(st.sampled_from((*often, *shapes)))]()
 
@@ -129,6 +135,8 @@ def compound(inner: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
 
 
 masks = st.recursive(atoms(), compound, max_leaves=5)
+# Residues and blocks of heads repeat within tiles of positions, which decide them as boxes alone.
+masks_of_heads = st.recursive(atoms(classes_of_heads=True), compound, max_leaves=5)
 
 
 # --- calls ---------------------------------------------------------------------------------------------------
@@ -239,7 +247,7 @@ def plan_of(mask: Expr) -> TilePlan:
     return make_plan(run_pipeline(Variant(mask=mask, parameters=PARAMETERS)))
 
 
-@given(masks, calls(), calls())
+@given(masks | masks_of_heads, calls(), calls())
 def test_every_claim_holds_for_any_lengths_and_values(mask: Expr, first: Call, second: Call) -> None:
     plan = plan_of(mask)
     for call in (first, second):

@@ -1,0 +1,205 @@
+"""From conditions on positions to the ranges of one axis of a token space, over coordinates inside of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, assert_never
+
+from ..bounds import Range, interval
+from ..build import binary, const
+from ..nodes import COMPARISONS, ZERO, Binary, BinaryOp, Const, Expr, Index
+from ..passes.expand_coordinates import expanded
+from ..symbolic import Linear, linear, simplify, to_expr
+from ..traverse import index_names, substitute
+from ..types import I32
+from .classes import Classes, remainder_of
+from .digits import digit, rewritten, with_distances
+from .formula import All, Any, Atom, Formula, atoms, conjoin, to_formula
+from .overflow import is_exact, with_bounded_loads
+from .plan import Interval, Ranges, Side
+from .ranges import is_solved, tile_ranges
+from .several_axes import at_most_zero, axes_in, implied_along, sufficient_along
+from .token_space import Space
+
+Direction = Literal["keys", "queries"]
+
+
+def over_coordinates(condition: Expr, space: Space) -> Expr:
+    """``condition``, whose positions are sums of the coordinates of ``space``."""
+    return rewritten(expanded(with_bounded_loads(condition)), space.table(), space.ranges())
+
+
+def is_integer_comparison(e: Expr) -> bool:
+    """Whether ``e`` compares integers that cannot wrap."""
+    return isinstance(e, Binary) and e.op in COMPARISONS and e.a.type.is_integer and is_exact(with_bounded_loads(e))
+
+
+def axis_ranges(
+    parts: Sequence[Formula], space: Space, classes: Sequence[Classes], direction: Direction
+) -> tuple[list[Ranges], list[int | None]]:
+    """The ranges of each axis, and for each part the axis that decides it, if any does."""
+    table, limits = inner_digits(space, classes, direction)
+    own: list[list[Formula]] = [[] for _ in classes]
+    implied: list[list[Formula]] = [[] for _ in classes]
+    sufficient: list[list[Formula]] = [[] for _ in classes]
+    places: list[int | None] = []
+    pending: list[tuple[int, int, list[Formula]]] = []
+    may_be_full = True
+    for part in parts:
+        over_digits = over_inner(part, space, table, limits)
+        axes = None if over_digits is None else axes_of(over_digits)
+        if axes is None or len(axes) > 1:
+            places.append(None)
+            first = min(axes, default=0) if axes else 0
+            enough: list[Formula] = []
+            if isinstance(over_digits, Atom):
+                for axis in axes or ():
+                    implied[axis] += implied_along(over_digits.condition, axis, limits)
+                enough = sufficient_along(over_digits.condition, first, limits)
+            sufficient[first] += enough
+            may_be_full = may_be_full and bool(enough)
+            pending.append((len(places) - 1, first, enough))
+        else:
+            assert over_digits is not None
+            axis = min(axes, default=0)
+            own[axis].append(over_digits)
+            places.append(axis if is_solved(_named_as_positions(over_digits, axis)) else None)
+    for i, axis, enough in pending:  # what suffices may be asked for anyway
+        if enough and all(any(_follows(x, given) for given in own[axis]) for x in enough):
+            places[i] = axis
+    ranges = []
+    for axis, c in enumerate(classes):
+        certain = ranges_along(own[axis] + sufficient[axis], axis, direction)
+        possible = ranges_along(own[axis] + implied[axis], axis, direction)
+        ends = names_outside(space, c, axis)
+        ranges.append(Ranges(with_names(possible.may, ends), with_names(certain.must, ends) if may_be_full else ()))
+    return ranges, places
+
+
+def _follows(wanted: Formula, given: Formula) -> bool:
+    """Whether ``wanted``, a sum that is at most 0, follows from ``given`` because that asks for no more of the sum."""
+    if wanted == given:
+        return True
+    if not all(isinstance(f, Atom) and is_integer_comparison(f.condition) for f in (wanted, given)):
+        return False
+    assert isinstance(wanted, Atom) and isinstance(given, Atom)
+    needed, known = at_most_zero(wanted.condition), at_most_zero(given.condition)
+    return bool(needed) and all(any(x.terms == y.terms and x.constant >= y.constant for x in known) for y in needed)
+
+
+def names_outside(space: Space, c: Classes, axis: int) -> dict[Expr, Expr]:
+    """From the names inside of the analysis of one axis to those that ranges have."""
+    table: dict[Expr, Expr] = {digit(f"{name} {axis}"): digit(name) for name in ("block", "residue")}
+    for name, sides in (("q", space.query), ("kv", space.key)):
+        table |= {Index(f"{name}_len", I32): extent(sides[axis], c)}
+        table |= {Index(f"{name} length", I32): Index(f"{name}_len", I32)}
+    return table
+
+
+def inner_digits(
+    space: Space, classes: Sequence[Classes], direction: Direction
+) -> tuple[dict[Index, Expr], dict[str, Range]]:
+    """Coordinates over those inside of classes, and the values that these take."""
+    table: dict[Index, Expr] = {}
+    limits: dict[str, Range] = {}
+    spaces = space.ranges()
+    for axis, c in enumerate(classes):
+        block, residue = digit(f"block {axis}"), digit(f"residue {axis}")
+        limits[residue.name] = (0, c.residue - 1)
+        for position in ("q", "kv"):
+            x = digit(f"{position} {axis}")
+            most = int(spaces[f"{position}{axis}"][1] + interval(c.offset, {})[1])
+            limits[x.name] = (0, (c.block - 1 if c.block else most) // c.residue)
+            if c.block:
+                limits[block.name] = (0, max(most // c.block, limits.get(block.name, (0, 0))[1]))
+            remainder: Expr = residue
+            if c.shift != ZERO and (position == "kv") == (direction == "keys"):
+                sign: BinaryOp = "add" if position == "kv" else "sub"
+                remainder = binary("mod", binary(sign, residue, c.shift), const(c.residue))
+            y = binary("sub", binary("mul", const(c.block), block) if c.block else ZERO, c.offset)
+            y = binary("add", y, binary("mul", const(c.residue), x if c.block != c.residue else ZERO))
+            table[digit(f"{position}{axis}")] = y if c.residue == 1 else binary("add", y, remainder)
+    return table, limits
+
+
+def over_inner(
+    f: Formula, space: Space, table: Mapping[Index, Expr], limits: Mapping[str, Range]
+) -> Formula | None:
+    """``f`` over coordinates inside of classes; None where an atom cannot be."""
+    match f:
+        case All() | Any():
+            parts = tuple(over_inner(p, space, table, limits) for p in f.parts)
+            known = tuple(p for p in parts if p is not None)
+            if len(known) < len(parts):
+                return None
+            return conjoin(known) if isinstance(f, All) else type(f)(known)
+        case Atom(condition):
+            if not index_names(condition) & {"q", "kv"}:
+                return Atom(_renamed_lengths(condition))
+            if not is_integer_comparison(condition):
+                return None
+            # In two steps: the last class of an axis may be cut short, which coordinates as a whole know.
+            whole = over_coordinates(condition, space)
+            if all(interval(to_expr(x), space.ranges())[1] <= 0 for x in at_most_zero(whole) or [Linear(1, ())]):
+                return All(())
+            moved = with_distances(rewritten(whole, table, limits))
+            assert isinstance(moved, Binary)
+            moved = _without_remainder(moved, limits)
+            form = linear(_renamed_lengths(binary("sub", moved.a, moved.b)))
+            return to_formula(simplify(binary(moved.op, to_expr(Linear(0, form.terms)), const(-form.constant))))
+
+
+def _without_remainder(condition: Binary, limits: Mapping[str, Range]) -> Binary:
+    """``x == r % 4`` for ``(x - r) % 4 == 0`` where the coordinate ``x`` is in 0 … 3."""
+    for name in index_names(condition) & limits.keys():
+        found = remainder_of(condition, name)
+        if found is not None and limits[name][0] >= 0 and limits[name][1] < found[0]:
+            changed = binary("eq", digit(name), found[1])
+            assert isinstance(changed, Binary)
+            return changed
+    return condition
+
+
+def _renamed_lengths(e: Expr) -> Expr:
+    """The lengths in ``e`` under other names: the ranges of an axis end at its own lengths."""
+    return substitute(e, {Index(f"{name}_len", I32): Index(f"{name} length", I32) for name in ("q", "kv")})
+
+
+def axes_of(f: Formula) -> set[int]:
+    """The axes that a formula over coordinates inside of classes asks about."""
+    return set[int]().union(*(axes_in(a) for a in atoms(f)))
+
+
+def ranges_along(parts: Iterable[Formula], axis: int, direction: Direction) -> Ranges:
+    """The ranges of one axis, whose coordinates take the names of positions."""
+    formula = _named_as_positions(conjoin(tuple(parts)), axis)
+    return tile_ranges(formula, "q", "kv") if direction == "keys" else tile_ranges(formula, "kv", "q")
+
+
+def _named_as_positions(f: Formula, axis: int) -> Formula:
+    names: dict[Expr, Expr] = {digit(f"{name} {axis}"): Index(name, I32) for name in ("q", "kv")}
+    match f:
+        case Atom(condition):
+            return to_formula(simplify(substitute(condition, names)))
+        case All() | Any():
+            return type(f)(tuple(_named_as_positions(p, axis) for p in f.parts))
+        case _:
+            assert_never(f)
+
+
+def extent(side: Side, c: Classes) -> Expr:
+    """How many coordinates a class has, at most."""
+    if c.block:
+        return const(c.block // c.residue)
+    return simplify(binary("floordiv", binary("add", side.size, const(c.residue - 1)), const(c.residue)))
+
+
+def with_names(union: tuple[Interval, ...], table: Mapping[Expr, Expr]) -> tuple[Interval, ...]:
+    """Intervals with other names in them, without those that hold nothing."""
+    kept = [Interval(*(simplify(substitute(e, table)) for e in (i.start, i.stop))) for i in union]
+    return tuple(i for i in kept if not _is_never(i))
+
+
+def _is_never(i: Interval) -> bool:
+    """Whether no coordinate is in an interval, whatever parameters are."""
+    return isinstance(i.stop, Const) and i.stop.value <= (i.start.value if isinstance(i.start, Const) else 0)
