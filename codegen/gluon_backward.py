@@ -9,6 +9,11 @@ that of FlashAttention-3 (Shah et al., 2024, https://arxiv.org/abs/2407.08608).
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from textwrap import fill, indent
+
 from ..ir.dependence import dependence
 from ..ir.tiles.plan import TilePlan
 from .defaults import heaviest_last
@@ -16,7 +21,7 @@ from .emitter import Emitter
 from .gluon_grad_consumer import Consumer
 from .gluon_grad_loader import SIZES, emit_load_tiles, emit_place_function
 from .gluon_grad_rows import emit_after, emit_before, row_kernels
-from .gluon_module import DESCRIPTOR, emit_tables, finish, reason_against_target
+from .gluon_module import DESCRIPTOR, emit_layouts, emit_tables, finish, reason_against_target
 from .gluon_names import installed_names
 from .gluon_tiles import CELLS, QUERIES, emit_visits
 from .schedule import Problem, Schedule, Source, Target
@@ -24,6 +29,7 @@ from .triton_backward import TIDY
 from .triton_gradients import contributions
 from .triton_module import Argument, buffer_arguments, emit_header, emit_launch, kernel, scalar_arguments, user_names
 from .triton_program import emit_classify_call, emit_sizes, table_arguments, uses_table
+from .triton_values import user_name
 
 KERNEL = "attention_backward"
 # (head size, value size) -> queries of a tile, for which buffers and sums fit.
@@ -34,12 +40,15 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
     """Why this kernel cannot compute the backward pass, in one sentence; None where it can."""
     if problem.deterministic:
         return "it adds gradients of queries in an order that varies, and they must repeat bit by bit"
-    sizes = problem.head_dim, problem.value_dim
-    if sizes not in _BLOCK_M:
-        return f"head sizes {sizes} are none of {', '.join(map(str, _BLOCK_M))}"
     if contributions(plan, problem):
-        return "gradients of captured tensors take sums that only the Triton kernels keep"
-    return reason_against_target(problem, target)
+        return "gradients of captured tensors take sums that it does not keep"
+    return reason_against_sizes(problem) or reason_against_target(problem, target)
+
+
+def reason_against_sizes(problem: Problem) -> str | None:
+    """The same for both forms of the backward pass: this one and that of :mod:`.gluon_repeatable`."""
+    sizes = problem.head_dim, problem.value_dim
+    return None if sizes in _BLOCK_M else f"head sizes {sizes} are none of {', '.join(map(str, _BLOCK_M))}"
 
 
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
@@ -49,8 +58,9 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
 
 
 def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
-    """Schedules worth timing: buffers and registers leave no choice but the default."""
-    return (default_schedule(plan, problem),)
+    """Schedules worth timing, the default first: at head size 64 smaller tiles spill less."""
+    default = default_schedule(plan, problem)
+    return tuple(dict.fromkeys((default, replace(default, block_m=64))))
 
 
 def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:
@@ -58,76 +68,99 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
 
     For plans, problems and targets that :func:`unsupported_reason` has nothing against.
     """
-    names = installed_names()
-    table = table_arguments("tiles[1]") if uses_table(plan) else []
-    parameters = [Argument("scale", "fp32", "scale"), *table, *buffer_arguments(plan), *scalar_arguments(plan)]
-    arguments = [
+    parameters = parameters_of(plan, "tiles[1]")
+    sums = Argument(
+        "grad_query", "", "TensorDescriptor(sums, list(sums.shape), list(sums.stride()), "
+        "[1, 1, DQ_ROWS.value, DQ_COLUMNS.value], SUM_TILE.value)",
+    )  # fmt: skip
+    arguments = key_arguments(schedule, parameters, sums)
+    head, out = Emitter(), Emitter()
+    notes = ["Gradients of queries are added up in an order that varies: their last bits differ from run to run."]
+    emit_header(head, "Backward kernel", plan, problem, schedule, target, notes)
+    consumer = Consumer(plan, problem, schedule.block_m, parameters, installed_names())
+    emit_key_kernel(out, KERNEL, plan, schedule, consumer, arguments, parameters)
+    blocks = schedule.block_m, schedule.block_n
+    tables, table_kernels = emit_tables(plan, blocks, blocks)
+    with run_function(out, plan, problem, consumer.folded):
+        emit_before(out, problem, schedule.block_m, sums=True)
+        emit_groups(out, plan, schedule)
+        emit_launch(out, KERNEL, KEY_PROGRAMS, arguments, "**BACKWARD")
+        emit_after(out)
+    kernels = [*table_kernels, "row_terms", KERNEL, "convert_sums"]
+    return finish(out, plan, kernels, head, tables + row_kernels(problem, consumer.folded, sums=True))
+
+
+def parameters_of(plan: TilePlan, tiles: str) -> list[Argument]:
+    """What kernels take besides tensors of the call and sizes; ``tiles`` is the table in ``run``, if there is one."""
+    table = table_arguments(tiles) if uses_table(plan) else []
+    return [Argument("scale", "fp32", "scale"), *table, *buffer_arguments(plan), *scalar_arguments(plan)]
+
+
+def key_arguments(schedule: Schedule, parameters: Sequence[Argument], *sums: Argument) -> list[Argument]:
+    """Of a kernel whose programs own tiles of keys; ``sums`` stand before the other gradients."""
+    terms = f"[1, {schedule.block_m}], TERM_TILE.value"
+    return [
         Argument("query", "", "descriptor(query, BLOCK_M, QUERY_TILE)"),
         Argument("key", "", "descriptor(key, KEYS, KEY_TILE)"),
         Argument("value", "", "descriptor(value, KEYS, VALUE_TILE)"),
         Argument("grad_out", "", "descriptor(grad_out, BLOCK_M, OUT_TILE)"),
-        Argument("terms", "", "TensorDescriptor(terms, list(terms.shape), list(terms.stride()), [1, "
-                 f"{schedule.block_m}], TERM_TILE.value)"),
-        Argument("grad_query", "", "TensorDescriptor(sums, list(sums.shape), list(sums.stride()), "
-                 "[1, 1, DQ_ROWS.value, DQ_COLUMNS.value], SUM_TILE.value)"),
+        Argument("terms", "", f"TensorDescriptor(terms, list(terms.shape), list(terms.stride()), {terms})"),
+        *sums,
         Argument("grad_key", "", "descriptor(to_key, KEYS, KEY_TILE)"),
         Argument("grad_value", "", "descriptor(to_value, KEYS, VALUE_TILE)"),
         *parameters,
         *SIZES,
-    ]  # fmt: skip
-    head, out = Emitter(), Emitter()
-    notes = ["Gradients of queries are added up in an order that varies: their last bits differ from run to run."]
-    emit_header(head, "Backward kernel", plan, problem, schedule, target, notes)
-    consumer = Consumer(plan, problem, parameters, names)
-    _emit_constants(out, problem, schedule, consumer.split_columns)
+    ]
+
+
+def emit_key_kernel(
+    out: Emitter, name: str, plan: TilePlan, schedule: Schedule, consumer: Consumer, arguments: Sequence[Argument],
+    parameters: Sequence[Argument],
+) -> None:  # fmt: skip
+    """The kernel whose programs own tiles of keys, and all that it calls."""
+    _emit_constants(out, schedule, consumer)
     out.definition(CELLS)
     emit_place_function(out, schedule.reverse)
     emit_visits(out, plan, QUERIES, SIZES, parameters)
     consumer.emit(out)
-    emit_load_tiles(out, names)
+    emit_load_tiles(out, consumer.names, consumer.barriers, consumer.wait)
     out.line("\n")
-    with kernel(out, KERNEL, arguments, ()):
+    with kernel(out, name, arguments, ()):
         out.line(f"sizes = ({', '.join(a.name for a in SIZES)})")
         out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
-        out.lines(_KERNEL_BODY)
-    blocks = schedule.block_m, schedule.block_n
-    tables, table_kernels = emit_tables(plan, blocks, blocks)
-    out.definition(TIDY)
-    out.definition(DESCRIPTOR)
-    _emit_run(out, plan, problem, schedule, arguments, consumer.folded)
-    kernels = [*table_kernels, "row_terms", KERNEL, "convert_sums"]
-    return finish(out, plan, kernels, head, tables + row_kernels(problem, consumer.folded))
+        passed = indent(fill(consumer.arguments, 94), " " * 13).lstrip()
+        out.lines(_KERNEL_BODY.format(barriers=consumer.barriers, set_up=consumer.set_up, arguments=passed))
 
 
-def _emit_constants(out: Emitter, problem: Problem, schedule: Schedule, split_columns: bool) -> None:
+def _emit_constants(out: Emitter, schedule: Schedule, consumer: Consumer) -> None:
+    problem = consumer.problem
     element = {"f16": "tl.float16", "bf16": "tl.bfloat16"}[problem.dtype]
     queries, keys = schedule.block_m, schedule.block_n // 2
     head, value = problem.head_dim, problem.value_dim
-    dq_rows, dq_columns = (queries, head // 2) if split_columns else (queries // 2, head)
+    half = consumer.half_of_queries(queries)
     out.line(f"KEYS = tl.constexpr({keys})  # keys of one consumer")
     for name, number in (
         ("BLOCK_M", queries), ("BLOCK_N", schedule.block_n), ("HEAD", head), ("VALUE", value),
         ("STAGES", schedule.num_stages), ("ELEMENT", element),
     ):  # fmt: skip
         out.line(f"{name} = tl.constexpr({number})")
-    out.comment("The half of a tile's gradient of queries that one consumer computes.")
-    out.line(f"DQ_ROWS = tl.constexpr({dq_rows})")
-    out.line(f"DQ_COLUMNS = tl.constexpr({dq_columns})")
-    out.comment("Layouts in registers: transposed scores, sums, and scores as left operands.")
-    for name, width in (("SCORES", queries), ("KEY_SUMS", head), ("VALUE_SUMS", value), ("QUERY_SUMS", dq_columns)):
-        out.line(f"{name} = tl.constexpr(tl.NVMMADistributedLayout([3, 0], [4, 1], [16, {width}, 16]))")
-    out.line("WEIGHTS = tl.constexpr(tl.DotOperandLayout(0, VALUE_SUMS.value, 2))")
-    out.line("DIFFERENCES = tl.constexpr(tl.DotOperandLayout(0, KEY_SUMS.value, 2))")
-    out.comment("Layouts in shared memory.")
-    for name, height, width, type_ in (
+    registers = [("SCORES", queries), ("KEY_SUMS", head), ("VALUE_SUMS", value)]
+    tiles = [
         ("QUERY_TILE", queries, head, element),
         ("KEY_TILE", keys, head, element),
         ("VALUE_TILE", keys, value, element),
         ("OUT_TILE", queries, value, element),
-        ("SUM_TILE", dq_rows, dq_columns, "tl.float32"),
-    ):
-        out.line(f"{name} = tl.constexpr(tl.NVMMASharedLayout.get_default_for([1, 1, {height}, {width}], {type_}))")
-    out.line(f"SCORE_TILE = tl.constexpr(tl.NVMMASharedLayout.get_default_for([{keys}, {queries}], {element}))")
+    ]
+    if half is not None:
+        out.comment("The half of a tile's gradient of queries that one consumer computes.")
+        out.line(f"DQ_ROWS = tl.constexpr({half[0]})")
+        out.line(f"DQ_COLUMNS = tl.constexpr({half[1]})")
+        registers.append(("QUERY_SUMS", half[1]))
+        tiles.append(("SUM_TILE", *half, "tl.float32"))
+    out.comment("Layouts in registers: transposed scores, sums, and scores as left operands.")
+    emit_layouts(out, registers, {"WEIGHTS": "VALUE_SUMS", "DIFFERENCES": "KEY_SUMS"}, tiles)
+    if half is not None:
+        out.line(f"SCORE_TILE = tl.constexpr(tl.NVMMASharedLayout.get_default_for([{keys}, {queries}], {element}))")
     out.line("TERM_TILE = tl.constexpr(tl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2))")
     out.line("BACKWARD = dict(num_warps=4, maxnreg=168)")
 
@@ -139,35 +172,17 @@ q_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, BLOCK_M, HEAD], QUER
 do_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, BLOCK_M, VALUE], OUT_TILE)
 # Log-sum-exps and what dP starts at, in turn.
 term_tiles = gl.allocate_shared_memory(gl.float32, [STAGES * 2, 1, BLOCK_M], TERM_TILE)
-# Gradients of scores of both consumers, twice; and of queries, on their way out.
-ds_tiles = gl.allocate_shared_memory(ELEMENT, [4, KEYS, BLOCK_M], SCORE_TILE)
-dq_tiles = gl.allocate_shared_memory(gl.float32, [2, 1, 1, DQ_ROWS, DQ_COLUMNS], SUM_TILE)
-starts = gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-# The producer makes buffers ready, both consumers make them empty; both make gradients of scores ready.
-kv_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-tile_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-tile_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-ds_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-finished = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-mbarrier.init(kv_ready, count=1)
-mbarrier.init(finished, count=2)
-for i in gl.static_range(STAGES):
-    mbarrier.init(tile_ready.index(i), count=1)
-    mbarrier.init(tile_empty.index(i), count=2)
-for i in gl.static_range(2):
-    mbarrier.init(ds_ready.index(i), count=2)
-barriers = (kv_ready, tile_ready, tile_empty, ds_ready, finished)
+{set_up}
+barriers = ({barriers})
 gl.warp_specialize(
     [
         (
             differentiate,
-            (0, grad_query, grad_key, grad_value, q_tiles, k_tiles, v_tiles, do_tiles, term_tiles, ds_tiles,
-             dq_tiles, barriers, starts, sizes, parameters),
+            (0, {arguments}),
         ),
         (
             differentiate,
-            (1, grad_query, grad_key, grad_value, q_tiles, k_tiles, v_tiles, do_tiles, term_tiles, ds_tiles,
-             dq_tiles, barriers, starts, sizes, parameters),
+            (1, {arguments}),
         ),
         (
             load_tiles,
@@ -179,38 +194,51 @@ gl.warp_specialize(
     [240, 24],  # registers of the second consumer and of the producer: 168 for each thread in all
 )
 """
+KEY_PROGRAMS = "(tiles_of_keys * batches * (heads // group),)"
 
 
-def _emit_run(
-    out: Emitter, plan: TilePlan, problem: Problem, schedule: Schedule, arguments: list[Argument], folded: bool
-) -> None:
-    inputs = ["query", "key", "value", "out", "lse", "grad_out", "grad_lse", *user_names(plan.variant)]
+@contextmanager
+def run_function(out: Emitter, plan: TilePlan, problem: Problem, folded: bool) -> Iterator[None]:
+    """``run``: what is written meanwhile fills ``grad_query``, ``to_key`` and ``to_value`` of groups of heads, and
+    gradients of captured tensors, which begin at zero.
+    """
+    out.definition(TIDY)
+    out.definition(DESCRIPTOR)
+    v = plan.variant
+    inputs = ["query", "key", "value", "out", "lse", "grad_out", "grad_lse", *user_names(v)]
+    wanted = [user_name(p.name) for p, w in zip(v.buffers, problem.buffer_gradients, strict=False) if w]
+    captured = "".join(f", grad_{x}.to({x}.dtype)" for x in wanted)
     with out.define(f"run({', '.join([*inputs, 'scale=None', 'tiles=None'])})"):
-        out.line('"""Gradients of query, key and value; ``grad_lse`` may be None."""')
+        of_captured = ", and captured tensors" if wanted else ""
+        out.line(f'"""Gradients of query, key and value{of_captured}; ``grad_lse`` may be None."""')
         emit_sizes(out, plan, problem)
         for name in ("query", "key", "value"):
             out.line(f"grad_{name} = torch.empty({name}.shape, dtype=query.dtype, device=query.device)")
+        for name in wanted:
+            out.line(f"grad_{name} = torch.zeros({name}.shape, dtype=torch.float32, device={name}.device)")
         with out.block("if lse.numel() == 0 or kv_len == 0:"):
-            out.line("return grad_query.zero_(), grad_key.zero_(), grad_value.zero_()")
+            out.line(f"return grad_query.zero_(), grad_key.zero_(), grad_value.zero_(){captured}")
         if uses_table(plan):
-            emit_classify_call(out, user_names(plan.variant))
+            emit_classify_call(out, user_names(v))
         if folded:
             out.comment("Sums of products start at multiples of the inverse of the scale.")
             out.line("flat = abs(scale) < 1e-30")
             out.line("scale = 1e-30 if flat else scale")
         out.line("grad_out = tidy(grad_out)")
-        emit_before(out, problem, schedule.block_m)
-        # Keys that one head of a group does not see may be non-finite: such heads cannot share a tile of them.
-        apart = "head" in dependence(plan.variant.mask)
-        few = "" if apart else " and tiles_of_keys * batches * kv_heads < 2 * multiprocessors"
-        out.lines(_GROUPS.format(keys=schedule.block_n, few=few))
-        emit_launch(out, KERNEL, "(tiles_of_keys * batches * (heads // group),)", arguments, "**BACKWARD")
-        emit_after(out)
+        yield
         out.lines(_SUM_GROUPS)
         if folded:
             with out.block("if flat:"):
-                out.line("return grad_query.zero_(), grad_key.zero_(), grad_value")
-        out.line("return grad_query, grad_key, grad_value")
+                out.line(f"return grad_query.zero_(), grad_key.zero_(), grad_value{captured}")
+        out.line(f"return grad_query, grad_key, grad_value{captured}")
+
+
+def emit_groups(out: Emitter, plan: TilePlan, schedule: Schedule) -> None:
+    """How many heads of queries a program that owns keys sums over, and where their sums go."""
+    # Keys that one head of a group does not see may be non-finite: such heads cannot share a tile of them.
+    apart = "head" in dependence(plan.variant.mask)
+    few = "" if apart else " and tiles_of_keys * batches * kv_heads < 2 * multiprocessors"
+    out.lines(_GROUPS.format(keys=schedule.block_n, few=few))
 
 
 _GROUPS = """

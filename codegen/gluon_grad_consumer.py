@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..ir.dependence import dependence
+from ..ir.dependence import LoadClass, dependence
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import loads
 from .emitter import Emitter
@@ -19,6 +19,8 @@ from .triton_module import Argument
 from .triton_program import INDICES
 from .triton_values import Guard, Values, level_of
 
+# Captured tensors whose gradients are summed for each key.
+SUMMED_BY_KEY: tuple[LoadClass, ...] = ("key",)
 # Each consumer adds half of a tile's gradient of queries: half of the columns, or of the queries.
 _HALVES = {
     True: ("k_tiles.index({}).reshape([KEYS, HEAD]).slice(GROUP * DQ_COLUMNS, DQ_COLUMNS, 1)", "ds_tiles.index({})"),
@@ -28,34 +30,74 @@ _HALVES = {
     ),
 }
 
+_SET_UP = """
+# Gradients of scores of both consumers, twice; and of queries, on their way out.
+ds_tiles = gl.allocate_shared_memory(ELEMENT, [4, KEYS, BLOCK_M], SCORE_TILE)
+dq_tiles = gl.allocate_shared_memory(gl.float32, [2, 1, 1, DQ_ROWS, DQ_COLUMNS], SUM_TILE)
+starts = gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+# The producer makes buffers ready, both consumers make them empty; both make gradients of scores ready.
+kv_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+tile_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+tile_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+ds_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+finished = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+mbarrier.init(kv_ready, count=1)
+mbarrier.init(finished, count=2)
+for i in gl.static_range(STAGES):
+    mbarrier.init(tile_ready.index(i), count=1)
+    mbarrier.init(tile_empty.index(i), count=2)
+for i in gl.static_range(2):
+    mbarrier.init(ds_ready.index(i), count=2)
+""".strip("\n")
+
+
+def emit_final_score(
+    out: Emitter, kernel: Gradients, values: Values, wanted: Sequence[str], done: frozenset[str], lanes: str, shape: str
+) -> str:
+    """The name of the modified scores of ``shape``, from products ``s``; ``lanes`` are pairs that may be looked up."""
+    kernel.emit_scaled(out)
+    if not kernel.has_scores:
+        return "s"
+    values.emit(out, "pair", [x for x in wanted if x != "mask"], Guard(pair=lanes), done)
+    spread = level_of(dependence(kernel.results["score"])) != "pair"
+    zeros = f"tl.zeros({shape}, tl.float32, SCORES) + " if spread else ""
+    out.line(f"final = {zeros}({values.result('score')})")
+    return "final"
+
 
 class Consumer(Gradients):
-    """Prints ``differentiate``: for each head of queries a loop with the mask and one without."""
+    """Prints ``differentiate``: for each head of queries a loop with the mask and one without.
+
+    What becomes of the scores' gradient is said by the methods that :mod:`.gluon_grad_key` overrides.
+    """
+
+    arguments = (
+        "grad_query, grad_key, grad_value, q_tiles, k_tiles, v_tiles, do_tiles, term_tiles, ds_tiles, dq_tiles, "
+        "barriers, starts, sizes, parameters"
+    )
+    barriers = "kv_ready, tile_ready, tile_empty, ds_ready, finished"
+    # Buffers and barriers, and how the producer waits for a buffer.
+    set_up = _SET_UP
+    wait = "mbarrier.wait(tile_empty.index(stage), phase ^ 1)"
 
     def __init__(
-        self, plan: TilePlan, problem: Problem, parameters: Sequence[Argument], names: Names
+        self, plan: TilePlan, problem: Problem, block_m: int, parameters: Sequence[Argument], names: Names
     ) -> None:
         super().__init__(plan, problem, True)
         self.parameters, self.names = parameters, names
         self.unseen = UnseenKeys.of(plan)
         self.expressions = self.values()
-        self.split_columns = problem.head_dim > 64
-        # Measured 4 % faster at D 128; at D 64, where tiles are larger, it takes registers.
+        self.split_columns = block_m == 64
+        # Measured 4 % faster at D 128; at D 64 with larger tiles it takes registers.
         self.folded = not self.has_scores and self.split_columns
         found = [x for e in self.results.values() for x in loads(e)]
         self.loads_queries = any(dependence(x) & {"q", "kv"} == {"q"} for x in found)
+        self.here = self.of_kinds(*SUMMED_BY_KEY)
 
     def emit(self, out: Emitter) -> None:
         """The function."""
-        if self.unseen is None:
-            self._emit_clear_unseen(out)
-        else:
-            self.unseen.emit_functions(out, self.names.barrier, "KEYS", SIZES, self.parameters)
-        with jit_function(
-            out,
-            "differentiate(GROUP: tl.constexpr, grad_query, grad_key, grad_value, q_tiles, k_tiles, v_tiles, do_tiles, "
-            "term_tiles, ds_tiles, dq_tiles, barriers, starts, sizes, parameters)",
-        ):
+        self.emit_functions(out)
+        with jit_function(out, f"differentiate(GROUP: tl.constexpr, {self.arguments})"):
             out.line('"""A consumer: four warps own KEYS keys."""')
             self._emit_prologue(out)
             with out.block("for member in range(0, group):"):
@@ -66,32 +108,30 @@ class Consumer(Gradients):
                 out.comment("Tiles in which every pair is allowed.")
                 with out.block("for t in range(masked, count):"):
                     self._emit_step(out, done, masked=False)
+                for c in self.here:
+                    place = f"{c.name}_sums + (batch * heads + head).to(tl.int64) * kv_len + own_keys"
+                    out.line(f"tl.store({place}, {c.name}_total, mask=own_keys < kv_len)")
             self._emit_epilogue(out)
 
     def _emit_prologue(self, out: Emitter) -> None:
-        out.line("kv_ready, tile_ready, tile_empty, ds_ready, finished = barriers")
+        out.line(f"{self.barriers} = barriers")
         emit_unpack(out, "sizes", SIZES)
         emit_unpack(out, "parameters", self.parameters)
         out.line("batch, chunk, kv_head, tile_first = key_tile(tl.program_id(0), sizes)")
         out.line("own_first = tile_first + GROUP * KEYS")
         out.line("k_tile = k_tiles.index(GROUP).reshape([KEYS, HEAD])")
         out.line("v_tile = v_tiles.index(GROUP).reshape([KEYS, VALUE])")
-        for i, name in enumerate(("k_low", "k_high")):
-            out.line(f"{name} = {_HALVES[self.split_columns][0].format(i)}")
-        out.line("dq_tile = dq_tiles.index(GROUP)")
+        self.emit_tiles(out)
         out.line("kv_index = own_first + tl.arange(0, KEYS, tl.SliceLayout(1, SCORES))[:, None]")
+        if self.here:
+            out.line("own_keys = own_first + tl.arange(0, KEYS, tl.SliceLayout(1, SCORES))")
         self._emit_positions(out)
         self.emit_unit(out)
         out.line("dk = tl.zeros([KEYS, HEAD], tl.float32, KEY_SUMS)")
         out.line("dv = tl.zeros([KEYS, VALUE], tl.float32, VALUE_SUMS)")
         out.line("step = 0  # tiles of queries of all heads")
         out.line("mbarrier.wait(kv_ready, 0)")
-        if self.unseen is None:
-            out.line("clear_unseen(k_tile, own_first, batch, chunk * group, kv_head, tile_first, sizes, parameters)")
-        elif not self.unseen.all_seen:
-            out.line("seen = seen_keys(batch, chunk * group, kv_head, sizes, parameters)")
-            with out.block("if some_unseen(own_first, tl.minimum(own_first + KEYS, kv_len), seen):"):
-                out.line("clear_unseen(k_tile, own_first, seen)")
+        self.emit_clear(out)
 
     def _emit_clear_unseen(self, out: Emitter) -> None:
         """Where which keys are seen has no closed form: the mask says, for tiles that are not finite."""
@@ -132,13 +172,15 @@ class Consumer(Gradients):
         out.line("visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)")
         out.line("count = visits[0] + visits[1]")
         out.line("masked = tl.where(tile_first + BLOCK_N > kv_len, count, visits[0])")
-        needed = self.wanted((), masked=True)
+        for c in self.here:
+            out.line(f"{c.name}_total = tl.zeros([KEYS], tl.float32, tl.SliceLayout(1, SCORES))")
+        needed = self.wanted(self.here, masked=True)
         done = self.expressions.emit(out, "program", needed, Guard())
         return self.expressions.emit(out, "key", needed, Guard(key="(kv_index < kv_len)"), done)
 
     def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """One tile of queries."""
-        wanted = self.wanted((), masked=masked)
+        wanted = self.wanted(self.here, masked=masked)
         out.line("stage, phase = ring(step)")
         out.line("mbarrier.wait(tile_ready.index(stage), phase)")
         out.line("q_tile = q_tiles.index(stage).reshape([BLOCK_M, HEAD])")
@@ -164,9 +206,70 @@ class Consumer(Gradients):
         out.line("weights = tl.convert_layout(p.to(ELEMENT), WEIGHTS)")
         out.line("next_dv = warpgroup_mma(weights, do_tile, dv, is_async=True)")
         out.line("dp = warpgroup_mma_wait(1, deps=(next_dp,))")
-        found = self.emit_score_gradient(out, self.expressions, (), delta="")
+        found = self.emit_score_gradient(out, self.expressions, self.here, delta="")
         if masked:
             emit_select(out, found)
+        for c in self.here:
+            out.line(f"{c.name}_total += tl.sum({c.name}, 1)")
+        self.emit_differences(out)
+        out.line("step += 1")
+
+    def _emit_probabilities(
+        self, out: Emitter, wanted: Sequence[str], done: frozenset[str], *, masked: bool
+    ) -> None:
+        """``p`` from products ``s``; queries past the end have an infinite log-sum-exp, so nothing of them counts."""
+        values = self.expressions
+        if wanted or masked:
+            guard = Guard(query="(q_index < q_len)" if masked else "")
+            done = emit_columns(out, values, "query", wanted, guard, done)
+        if masked:
+            done = self.emit_allowed(out, values, done)
+        score = emit_final_score(out, self, values, wanted, done, "allowed" if masked else "", "[KEYS, BLOCK_M]")
+        text = "tl.exp2(s * unit)" if self.folded else self.exponential(score, "lse_row[None, :]")
+        out.line(f"p = {f'tl.where(allowed, {text}, 0.0)' if masked else text}")
+
+    def _emit_epilogue(self, out: Emitter) -> None:
+        out.line()
+        self.emit_finish(out)
+        out.line("k_tile.store((dk * scale).to(ELEMENT))")
+        out.line("v_tile.store(dv.to(ELEMENT))")
+        out.line("fence_async_shared()")
+        out.line(f"{self.names.barrier}()")
+        for name, tile in (("grad_key", "k_tiles"), ("grad_value", "v_tiles")):
+            out.line(f"{self.names.store}({name}, [batch, chunk, own_first, 0], {tile}.index(GROUP))")
+        out.line("tma.store_wait(0)")
+
+    # --- what becomes of the scores' gradient: it is exchanged, and added to that of queries ---
+
+    def half_of_queries(self, queries: int) -> tuple[int, int] | None:
+        """Rows and columns of a tile's gradient of queries that a consumer computes; None where it computes none."""
+        head = self.problem.head_dim
+        return (queries, head // 2) if self.split_columns else (queries // 2, head)
+
+    def emit_functions(self, out: Emitter) -> None:
+        """What ``differentiate`` calls."""
+        if self.unseen is None:
+            self._emit_clear_unseen(out)
+        else:
+            self.unseen.emit_functions(out, self.names.barrier, "KEYS", SIZES, self.parameters)
+
+    def emit_clear(self, out: Emitter) -> None:
+        """Keys that no query sees may hold anything: as factors of gradients of scores they must be zeros."""
+        if self.unseen is None:
+            out.line("clear_unseen(k_tile, own_first, batch, chunk * group, kv_head, tile_first, sizes, parameters)")
+        elif not self.unseen.all_seen:
+            out.line("seen = seen_keys(batch, chunk * group, kv_head, sizes, parameters)")
+            with out.block("if some_unseen(own_first, tl.minimum(own_first + KEYS, kv_len), seen):"):
+                out.line("clear_unseen(k_tile, own_first, seen)")
+
+    def emit_tiles(self, out: Emitter) -> None:
+        """Further tiles in shared memory."""
+        for i, name in enumerate(("k_low", "k_high")):
+            out.line(f"{name} = {_HALVES[self.split_columns][0].format(i)}")
+        out.line("dq_tile = dq_tiles.index(GROUP)")
+
+    def emit_differences(self, out: Emitter) -> None:
+        """What follows from ``ds``, and the release of the buffers."""
         out.line("ds = ds.to(ELEMENT)")
         out.comment("The buffer is free: the other consumer has used it before it wrote the one of the last step.")
         out.line("buffer = step % 2")
@@ -192,39 +295,9 @@ class Consumer(Gradients):
         out.line(f"{self.names.barrier}()")
         place = "start, GROUP * DQ_COLUMNS" if self.split_columns else "start + GROUP * DQ_ROWS, 0"
         out.line(f"{self.names.add}(grad_query, [batch, head, {place}], dq_tile)")
-        out.line("step += 1")
 
-    def _emit_probabilities(
-        self, out: Emitter, wanted: Sequence[str], done: frozenset[str], *, masked: bool
-    ) -> None:
-        """``p`` from products ``s``; queries past the end have an infinite log-sum-exp, so nothing of them counts."""
-        values = self.expressions
-        if wanted or masked:
-            guard = Guard(query="(q_index < q_len)" if masked else "")
-            done = emit_columns(out, values, "query", wanted, guard, done)
-        if masked:
-            done = self.emit_allowed(out, values, done)
-        self.emit_scaled(out)
-        score = "s"
-        if self.has_scores:
-            guarded = Guard(pair="allowed" if masked else "")
-            values.emit(out, "pair", [x for x in wanted if x != "mask"], guarded, done)
-            score = "final"
-            spread = level_of(dependence(self.results["score"])) != "pair"
-            zeros = "tl.zeros([KEYS, BLOCK_M], tl.float32, SCORES) + " if spread else ""
-            out.line(f"final = {zeros}({values.result('score')})")
-        text = "tl.exp2(s * unit)" if self.folded else self.exponential(score, "lse_row[None, :]")
-        out.line(f"p = {f'tl.where(allowed, {text}, 0.0)' if masked else text}")
-
-    def _emit_epilogue(self, out: Emitter) -> None:
-        out.line()
+    def emit_finish(self, out: Emitter) -> None:
+        """What comes before this consumer writes over its keys and values."""
         out.comment("Keys and values make room for their gradients when both consumers are done with them.")
         out.line("mbarrier.arrive(finished)")
         out.line("mbarrier.wait(finished, 0)")
-        out.line("k_tile.store((dk * scale).to(ELEMENT))")
-        out.line("v_tile.store(dv.to(ELEMENT))")
-        out.line("fence_async_shared()")
-        out.line(f"{self.names.barrier}()")
-        for name, tile in (("grad_key", "k_tiles"), ("grad_value", "v_tiles")):
-            out.line(f"{self.names.store}({name}, [batch, chunk, own_first, 0], {tile}.index(GROUP))")
-        out.line("tma.store_wait(0)")

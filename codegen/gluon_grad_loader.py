@@ -31,9 +31,11 @@ def emit_place_function(out: Emitter, reverse: bool) -> None:
         out.line("return entry // chunks, chunk, chunk * group // (heads // kv_heads), tile * BLOCK_N")
 
 
-def emit_load_tiles(out: Emitter, names: Names) -> None:
-    """The producer's function."""
-    out.definition(_LOAD_TILES.format(load=names.load, sizes=", ".join(a.name for a in SIZES)))
+def emit_load_tiles(out: Emitter, names: Names, barriers: str, wait: str) -> None:
+    """The producer's function; ``wait`` makes it wait for buffer ``stage`` to be empty."""
+    sizes = ", ".join(a.name for a in SIZES)
+    wait = wait.replace("\n", "\n            ")
+    out.definition(_LOAD_TILES.format(load=names.load, sizes=sizes, barriers=barriers, wait=wait))
 
 
 _LOAD_TILES = """
@@ -43,7 +45,7 @@ def load_tiles(
     parameters,
 ):
     \"\"\"The producer: one warp loads the tile of keys, then one tile of queries after the other.\"\"\"
-    kv_ready, tile_ready, tile_empty, ds_ready, finished = barriers
+    {barriers} = barriers
     {sizes} = sizes
     batch, chunk, kv_head, tile_first = key_tile(gl.program_id(0), sizes)
     mbarrier.expect(kv_ready, BLOCK_N * (HEAD + VALUE) * 2)
@@ -58,7 +60,7 @@ def load_tiles(
         for t in range(0, visits[0] + visits[1]):
             start = visited_start(t, visits)
             stage, phase = ring(loaded)
-            mbarrier.wait(tile_empty.index(stage), phase ^ 1)
+            {wait}
             write(starts, stage, start)
             mbarrier.expect(tile_ready.index(stage), BLOCK_M * (HEAD * 2 + VALUE * 2 + 8))
             {load}(terms, [0, row + start], tile_ready.index(stage), term_tiles.index(stage * 2))

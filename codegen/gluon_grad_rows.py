@@ -1,4 +1,4 @@
-"""What surrounds the backward kernel: terms of rows before it, and the conversion of its float32 sums after it."""
+"""What surrounds the backward kernels: terms of rows before them, and the conversion of float32 sums after them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,30 @@ from .schedule import Problem
 from .triton_row_terms import ROW_ARGUMENTS, delta_of_rows, row_values
 
 
-def row_kernels(problem: Problem, folded: bool) -> str:
-    """Both kernels, in plain Triton.
+def row_kernels(problem: Problem, folded: bool, *, sums: bool, exact: bool = False) -> str:
+    """The kernels, in plain Triton.
 
-    ``folded``: the log-sum-exp is where the sum of products starts; else it is subtracted, times log2(e).
+    ``folded``: the log-sum-exp is where the sum of products starts; else it is subtracted, times log2(e). ``sums``:
+    gradients of queries are summed in float32, and a second kernel converts them. ``exact``: what outputs would say is
+    left to a kernel that walks the keys.
     """
     first, term = ("-lse / scale", "-total / scale") if folded else ("Log-sum-exp times log2(e)", "total * LOG2E")
-    delta = delta_of_rows(problem)
-    return _KERNELS.format(signature=ROW_ARGUMENTS, delta=delta, head=problem.head_dim, first=first, term=term)
+    second, delta = "grad_lse - rowsum(out * grad_out)", delta_of_rows(problem)
+    if exact:
+        second, delta = "grad_lse", _NO_DELTA.strip("\n")
+    facts = {"signature": ROW_ARGUMENTS, "delta": delta, "first": first, "second": second, "term": term}
+    if not sums:
+        return _ROW_TERMS.format(**facts, numbers="5, 16", sums="", what="", zeros="")
+    zeros = _ZEROS.format(head=problem.head_dim)
+    what = "; zeros where gradients of queries are summed"
+    return _ROW_TERMS.format(**facts, numbers="6, 17", sums="sums, ", what=what, zeros=zeros) + _CONVERT_SUMS
 
 
-def emit_before(out: Emitter, problem: Problem, block_m: int) -> None:
-    """The part of ``run`` that fills ``terms``, of rows padded to whole tiles, and zeroes ``sums``."""
-    out.lines(_BEFORE.format(block=block_m, rows=row_values(problem)))
+def emit_before(out: Emitter, problem: Problem, rows: int, sums: bool) -> None:
+    """The part of ``run`` that fills ``terms``, padded to tiles of ``rows``, and if there are ``sums`` zeroes those."""
+    if sums:
+        out.line("sums = torch.empty(query.shape, dtype=torch.float32, device=query.device)")
+    out.lines(_BEFORE.format(block=rows, rows=row_values(problem), sums="sums, " if sums else ""))
 
 
 def emit_after(out: Emitter) -> None:
@@ -27,14 +38,14 @@ def emit_after(out: Emitter) -> None:
     out.lines(_AFTER)
 
 
-_KERNELS = '''
-@triton.jit(do_not_specialize=range(6, 17))
+_ROW_TERMS = '''
+@triton.jit(do_not_specialize=range({numbers}))
 def row_terms(
-    terms, sums, {signature}
+    terms, {sums}{signature}
     padded: "i32", all_rows: "i64", scale: "fp32",
     ROWS: tl.constexpr, WITH_GRAD_LSE: tl.constexpr,
 ):
-    """{first}, and grad_lse - rowsum(out * grad_out); zeros where gradients of queries are summed.
+    """{first}, and {second}{what}.
 
     Rows that attend to nothing and rows past the end get an infinite log-sum-exp: their probabilities are 0.
     """
@@ -47,10 +58,19 @@ def row_terms(
     total = tl.where(total == float("-inf"), float("inf"), total)
     tl.store(terms + targets, {term})
     tl.store(terms + all_rows + targets, -delta)
+{zeros}'''
+_NO_DELTA = """
+    places = entry.to(tl.int64) * q_len + rows
+    delta = tl.zeros([ROWS], tl.float32)
+    if WITH_GRAD_LSE:
+        delta -= tl.load(grad_lse + places, mask=rows < q_len, other=0.0)
+"""
+_ZEROS = '''\
     columns = tl.arange(0, {head})[None, :]
     zeros = tl.zeros([ROWS, {head}], tl.float32)
     tl.store(sums + places[:, None] * {head} + columns, zeros, mask=rows[:, None] < q_len)
-
+'''
+_CONVERT_SUMS = '''
 
 @triton.jit(do_not_specialize=range(2, 4))
 def convert_sums(grad_query, sums, scale: "fp32", size: "i64", BLOCK: tl.constexpr):
@@ -64,9 +84,8 @@ def convert_sums(grad_query, sums, scale: "fp32", size: "i64", BLOCK: tl.constex
 _BEFORE = """
 padded = triton.cdiv(q_len, {block}) * {block}
 terms = torch.empty((2, batches * heads * padded), dtype=torch.float32, device=query.device)
-sums = torch.empty(query.shape, dtype=torch.float32, device=query.device)
 launch(
-    row_terms, (padded // 32 * batches * heads,), terms, sums, {rows}
+    row_terms, (padded // 32 * batches * heads,), terms, {sums}{rows}
     padded, terms.shape[1], scale, ROWS=32, WITH_GRAD_LSE=grad_lse is not None, num_warps=4,
 )
 """

@@ -7,7 +7,7 @@ has the same functions under another prefix, so one rewriting of the text does.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
@@ -61,6 +61,12 @@ def tanh(x):
     )
 '''
 
+# Where the definition of a function or constant starts, or a comment; its name; documentation; words.
+_DEFINITION = re.compile(r"\n(?=@|[A-Z_]+ = |# )")
+_NAME = re.compile(r"(?:@.*\n)?(?:def )?(\w+)(?: = |\()")
+_DOCUMENTATION = re.compile(r'""".*?"""', re.DOTALL)
+_WORD = re.compile(r"\w+")
+
 
 def in_gluon(text: str) -> str:
     """Triton source in Gluon's names.
@@ -82,6 +88,20 @@ def reason_against_target(problem: Problem, target: Target) -> str | None:
     return None
 
 
+def emit_layouts(
+    out: Emitter, registers: Sequence[tuple[str, int]], operands: Mapping[str, str],
+    tiles: Sequence[tuple[str, int, int, str]],
+) -> None:  # fmt: skip
+    """Layouts of one consumer's registers, by columns; of left operands, by the sums they add to; of tiles."""
+    for name, width in registers:
+        out.line(f"{name} = tl.constexpr(tl.NVMMADistributedLayout([3, 0], [4, 1], [16, {width}, 16]))")
+    for name, sums in operands.items():
+        out.line(f"{name} = tl.constexpr(tl.DotOperandLayout(0, {sums}.value, 2))")
+    out.comment("Layouts in shared memory.")
+    for name, height, width, type_ in tiles:
+        out.line(f"{name} = tl.constexpr(tl.NVMMASharedLayout.get_default_for([1, 1, {height}, {width}], {type_}))")
+
+
 def emit_tables(
     plan: TilePlan, by_query: tuple[int, int], by_key: tuple[int, int] | None = None
 ) -> tuple[str, tuple[str, ...]]:
@@ -92,6 +112,42 @@ def emit_tables(
     out.section(BROADCAST_STRIDE)
     kernels = emit_classify(out, plan, by_query, by_key)
     return out.text(), kernels
+
+
+def apart(text: str, other: str, suffix: str) -> tuple[str, Callable[[str], str]]:
+    """What ``text`` defines and ``other`` does not, and what renames: for different things of one name add a suffix.
+
+    >>> own = "SIZE = 4\\nTYPE = 1\\n@jit\\ndef f(x):\\n    return x * SIZE"
+    >>> code, renamed = apart(own, "TYPE = 1\\nSIZE = 8", "_2")
+    >>> print(code)
+    SIZE_2 = 4
+    <BLANKLINE>
+    <BLANKLINE>
+    @jit
+    def f(x):
+        return x * SIZE_2
+    >>> renamed("f(SIZE, TYPE)")
+    'f(SIZE_2, TYPE)'
+    """
+    here, there = ({_defined(x): x.strip("\n") for x in _DEFINITION.split(y)} for y in (text, other))
+    shared = {name for name, x in here.items() if there.get(name) == x}
+    changed = set(here) & set(there) - shared
+    # What is the same, but calls something that is not, is not the same.
+    while more := {n for n in shared if changed & set(_WORD.findall(_DOCUMENTATION.sub("", here[n])))}:
+        shared -= more
+        changed |= more
+
+    def renamed(text: str) -> str:
+        return _WORD.sub(lambda m: m[0] + (suffix.upper() if m[0].isupper() else suffix) * (m[0] in changed), text)
+
+    own = ("\n\n" * x.startswith("@") + x for name, x in here.items() if name not in shared)
+    return renamed("\n".join(own)), renamed
+
+
+def _defined(definition: str) -> str:
+    """The name that it defines, or itself where it is a comment."""
+    found = _NAME.match(definition)
+    return found[1] if found else definition
 
 
 def finish(

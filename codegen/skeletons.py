@@ -17,6 +17,10 @@ from .triton_program import uses_table
 
 Skeleton = Literal["torch", "triton", "gluon"]
 
+_NOT_MEASURED = (
+    "the warp-specialised skeleton (gluon) repeats bit by bit too, in seven products, but has yet to be timed: only "
+    "tuning tries it"
+)
 # Of an H100 or H200, for which choices are explained where there is none.
 _MULTIPROCESSORS = 132
 
@@ -95,15 +99,22 @@ def alternatives(plan: TilePlan, problem: Problem, target: Target, direction: Di
 def _candidates_of_gluon(
     plan: TilePlan, problem: Problem, target: Target, direction: Direction
 ) -> tuple[Schedule, ...]:
-    if direction == "forward" and walks_boxes(plan, target):
+    if direction == "backward":
+        return () if _walks_boxes(plan, problem, target, direction) else _gradients_of_gluon(plan, problem, target)
+    if walks_boxes(plan, target):
         from .gluon_box_forward import candidates, unsupported_reason
-    elif direction == "forward":
-        from .gluon_forward import candidates, unsupported_reason
-    elif _walks_boxes(plan, problem, target, direction):
-        return ()
     else:
-        from .gluon_backward import candidates, unsupported_reason
+        from .gluon_forward import candidates, unsupported_reason
     return () if unsupported_reason(plan, problem, target) else candidates(plan, problem)
+
+
+def _gradients_of_gluon(plan: TilePlan, problem: Problem, target: Target) -> tuple[Schedule, ...]:
+    """Of both forms: that which repeats bit by bit may be the faster one too."""
+    from . import gluon_backward, gluon_repeatable
+
+    forms = (gluon_backward, gluon_repeatable)
+    found = (() if x.unsupported_reason(plan, problem, target) else x.candidates(plan, problem) for x in forms)
+    return tuple(schedule for schedules in found for schedule in schedules)
 
 
 def _walks_boxes(plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> bool:
@@ -124,12 +135,16 @@ def _choose_for_runs(
     # Imported late: other targets do not need it.
     if direction == "forward":
         from .gluon_forward import unsupported_reason
+    elif problem.deterministic:
+        from .gluon_repeatable import unsupported_reason
     else:
         from .gluon_backward import unsupported_reason
 
     reason = unsupported_reason(plan, problem, target)
     if reason is not None:
         return Choice("triton", f"the warp-specialised skeleton (gluon) cannot: {reason}")
+    if direction == "backward" and problem.deterministic:
+        return Choice("triton", _NOT_MEASURED)
     reason = _slower_forward(plan, problem) if direction == "forward" else _slower_backward(plan)
     if reason is not None:
         return Choice("triton", f"the warp-specialised skeleton (gluon) was measured {reason}")
@@ -156,7 +171,7 @@ def _slower_forward(plan: TilePlan, problem: Problem) -> str | None:
         return None
     if plan.variant.scores and not functions:
         return "slower at head size 64 where scores are modified by cheap arithmetic"
-    if any(index_names(x.start) & set(TILE_NAMES) for x in plan.keys.may):
+    if uses_table(plan) or any(index_names(x.start) & set(TILE_NAMES) for x in plan.keys.may):
         return "slower at head size 64 where queries see few keys"
     return None
 
@@ -172,6 +187,8 @@ def schedule_for(choice: Choice, plan: TilePlan, problem: Problem, target: Targe
             from .gluon_box_forward import default_schedule
         elif direction == "forward":
             from .gluon_forward import default_schedule
+        elif problem.deterministic:
+            from .gluon_repeatable import default_schedule
         else:
             from .gluon_backward import default_schedule
 
@@ -226,6 +243,10 @@ def emit(
             from . import gluon_forward
 
             return gluon_forward.emit_forward(plan, problem, schedule, target)
+        case _ if schedule.grad_query is not None:
+            from . import gluon_repeatable
+
+            return gluon_repeatable.emit_backward(plan, problem, schedule, target)
         case _:
             from . import gluon_backward
 

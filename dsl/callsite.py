@@ -59,7 +59,8 @@ def decision() -> tuple[Location | None, str]:
         if advice:
             wider = _span_of(node) if isinstance(node, ast.BoolOp | ast.UnaryOp | ast.Compare | ast.Call) else span
             return _location(frame.f_code, wider, frame.f_lineno), advice
-    return _location(frame.f_code, span, frame.f_lineno), _BRANCH
+    has_source = bool(linecache.getline(frame.f_code.co_filename, frame.f_lineno))
+    return _location(frame.f_code, span, frame.f_lineno), _BRANCH if has_source else _WITHOUT_SOURCE
 
 
 def name_of(value: object) -> str | None:
@@ -79,6 +80,8 @@ def name_of(value: object) -> str | None:
 
 
 _BRANCH = "write rg.where(condition, a, b); for a choice made once, bind the value with rg.static(...)"
+
+_WITHOUT_SOURCE = "write `&`, `|` and `~` for and, or and not, and rg.where(condition, a, b) for if"
 
 
 def _advice(node: ast.AST) -> str:
@@ -141,6 +144,8 @@ def _location(code: CodeType, span: Span | None, fallback: int) -> Location:
     text = linecache.getline(code.co_filename, line).rstrip("\n")
     if span is None:
         return Location(code.co_filename, line, len(text) - len(text.lstrip()), len(text))
+    if not text:  # typed at Python's prompt, or given to exec
+        return Location(code.co_filename, line, span[1], max(span[3] if span[2] == line else 0, span[1] + 1))
     raw = text.encode()
     _, column, last, end = span
     stop = end if last == line else len(raw)

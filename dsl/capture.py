@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import CellType, CodeType, FunctionType
+from typing import cast
 
 import torch
 
-from .forms import ELEMENTS, Value
+from .forms import ELEMENTS, Value, plain
 from .static import StaticFloat, StaticInt
 
 
@@ -20,7 +21,8 @@ def captured_values(function: FunctionType) -> dict[str, Value]:
             found[name] = cell.cell_contents
         except ValueError:  # assigned only after this function was defined
             continue
-    return {name: value for name, value in found.items() if _is_parameter(value)}
+    numbers = {name: plain(value) for name, value in found.items()}
+    return {name: cast(Value, value) for name, value in numbers.items() if _is_parameter(value)}
 
 
 def with_captured(function: FunctionType, replacements: Mapping[str, object]) -> FunctionType:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import numbers
 import re
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 from ..ir.errors import ParameterError
@@ -119,13 +119,17 @@ def guessed_element(kind: Kind) -> ScalarType:
     return I32 if kind == "mask" else F32
 
 
+def plain(value: object) -> object:
+    """numpy's numbers as Python's."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def converted(value: object, annotation: object) -> object:
     """``value`` as its annotation asks: an int given for a ``float`` becomes one, so that both share a kernel.
 
     numpy's numbers become Python's.
     """
-    if isinstance(value, numbers.Integral) and not isinstance(value, int):
-        value = int(value)
+    value = plain(value)
     if annotation in (float, "float") and isinstance(value, int) and not isinstance(value, bool):
         return StaticFloat(value) if isinstance(value, StaticInt) else float(value)
     return value

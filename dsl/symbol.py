@@ -6,6 +6,7 @@ import numbers
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
 import torch
 
 from ..ir import build
@@ -185,6 +186,19 @@ class Symbol:
     def __float__(self) -> float:
         self._refuse("a float", "write rg.to_float(x), or for math functions rg.exp, rg.log, rg.sqrt, …")
 
+    def __round__(self, digits: object = None) -> Symbol:
+        self._refuse("a rounded number", "write rg.floor(x + 0.5)")
+
+    def __divmod__(self, other: object) -> tuple[Symbol, Symbol]:
+        return self // other, self % other
+
+    def __setitem__(self, index: object, value: object) -> None:
+        raise TraceError(
+            "a symbolic value cannot be assigned to",
+            location=here(),
+            hint="compute a new value: rg.where(condition, a, b)",
+        )
+
     def __len__(self) -> int:
         self._refuse("a length", "use the arguments q_len and kv_len, or a parameter")
 
@@ -259,6 +273,8 @@ def as_expr(trace: Trace, value: object) -> Expr:
             return build.const(value, here())
         case torch.Tensor():
             return trace.capture(value).expr
+        case np.bool_():
+            return build.const(bool(value), here())
         case numbers.Integral():
             return build.const(int(value), here())
         case numbers.Real():

@@ -17,6 +17,7 @@ from ..ir.traverse import loads, parameter_names, walk
 from ..ir.types import BOOL, F32, I32, BufferType, ScalarType
 from ..ir.variant import BufferParameter, Parameter, ScalarParameter, StaticParameter
 from .callsite import here, name_of
+from .elsewhere import elsewhere
 from .forms import BufferForm, ConstantForm, Form, Kind, ScalarForm, Value, form_of_value, guessed_element
 from .static import StaticFloat, StaticInt
 from .symbol import Buffer, Symbol, as_expr, static_type
@@ -206,7 +207,9 @@ def _traced(run: Trace, expr: Expr, definition: Location) -> Traced:
     for name, form in run.forms.items():
         if name not in used and name not in run.values and not isinstance(form, ConstantForm):
             raise ParameterError(
-                f"`{name}` is never used", location=definition, hint="remove it from the arguments, or give it a value"
+                f"`{name}` is never used",
+                location=definition,
+                hint=elsewhere(name) or "remove it from the arguments, or give it a value",
             )
     bound = ((p.name, run.values.get(p.name)) for p in parameters if not isinstance(p, StaticParameter))
     values = {name: value for name, value in bound if isinstance(value, int | float | torch.Tensor)}

@@ -22,7 +22,8 @@ class RegardError(Exception):
             parts.append("  at " + location.render().replace("\n", "\n  "))
         if hint:
             parts.append(f"  hint: {hint}")
-        super().__init__("\n".join(parts))
+        # Not by `super().__init__`, which torch.compile cannot follow: it would hide the message.
+        self.args = ("\n".join(parts),)
 
 
 class TraceError(RegardError):

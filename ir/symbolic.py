@@ -1,9 +1,8 @@
-"""Linear forms and simplification of integer expressions, by sympy.
+"""Linear forms and simplification of integer expressions.
 
-The only module that imports sympy, and only inside functions: ``import regard`` stays light. Anything
-sympy has no business with (loads, ``//``, ``%``, ``min``) is an opaque symbol to it. Its results are
-never trusted blindly: every bound derived from them is checked by the property tests of the tile
-analysis.
+The only module that imports sympy, which expands products of positions, and only where there are some: sums, of
+which masks mostly consist, are collected without it. Results are never trusted blindly: every bound derived from
+them is checked by the property tests of the tile analysis.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 from .bounds import POSITION, interval
 from .build import binary, cast, const, select, unary
@@ -37,6 +36,8 @@ from .traverse import children, walk, with_children
 from .types import BOOL, F32, I32, I64
 
 Monomial = tuple[Expr, ...]
+# Coefficients by monomial; the constant is that of ().
+Terms = dict[Monomial, int]
 
 NEGATED: dict[BinaryOp, BinaryOp] = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "le": "gt", "gt": "le"}
 TILE_FIRST, TILE_LAST = Index("tile_first", I32), Index("tile_last", I32)
@@ -68,59 +69,66 @@ def linear(e: Expr, expand_mod: bool = False) -> Linear:
     >>> form.constant, [(monomial[0].name, coefficient) for monomial, coefficient in form.terms]
     (3, [('q', 1), ('kv', -2)])
     """
+    terms = dict(_collected(e, expand_mod))
+    constant = terms.pop((), 0)
+    ordered = sorted(terms.items(), key=lambda t: (t[1] < 0, [_order(x) for x in t[0]]))
+    return Linear(constant, tuple((monomial, n) for monomial, n in ordered if n))
+
+
+def _collected(x: Expr, expand_mod: bool) -> Terms:
+    match x:
+        case Const(value=value):
+            return {(): int(value)}
+        case Cast(x=inner) if inner.type.is_integer:
+            return _collected(inner, expand_mod)
+        case Unary(op="neg", x=inner):
+            return _sum(_collected(inner, expand_mod), {}, -1)
+        case Binary(op="add", a=a, b=b):
+            return _sum(_collected(b, expand_mod), _collected(a, expand_mod), 1)
+        case Binary(op="sub", a=a, b=b):
+            return _sum(_collected(b, expand_mod), _collected(a, expand_mod), -1)
+        case Binary(op="mul", a=a, b=b):
+            return _product(_collected(a, expand_mod), _collected(b, expand_mod))
+        case Binary(op="floordiv", a=a, b=Const(value=w)) if w > 0:
+            return _terms(_divide(linear(a, expand_mod), int(w)))
+        case Binary(op="mod", a=a, b=Const(value=w)) if w > 0:
+            form = linear(a, expand_mod)
+            if expand_mod:
+                return _sum(_terms(_divide(form, int(w))), _terms(form), -int(w))
+            return _terms(_remainder(form, int(w)))
+        case Binary(op=("min" | "max") as op):
+            return _terms(_extremum(op, x))
+        case _:
+            return {(_simplify_children(x),): 1}
+
+
+def _terms(form: Linear) -> Terms:
+    return {(): form.constant, **dict(form.terms)}
+
+
+def _sum(added: Terms, to: Terms, times: int) -> Terms:
+    result = dict(to)
+    for monomial, n in added.items():
+        result[monomial] = result.get(monomial, 0) + times * n
+    return result
+
+
+def _product(a: Terms, b: Terms) -> Terms:
+    for x, y in ((a, b), (b, a)):
+        if all(not monomial for monomial, n in x.items() if n):
+            return _sum(y, {}, x.get((), 0))
     import sympy
 
-    opaque: dict[Expr, Any] = {}
-
-    def symbol(x: Expr) -> Any:
-        return opaque.setdefault(x, sympy.Symbol(f"x{len(opaque)}", integer=True))
-
-    def from_linear(form: Linear) -> Any:
-        return sympy.Add(
-            form.constant,
-            *(sympy.Mul(coefficient, *(symbol(x) for x in monomial)) for monomial, coefficient in form.terms),
-        )
-
-    def go(x: Expr) -> Any:
-        match x:
-            case Const(value=value):
-                return sympy.Integer(int(value))
-            case Cast(x=inner) if inner.type.is_integer:
-                return go(inner)
-            case Unary(op="neg", x=inner):
-                return -go(inner)
-            case Binary(op="add", a=a, b=b):
-                return go(a) + go(b)
-            case Binary(op="sub", a=a, b=b):
-                return go(a) - go(b)
-            case Binary(op="mul", a=a, b=b):
-                return go(a) * go(b)
-            case Binary(op="floordiv", a=a, b=Const(value=w)) if w > 0:
-                return from_linear(_divide(linear(a, expand_mod), int(w)))
-            case Binary(op="mod", a=a, b=Const(value=w)) if w > 0:
-                form = linear(a, expand_mod)
-                if expand_mod:
-                    return from_linear(form) - int(w) * from_linear(_divide(form, int(w)))
-                return from_linear(_remainder(form, int(w)))
-            case Binary(op=("min" | "max") as op):
-                return from_linear(_extremum(op, x))
-            case _:
-                return symbol(_simplify_children(x))
-
-    result = sympy.expand(go(e))
-    by_symbol = {s: x for x, s in opaque.items()}
-    symbols = [s for s in by_symbol if s in result.free_symbols]
-    if not symbols:
-        return Linear(int(result), ())
-    constant, terms = 0, []
-    for exponents, coefficient in sympy.Poly(result, *symbols).terms():
-        monomial = tuple(by_symbol[s] for s, n in zip(symbols, exponents, strict=True) for _ in range(n))
-        if monomial:
-            terms.append((tuple(sorted(monomial, key=_order)), int(coefficient)))
-        else:
-            constant = int(coefficient)
-    terms.sort(key=lambda t: (t[1] < 0, [_order(x) for x in t[0]]))
-    return Linear(constant, tuple(terms))
+    factors = list(dict.fromkeys(x for terms in (a, b) for monomial in terms for x in monomial))
+    symbols = {x: sympy.Symbol(f"x{i}", integer=True) for i, x in enumerate(factors)}
+    sums = [
+        sympy.Add(*(sympy.Mul(n, *(symbols[x] for x in monomial)) for monomial, n in terms.items())) for terms in (a, b)
+    ]
+    result: Terms = {}
+    for powers, n in sympy.Poly(sums[0] * sums[1], *symbols.values()).terms():
+        monomial = tuple(x for x, power in zip(factors, powers, strict=True) for _ in range(power))
+        result[tuple(sorted(monomial, key=_order))] = int(n)
+    return result
 
 
 def _divide(form: Linear, w: int) -> Linear:

@@ -5,9 +5,10 @@ They run once per combination of shapes, strides and dtypes; warm calls skip the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,6 +62,7 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> Sizes:
     for name, x in named.items():
         if not isinstance(x, Tensor):
             raise ArgumentError(f"{name} must be a tensor, got {type(x).__name__}")
+        _check_layout(name, x)
         if x.ndim != 4:
             raise ArgumentError(
                 f"{name} must have four axes (batch, heads, length, head size), got shape {tuple(x.shape)}",
@@ -69,7 +71,7 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> Sizes:
         if x.dtype not in DTYPES:
             raise ArgumentError(
                 f"{name} is {_dtype(x)}; supported are float16, bfloat16 and float32",
-                hint=f"write {name}.to(torch.bfloat16)",
+                hint=f"write {name}.to(torch.{'float32' if x.dtype is torch.float64 else 'bfloat16'})",
             )
         if x.device.type not in ("cpu", "cuda"):
             raise UnsupportedError(f"{name} is on {x.device}; supported are CPU and CUDA (or ROCm) devices")
@@ -107,12 +109,7 @@ def _check_sizes(query: Tensor, key: Tensor, value: Tensor) -> Sizes:
             f"{heads} query heads cannot share {kv_heads} key/value heads evenly",
             hint="the number of query heads must be a multiple of the number of key/value heads",
         )
-    for name, size in (("query and key", head_dim), ("value", value.shape[3])):
-        if not MIN_HEAD_SIZE <= size <= MAX_HEAD_SIZE:
-            raise ArgumentError(
-                f"head size {size} of {name}; supported are {MIN_HEAD_SIZE} to {MAX_HEAD_SIZE}",
-                hint="pad with zeros (and pass scale=) to reach 16" if size < MIN_HEAD_SIZE else "",
-            )
+    check_head_sizes(head_dim, value.shape[3])
     for name, x in (("query", query), ("key", key), ("value", value)):
         if max(x.shape[:3]) >= LENGTH_LIMIT:
             raise ArgumentError(f"{name} has shape {tuple(x.shape)}; every axis must be shorter than 2**28")
@@ -124,8 +121,20 @@ def _check_sizes(query: Tensor, key: Tensor, value: Tensor) -> Sizes:
     return Sizes(batch, heads, kv_heads, q_len, kv_len, head_dim, value.shape[3])
 
 
+def check_head_sizes(head_dim: int, value_dim: int) -> None:
+    """Raises :class:`ArgumentError` for sizes that no kernel is made for."""
+    for name, size in (("query and key", head_dim), ("value", value_dim)):
+        if not MIN_HEAD_SIZE <= size <= MAX_HEAD_SIZE:
+            raise ArgumentError(
+                f"head size {size} of {name}; supported are {MIN_HEAD_SIZE} to {MAX_HEAD_SIZE}",
+                hint="pad with zeros (and pass scale=) to reach 16" if size < MIN_HEAD_SIZE else "",
+            )
+
+
 def check_scalar(parameter: ScalarParameter, value: object) -> int | float:
     """``value`` as the parameter takes it."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ArgumentError(
             f"{parameter.name} must be {'an int' if parameter.type.is_integer else 'a number'}, "
@@ -141,13 +150,17 @@ def check_scalar(parameter: ScalarParameter, value: object) -> int | float:
     return value
 
 
-def check_buffers(variant: Variant, buffers: Mapping[str, Tensor], sizes: Sizes, device: torch.device) -> None:
-    """Dtype, device, rank and the extent of every axis that a bare index reads."""
+def check_buffers(
+    variant: Variant, buffers: Mapping[str, Tensor], sizes: Sizes, device: torch.device | None = None
+) -> None:
+    """Dtype, device, rank and the extent of every axis that a bare index reads; of those that are in ``buffers``."""
     for parameter in variant.buffers:
-        _check_buffer(parameter, buffers[parameter.name], device)
+        if parameter.name in buffers:
+            _check_buffer(parameter, buffers[parameter.name], device)
     for expr in (variant.mask, *variant.scores):
         for load in loads(expr):
-            _check_bare_indices(load, buffers[load.buffer], variant, sizes)
+            if load.buffer in buffers:
+                _check_bare_indices(load, buffers[load.buffer], variant, sizes)
 
 
 def check_is_tensor(parameter: BufferParameter, value: object) -> Tensor:
@@ -157,8 +170,9 @@ def check_is_tensor(parameter: BufferParameter, value: object) -> Tensor:
     return value
 
 
-def _check_buffer(parameter: BufferParameter, tensor: Tensor, device: torch.device) -> None:
+def _check_buffer(parameter: BufferParameter, tensor: Tensor, device: torch.device | None) -> None:
     name, type = parameter.name, parameter.type
+    _check_layout(name, tensor)
     allowed = _FLOATS if type.element is F32 else _DISCRETE  # see `storage` for the conversions
     if tensor.dtype not in allowed:
         raise ArgumentError(
@@ -170,7 +184,7 @@ def _check_buffer(parameter: BufferParameter, tensor: Tensor, device: torch.devi
             f"{name} must have {type.rank} {'axis' if type.rank == 1 else 'axes'} ({', '.join(type.axes)}), "
             f"got shape {tuple(tensor.shape)}"
         )
-    if tensor.device != device:
+    if device is not None and tensor.device != device:
         raise ArgumentError(
             f"query is on {device}, {name} is on {tensor.device}: they must agree",
             hint=f"write {name}.to(query.device)",
@@ -189,6 +203,25 @@ def _check_bare_indices(load: Load, tensor: Tensor, variant: Variant, sizes: Siz
                 location=load.loc,
                 hint=f"write {load.buffer}.expand(…) to share one value" if tensor.shape[axis] == 1 else "",
             )
+
+
+def check_layouts(variant: Variant, tensors: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
+    """Raises :class:`ArgumentError` for tensors without strides: sparse and nested ones. ``tensors``: query, key …"""
+    for name, x in zip(
+        ("query", "key", "value", *(p.name for p in variant.buffers)), (*tensors[:3], *buffers), strict=True
+    ):
+        _check_layout(name, x)
+
+
+def _check_layout(name: str, x: Tensor) -> None:
+    if x.layout is not torch.strided or x.is_nested:
+        raise ArgumentError(
+            f"{name} is {'nested' if x.is_nested else 'sparse'}; supported are dense tensors",
+            hint="pack sequences of different lengths into one and use rg.document(ids), or pad them and use "
+            "rg.padding(lengths)"
+            if x.is_nested
+            else f"write {name}.to_dense()",
+        )
 
 
 def _dtype(x: Tensor) -> str:

@@ -14,10 +14,11 @@ from torch.autograd import forward_ad
 from ..dsl.assemble import Part, assemble
 from ..dsl.binding import Binding
 from ..dsl.eagerly import eagerly
+from ..dsl.elsewhere import elsewhere
 from ..ir.errors import ArgumentError, ParameterError, UnsupportedError
 from ..ir.printer import print_variant
 from ..ir.variant import Align, StaticParameter, Variant
-from . import autograd, ops
+from . import autograd, ops, transforms
 from .arguments import check_is_tensor, check_scalar, check_tensors
 from .autograd import is_watched
 from .engines import edited_engine, engine_for
@@ -94,7 +95,7 @@ class Attention:
         tensors that do not fit, :class:`ParameterError` for missing and unknown parameters,
         :class:`IndexRangeError` where an allowed pair would read outside a captured tensor.
         """
-        if aux and tuple(aux) != ("lse",):
+        if aux and aux not in (("lse",), ["lse"]):
             raise ArgumentError(f"aux is {aux!r}", hint='write aux=("lse",), or leave it out')
         buffers, scalars = self._bound if self._bound and not parameters else self._with_open(parameters)
         compiling = torch.compiler.is_compiling()
@@ -113,13 +114,19 @@ class Attention:
         )
         if deterministic is None:
             deterministic = torch.are_deterministic_algorithms_enabled()
+        elif deterministic not in (True, False):
+            raise ArgumentError(f"deterministic is True, False or None, got {deterministic!r}")
         if differentiating and deterministic:
             self._check_deterministic(query, buffers)
         if tune:
             self._tune_once((query, key, value), buffers, scalars, differentiating, deterministic)
-        if compiling or is_watched(query, key, value, *buffers):
+        if compiling:
             out, lse = ops.attention(
-                self.variant, self._text, query, key, value, buffers, scalars, deterministic, not compiling
+                self.variant, self._text, query, key, value, buffers, scalars, deterministic, reuse_tables=False
+            )
+        elif is_watched(query, key, value, *buffers):
+            out, lse = transforms.attention(
+                self._engine, self._text, query, key, value, buffers, scalars, deterministic
             )
         elif differentiating or forward_ad._current_level >= 0:  # whose tangents a function of autograd refuses
             out, lse = autograd.attention(self._engine, self._text, query, key, value, buffers, scalars, deterministic)
@@ -136,7 +143,7 @@ class Attention:
         known = [p.name for p in self.variant.parameters if not isinstance(p, StaticParameter)]
         for name in values:
             if name not in known:
-                raise self._unknown(name, known)
+                raise self._unknown(name, known, "run-time parameter")
         return Attention(self.variant, Binding({**self.binding, **values}), self._edited)
 
     def tune(
@@ -242,8 +249,9 @@ class Attention:
             if p.name not in given:
                 raise ParameterError(
                     f"`{p.name}` has no value",
-                    location=p.loc,
-                    hint=f"pass it at the call: attn(query, key, value, {p.name}=…)",
+                    # Dynamo cannot follow what looks into source files, and would say that instead.
+                    location=None if torch.compiler.is_compiling() else p.loc,
+                    hint=elsewhere(p.name) or f"pass it at the call: attn(query, key, value, {p.name}=…)",
                 )
         return self._ordered({**self.binding, **given})
 
@@ -252,16 +260,18 @@ class Attention:
         buffers = tuple(check_is_tensor(p, values[p.name]) for p in self.variant.buffers)
         return buffers, tuple(check_scalar(p, values[p.name]) for p in self.variant.scalars)
 
-    def _unknown(self, name: str, known: list[str]) -> ParameterError:
+    def _unknown(self, name: str, known: list[str], kind: str = "open parameter") -> ParameterError:
         if name in self.binding:
             hint = f"`{name}` is bound already; attn.with_values({name}=…) makes an attention with another value"
+        elif any(p.name == name for p in self.variant.statics):
+            hint = f"`{name}` is a constant of the kernel: build the part again with another value"
         elif name in _OF_SDPA:
             hint = _OF_SDPA[name]
-        elif close := difflib.get_close_matches(name, known, n=1):
+        elif not torch.compiler.is_compiling() and (close := difflib.get_close_matches(name, known, n=1)):
             hint = f"did you mean `{close[0]}`?"
         else:
             hint = f"it takes {', '.join(known) or 'no parameters'}"
-        return ParameterError(f"{self.variant.name} has no open parameter `{name}`", hint=hint)
+        return ParameterError(f"{self.variant.name} has no {kind} `{name}`", hint=hint)
 
     def _tune_once(
         self,

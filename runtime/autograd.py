@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ir.errors import UnsupportedError
 from . import ops
 from .engine import Engine
 
-# Tensors of autograd's own vmap, ``is_grads_batched``.
+# Tensors of autograd's own vmap, which knows no rules for operators: ``is_grads_batched``.
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -79,8 +80,13 @@ class _Attention(torch.autograd.Function):
             grad_out = torch.zeros_like(out)
         (engine, text, scalars, deterministic), wanted = ctx.call, ctx.buffer_gradients
         given = (grad_out,) if grad_lse is None else (grad_out, grad_lse)
+        if any(map(_is_batched, given)):
+            raise UnsupportedError(
+                "attention has no gradients of many outputs at once (is_grads_batched=True, vectorize=True)",
+                hint="torch.func.jacrev and torch.func.vmap have them",
+            )
         compiling = torch.compiler.is_compiling()
-        if compiling or torch.is_grad_enabled() or is_watched(query, *given) or any(map(_is_batched, given)):
+        if compiling or torch.is_grad_enabled() or is_watched(query, *given):
             gradients = ops.attention_backward(
                 engine.variant, text, (query, key, value, out, lse), grad_out, grad_lse, buffers, scalars, wanted,
                 deterministic, not compiling,
@@ -91,3 +97,5 @@ class _Attention(torch.autograd.Function):
             )
         of_buffers = iter(gradients[3:])
         return None, *gradients[:3], *(next(of_buffers) if of_buffer else None for of_buffer in wanted)
+
+    jvp = staticmethod(ops.refuse_tangents)

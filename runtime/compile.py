@@ -140,6 +140,8 @@ def target_of(device: torch.device) -> Target:
 def _source(key: str, request: Request) -> tuple[str, str] | None:
     """Text of the generated module, and where it lies (or would lie); None where it is the one for small calls."""
     entry = cache.load(key)
+    if entry is not None and config.debug_topics() & {"ir", "passes", "plan"}:
+        plan_for(request)  # prints what was asked for, which a hit would leave unsaid
     if entry is None:
         source, schedule, choice = generate(request)
         facts = {

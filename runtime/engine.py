@@ -216,12 +216,16 @@ class Engine:
     ) -> _Prepared:
         key: tuple[object, ...] = (direction, gradients, deterministic)
         bases = 0
-        for x in tensors:
-            key += (x.shape, x.stride(), x.dtype, x.device)
-            bases |= x.data_ptr()
-        key += (bases & 15,)
-        for x in buffers:
-            key += (x.shape, x.stride(), x.dtype, x.device)
+        try:
+            for x in tensors:
+                key += (x.shape, x.stride(), x.dtype, x.device)
+                bases |= x.data_ptr()
+            key += (bases & 15,)
+            for x in buffers:
+                key += (x.shape, x.stride(), x.dtype, x.device)
+        except RuntimeError:
+            arguments.check_layouts(self.variant, tensors, buffers)
+            raise
         if self._ranges_depend_on_scalars:
             key += (self._values(*scalars),)
         if tensors[0].dtype is torch.float32:

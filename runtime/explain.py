@@ -18,7 +18,6 @@ from ..codegen.schedule import DType, Schedule, Target
 from ..codegen.skeletons import Choice, choose, fills, schedule_for, walks_boxes
 from ..codegen.triton_box_options import boxes_of_call
 from ..ir.dependence import load_class
-from ..ir.lengths import check_lengths
 from ..ir.location import Location
 from ..ir.nodes import Const, Expr, Index
 from ..ir.printer import print_boxes, print_expr
@@ -29,7 +28,7 @@ from ..ir.traverse import loads, parameter_names, substitute
 from ..ir.types import I32
 from ..ir.variant import Variant
 from .compile import TUNED, Request
-from .inspection import Setting, Shape, plan_of, setting
+from .inspection import Setting, Shape, check_inputs, plan_of, setting
 from .reads import Read, reads
 from .tuned import tuned_here
 
@@ -233,14 +232,13 @@ def explain(
     ("cpu", "sm_90" …) defaults to the tensors' device, else to this machine's. ``exact`` counts pairs by evaluating
     the mask where no closed form gives them: O(Lq · Lkv) time, bounded memory. ``deterministic``: as for a call.
 
-    Raises the errors of a call with such inputs.
+    Raises the errors of a call with such inputs, but for computed indices: what they are is reported.
     """
     what = setting(
         attn, inputs, target=target, dtype=dtype, head_dim=head_dim, value_dim=value_dim, parameters=parameters,
         deterministic=deterministic,
     )  # fmt: skip
-    if what.sizes is not None:
-        check_lengths(attn.variant, what.sizes.q_len, what.sizes.kv_len)
+    check_inputs(attn, what)
     plan = plan_of(attn, what)
     kernels = tuple(_kernel(attn.variant, plan, what, direction) for direction in ("forward", "backward"))
     missing = tuple(sorted(parameter_names(plan.variant.mask) - set(what.values)))
@@ -293,7 +291,8 @@ def _kernel(variant: Variant, plan: TilePlan, what: Setting, direction: Directio
     tiles = "boxes" if walks_boxes(plan, what.target) else "tiles"
     skeleton = f"PyTorch program over {tiles}" if on_cpu else f"{choice.skeleton}_{direction}"
     reason = "" if on_cpu else choice.reason
-    repeatable = on_cpu or not (scattered or (direction, choice.skeleton) == ("backward", "gluon"))
+    in_order = (direction, choice.skeleton) != ("backward", "gluon") or schedule.grad_query is not None
+    repeatable = on_cpu or (in_order and not scattered)
     return Kernel(direction, skeleton, schedule, deterministic=repeatable, reason=reason)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..codegen.binaries import Binary, compile_launches, sample_arguments
 from ..codegen.defaults import Direction
 from ..codegen.schedule import DType, Problem, Schedule, Target
 from ..ir.errors import ArgumentError, ParameterError, UnsupportedError
+from ..ir.lengths import check_lengths
 from ..ir.lowered import lower
 from ..ir.passes import run_pipeline, stages
 from ..ir.printer import print_lowered, print_plan, print_variant
@@ -27,7 +29,8 @@ from ..ir.tiles.numeric import Sizes
 from ..ir.traverse import loads
 from ..ir.types import BOOL, F32, I32, I64, ScalarType
 from ..ir.variant import Variant
-from .arguments import DTYPES, check_scalar, check_tensors
+from .arguments import DTYPES, check_buffers, check_head_sizes, check_scalar, check_tensors
+from .arguments import Sizes as Extents
 from .compile import Request, generate, target_of
 from .modules import load_module
 from .storage import as_stored
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 
 Shape = Sequence[int]
 _TORCH_DTYPES: dict[DType, torch.dtype] = {name: dtype for dtype, name in DTYPES.items()}
+# Older GPUs have no assembler in the packages of Triton that are supported.
+OLDEST_SM = 75
 # The storage dtype that code is printed for where a captured tensor is still open.
 _STORAGE: dict[ScalarType, str] = {BOOL: "bool", I32: "int32", I64: "int64", F32: "float32"}
 
@@ -114,7 +119,9 @@ def setting(
     if name is None and not tensors:
         name = "f32" if chosen.backend == "cpu" else "bf16"
     sizes = None
-    if inputs:
+    if not inputs:
+        check_head_sizes(head_dim, value_dim or head_dim)
+    else:
         query, key, value = (_as_tensor(x, name) for x in ([*inputs] * 3 if len(inputs) == 1 else inputs))
         checked = check_tensors(query, key, value)
         sizes = Sizes(checked.batch, checked.heads, checked.kv_heads, checked.q_len, checked.kv_len)
@@ -122,6 +129,17 @@ def setting(
         name = name or _dtype_name(query.dtype)
     assert name is not None  # either given, or told from a tensor
     return Setting(chosen, name, head_dim, value_dim or head_dim, sizes, _values(attn, parameters or {}), deterministic)
+
+
+def check_inputs(attn: Attention, what: Setting) -> None:
+    """Raises what a call with such inputs raises, but for computed indices: the report says what they are."""
+    n = what.sizes
+    if n is None:
+        return
+    check_lengths(attn.variant, n.q_len, n.kv_len)
+    tensors = {name: x for name, x in what.values.items() if isinstance(x, Tensor)}
+    extents = Extents(n.batch, n.heads, n.kv_heads, n.q_len, n.kv_len, what.head_dim, what.value_dim)
+    check_buffers(attn.variant, tensors, extents)
 
 
 def source(
@@ -215,12 +233,15 @@ def parse_target(target: Target | str) -> Target:
     """
     if isinstance(target, Target):
         return target
-    if target == "cpu":
-        return Target("cpu")
-    if target.startswith("sm_") and target.removeprefix("sm_").rstrip("a").isdecimal():
-        return Target("cuda", int(target.removeprefix("sm_").rstrip("a")))
-    if target.startswith("gfx"):
-        return Target("hip", target)
+    match target:
+        case "cpu":
+            return Target("cpu")
+        case str() if (digits := target.removeprefix("sm_").rstrip("a")).isdecimal() and target.startswith("sm_"):
+            if int(digits) < OLDEST_SM:
+                raise UnsupportedError(f"Triton compiles for sm_{OLDEST_SM} and later, not for {target}")
+            return Target("cuda", int(digits))
+        case str() if target.startswith("gfx"):
+            return Target("hip", target)
     raise ArgumentError(f"unknown target {target!r}", hint='write "cpu", "sm_80", "sm_90", "sm_100" or "gfx942"')
 
 
@@ -283,8 +304,13 @@ def _as_tensor(x: Tensor | Shape, dtype: DType | None) -> Tensor:
     """``x``, or a tensor of that shape which takes no memory (every axis but the last repeats one row)."""
     if isinstance(x, Tensor):
         return x
-    shape = tuple(int(n) for n in x)
-    row = torch.empty(shape[-1] if shape else 0, dtype=_TORCH_DTYPES[dtype or "f32"], device="cpu")
+    shape = tuple(x) if isinstance(x, Sequence) and not isinstance(x, str) else ()
+    if not shape or not all(isinstance(n, Integral) and n >= 0 for n in shape):
+        raise ArgumentError(
+            f"expected a tensor or its shape, got {x!r}",
+            hint="a shape is four whole numbers: (batch, heads, length, head size)",
+        )
+    row = torch.empty(shape[-1], dtype=_TORCH_DTYPES[dtype or "f32"], device="cpu")
     return row.expand(shape)
 
 

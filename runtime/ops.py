@@ -8,7 +8,7 @@ a process that never saw the Python function.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -18,15 +18,15 @@ from ..ir.types import F32
 from ..ir.variant import Variant
 from .engines import engine_of
 
-_library = torch.library.Library("regard", "DEF")
+library = torch.library.Library("regard", "DEF")
 
 # `integers` and `floats` are the scalar parameters by type, each in order. `reuse_tables` is false in compiled
 # graphs, where buffers change without their version counters. `deterministic` concerns gradients only.
-_library.define(
+library.define(
     "attention(Tensor query, Tensor key, Tensor value, Tensor[] buffers, SymInt[] integers, float[] floats, *, "
     "str variant, bool deterministic, bool reuse_tables) -> (Tensor, Tensor)"
 )
-_library.define(
+library.define(
     "attention_backward(Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, Tensor grad_out, "
     "Tensor? grad_lse, Tensor[] buffers, SymInt[] integers, float[] floats, *, str variant, "
     "bool[] buffer_gradients, bool deterministic, bool reuse_tables) -> Tensor[]"
@@ -177,7 +177,8 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -
     return *gradients[:3], spread, *of_scalars
 
 
-def _refuse_second_derivative(ctx: Any, *gradients: object) -> None:
+def refuse_second_derivative(ctx: Any, *gradients: object) -> NoReturn:
+    """The gradients of gradients, which attention does not have."""
     raise UnsupportedError(
         "attention can be differentiated once, not twice",
         hint="for second derivatives (create_graph=True) use torch.nn.functional.scaled_dot_product_attention "
@@ -185,12 +186,20 @@ def _refuse_second_derivative(ctx: Any, *gradients: object) -> None:
     )
 
 
+def refuse_tangents(ctx: Any, *grad_inputs: Any) -> NoReturn:
+    """Attention has no forward-mode derivative; without one PyTorch would take it for constant."""
+    raise UnsupportedError(
+        "attention has no forward-mode derivative (jvp, jacfwd, linearize, hessian)",
+        hint="use reverse mode: torch.func.grad, vjp, jacrev or .backward()",
+    )
+
+
 for _name, _implementation, _fake in (
     ("attention", _forward, _forward_fake),
     ("attention_backward", _backward, _backward_fake),
 ):
-    _library.impl(_name, _implementation, "CPU")
-    _library.impl(_name, _implementation, "CUDA")
-    torch.library.register_fake(f"regard::{_name}", _fake, lib=_library)
-torch.library.register_autograd("regard::attention", _differentiate, setup_context=_save, lib=_library)
-torch.library.register_autograd("regard::attention_backward", _refuse_second_derivative, lib=_library)
+    library.impl(_name, _implementation, "CPU")
+    library.impl(_name, _implementation, "CUDA")
+    torch.library.register_fake(f"regard::{_name}", _fake, lib=library)
+torch.library.register_autograd("regard::attention", _differentiate, setup_context=_save, lib=library)
+torch.library.register_autograd("regard::attention_backward", refuse_second_derivative, lib=library)

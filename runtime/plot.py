@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..codegen.skeletons import walks_boxes
 from ..ir.errors import ArgumentError, ParameterError, UnsupportedError
-from ..ir.lengths import check_lengths
 from ..ir.tiles import TilePlan
 from ..ir.tiles.box_choice import choose_boxes
 from ..ir.tiles.box_count import term_of_head
@@ -23,7 +22,7 @@ from ..ir.tiles.box_map import box_map
 from ..ir.tiles.count import tile_map
 from ..ir.tiles.numeric import Sizes
 from ..ir.traverse import index_names, parameter_names
-from .inspection import Setting, Shape, plan_of, setting
+from .inspection import Setting, Shape, check_inputs, plan_of, setting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,11 +69,12 @@ def plot(
     are drawn.
 
     Returns the matplotlib figure. Raises :class:`UnsupportedError` if matplotlib is not installed, and the errors
-    of a call with such inputs.
+    of a call with such inputs, but for computed indices, which ``explain`` reports.
     """
     try:
         from matplotlib.colors import BoundaryNorm, ListedColormap
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
         from matplotlib.patches import Patch
     except ImportError as error:
         raise UnsupportedError("plot needs matplotlib", hint="pip install matplotlib") from error
@@ -85,7 +85,7 @@ def plot(
     rows, columns = _tile_size(what, tile)
     assert what.sizes is not None  # there are inputs
     q_len, kv_len = what.sizes.q_len, what.sizes.kv_len
-    check_lengths(attn.variant, q_len, kv_len)
+    check_inputs(attn, what)
     if boxes is None:
         boxes = tile is None and exact is None and walks_boxes(plan_of(attn, what), what.target)
     if boxes:
@@ -99,6 +99,7 @@ def plot(
         how = "evaluated pair by pair" if exact else "as the analysis decides them"
 
     title = _title(attn, columns=74 * len(panels))
+
     class Picture(Figure):
         """Shown by notebooks as it is, whatever they have loaded."""
 
@@ -107,7 +108,9 @@ def plot(
             self.savefig(file, format="png", dpi=100)
             return file.getvalue()
 
-    figure = Picture(figsize=(4.6 * len(panels) + 0.6, 5.4 + 0.17 * title.count("\n")), layout="constrained")
+    # The layout does not count all of a legend with a title: without room to spare it covers labels.
+    layout = ConstrainedLayoutEngine(h_pad=0.08)
+    figure = Picture(figsize=(4.6 * len(panels) + 0.6, 5.6 + 0.17 * title.count("\n")), layout=layout)
     colours, norm = ListedColormap(list(COLOURS.values())), BoundaryNorm([0, 1, 2, 3], 3)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         height, width = (max(n, 1) for n in panel.classes.shape)
@@ -136,6 +139,9 @@ def plot(
         title_fontsize=8,
     )
     if path is not None:
+        known = figure.canvas.get_supported_filetypes()
+        if (kind := Path(path).suffix.removeprefix(".").lower() or "png") not in known:
+            raise ArgumentError(f"there is no picture format {kind!r}", hint='end the path in ".png" or ".svg"')
         figure.savefig(path, dpi=150)
     return figure
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from generated_triton import H100
 from oracle import Part
-from regard.codegen import gluon_backward, gluon_box_forward, gluon_forward
+from regard.codegen import gluon_backward, gluon_box_forward, gluon_forward, gluon_repeatable
 from regard.codegen.box_support import walks_boxes
 from regard.codegen.schedule import Problem
 from regard.dsl import assemble
@@ -36,21 +36,28 @@ def module(
     dtype: torch.dtype = BF16,
     align: Literal["start", "end"] = "start",
     direction: Literal["forward", "backward"] = "forward",
+    deterministic: bool = False,
+    gradients_of: Sequence[str] = (),
+    **schedule_changes: Any,
 ) -> Module:
-    """The module for ``parts``, which the skeleton must support."""
+    """The module for ``parts``, which the skeleton must support; ``deterministic``: gradients repeat bit by bit;
+    ``gradients_of``: names of captured tensors.
+    """
     variant, binding = assemble(*parts, align=align)
     plan = make_plan(run_pipeline(variant))
     values: dict[str, Any] = dict(binding)
     buffers = tuple(str(values[p.name].dtype).removeprefix("torch.") for p in plan.variant.buffers)
-    problem = Problem("bf16" if dtype is BF16 else "f16", *sizes, buffers=buffers)
+    problem = Problem(
+        "bf16" if dtype is BF16 else "f16", *sizes, buffers=buffers, deterministic=deterministic,
+        buffer_gradients=tuple(p.name in gradients_of for p in plan.variant.buffers),
+    )  # fmt: skip
     boxes = gluon_box_forward if walks_boxes(plan, H100) else gluon_forward
-    skeleton = boxes if direction == "forward" else gluon_backward
+    backward = gluon_repeatable if deterministic else gluon_backward
+    skeleton = boxes if direction == "forward" else backward
     assert skeleton.unsupported_reason(plan, problem, H100) is None
-    schedule = skeleton.default_schedule(plan, problem)
-    if direction == "forward":
-        text = boxes.emit_forward(plan, problem, schedule, H100).text
-    else:
-        text = gluon_backward.emit_backward(plan, problem, schedule, H100).text
+    schedule = replace(skeleton.default_schedule(plan, problem), **schedule_changes)
+    emit = boxes.emit_forward if direction == "forward" else backward.emit_backward
+    text = emit(plan, problem, schedule, H100).text
     names = [p.name for p in plan.variant.buffers] + [p.name for p in plan.variant.scalars]
     return Module(text, plan, problem, tuple(values[x] for x in names))
 

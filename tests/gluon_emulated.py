@@ -308,6 +308,10 @@ gl = types.SimpleNamespace(
 )  # fmt: skip
 
 
+# Programs run one after the other, in this order of their numbers.
+order = range
+
+
 def _unsigned(x):
     return x.long() & 0xFFFFFFFF
 
@@ -349,7 +353,7 @@ def _launch(kernel, grid, *arguments, **options):
     constants = {name: x for name, x in options.items() if name in signature(kernel).parameters}
     for name, x in constants.items():
         constants[name] = tuple(map(Number, x)) if isinstance(x, tuple) else Number(x)
-    for number in range(grid[0]):
+    for number in order(grid[0]):
         failures.clear()
         program.number, program.count = number, grid[0]
         kernel(*(argument(x) for x in arguments), **constants)

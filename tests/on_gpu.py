@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 import regard as rg
 from oracle import assert_close_to_oracle, eager, gradients, oracle
+from regard.codegen.skeletons import alternatives
+from regard.runtime import tuned
+from regard.runtime.compile import plan_for
 
 Parts = Callable[[int, int, int], tuple[Any, ...]]  # from batch, heads and length
 
@@ -71,10 +75,11 @@ def tensors(
 
 
 def check(
-    parts: tuple[Any, ...], x: tuple[Tensor, Tensor, Tensor], captured: tuple[Tensor, ...] = (), **options: Any
-) -> None:
+    parts: tuple[Any, ...], x: tuple[Tensor, Tensor, Tensor], captured: tuple[Tensor, ...] = (), *,
+    deterministic: bool | None = None, **options: Any,
+) -> None:  # fmt: skip
     """Output, lse and all gradients; ``x`` are leaves that require one, as are the captured tensors."""
-    out, aux = rg.attention(*parts, **options)(*x, aux=("lse",))
+    out, aux = rg.attention(*parts, **options)(*x, aux=("lse",), deterministic=deterministic)
     exact, usual = (f(parts, *x, **options) for f in (oracle, eager))
     for name, a, b, c in zip(("output", "lse"), (out, aux.lse), exact, usual, strict=True):
         assert_close_to_oracle(a, b, c, name)
@@ -87,3 +92,23 @@ def check(
     names = ("grad_query", "grad_key", "grad_value", *(f"captured {i}" for i in range(len(captured))))
     for name, a, b, c in zip(names, actual, exact_grads, usual_grads, strict=True):
         assert_close_to_oracle(a, b, c.to(a.dtype), name)
+
+
+def pin_repeatable(parts: tuple[Any, ...], x: tuple[Tensor, Tensor, Tensor], **options: Any) -> rg.Attention:
+    """From now on gradients of such calls with ``deterministic=True`` come from the warp-specialised kernels.
+
+    The test is skipped where there are none.
+    """
+    attn = rg.attention(*parts, **options)
+    engine, (buffers, scalars) = attn._engine, attn._with_open({})
+    with torch.no_grad():
+        out = attn(*x)
+    wanted = tuple(engine.buffer_gradients(buffers))
+    request, _ = engine.request("backward", (*x, out, out), buffers, scalars, wanted, True)
+    assert request is not None
+    every = alternatives(plan_for(request), request.problem, request.target, "backward")
+    found = [pinned for pinned in every if pinned.skeleton == "gluon"]
+    if not found:
+        pytest.skip("no warp-specialised kernels for these gradients")
+    tuned.remember(request, out.device, found[0])
+    return attn

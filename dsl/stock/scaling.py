@@ -63,7 +63,7 @@ def log_n(length: int) -> ScorePart:
     >>> print(rg.attention(rg.causal, rg.log_n(2048)))
     attention causal_log_n(length: float = 2048.0) {
       keep      q >= kv
-      score     s * max(log(q + 1) / log(length), 1.0)
+      score     s * max(log(max(q + 1, 1)) / log(length), 1.0)
       normalize softmax
     }
     """
@@ -72,4 +72,5 @@ def log_n(length: int) -> ScorePart:
 
 @score
 def _log_n(s: Any, q: Any, length: float) -> Any:
-    return s * rg.maximum(rg.log(q + 1) / rg.log(length), 1.0)
+    # Positions are negative where queries are aligned with the end of fewer keys.
+    return s * rg.maximum(rg.log(rg.maximum(q + 1, 1)) / rg.log(length), 1.0)

@@ -68,7 +68,7 @@ def runs(
 ) -> Runs:
     """The positions of ``union`` for tiles ``[first, last]`` (arrays (rows,)), clipped to ``[low, length)``."""
     tiles = {**env, "tile_first": first[:, None], "tile_last": last[:, None]}
-    ends = [evaluate(e, tiles).astype(np.int64) for i in union for e in (i.start, i.stop)]
+    ends = [_read(e, tiles).astype(np.int64) for i in union for e in (i.start, i.stop)]
     shape = np.broadcast_shapes((1, 1, len(first), 1), *(e.shape for e in ends))
     clipped = [np.clip(np.broadcast_to(e, shape)[..., 0], low, length) for e in ends]
     if not clipped:
@@ -139,7 +139,7 @@ def decide(plan: Classification, sizes: Sizes, values: Values, block_m: int, blo
     for part in chunks(rows, sizes.batch * sizes.heads * columns):
         by_row = {n for n, a in tiles.items() if a.shape[-2] == rows and a.shape[-1] in (1, columns)}
         local = {n: a[..., part, :] if n in by_row else a for n, a in tiles.items()}
-        possible, certain = evaluate(may, {**env, **local}), evaluate(must, {**env, **local})
+        possible, certain = _read(may, {**env, **local}), _read(must, {**env, **local})
         yield _classes(possible, certain, part.stop - part.start, columns)
 
 
@@ -159,7 +159,7 @@ def _reduced_pairs(x: Reduction, sizes: Sizes, env: Values, block_m: int, block_
         q = np.minimum(np.arange(0, sizes.q_len, block_m) + i, sizes.q_len - 1)[:, None]
         for j in looks(block_n, found[1]):
             kv = np.minimum(np.arange(0, sizes.kv_len, block_n) + j, sizes.kv_len - 1)
-            value = evaluate(x.x, {**env, "q": q, "kv": kv})
+            value = _read(x.x, {**env, "q": q, "kv": kv})
             result = value if result is None else combine(result, value)
     assert result is not None
     return result
@@ -169,11 +169,16 @@ def _reduced(x: Reduction, sizes: Sizes, env: Values, block: int) -> Array:
     """One reduction over all tiles of its axis: (batch or 1, head or 1, rows, 1), or (…, 1, columns) for keys."""
     assert x.axis != "both"
     length = sizes.length(x.axis)
-    values = evaluate(x.x, {**env, x.axis: np.arange(length)})
+    values = _read(x.x, {**env, x.axis: np.arange(length)})
     values = np.broadcast_to(values, np.broadcast_shapes(values.shape, (1, 1, 1, length)))
     combine = {"min": np.minimum, "max": np.maximum, "any": np.logical_or, "all": np.logical_and}[x.op]
     reduced = combine.reduceat(values, np.arange(0, length, block), axis=-1) if length else values
     return np.swapaxes(reduced, -1, -2) if x.axis == "q" else reduced
+
+
+def _read(e: Expr, env: Values) -> Array:
+    """``e`` as kernels evaluate it: masked pairs may index past the end of a tensor, and read its nearest element."""
+    return evaluate(e, env, clamp=True)
 
 
 def chunks(rows: int, width: int) -> Iterator[slice]:
@@ -189,5 +194,5 @@ def allowed(plan: TilePlan, sizes: Sizes, values: Values, rows_at_once: int) -> 
     step = max(CHUNK // max(sizes.batch * sizes.heads * sizes.kv_len, 1) // rows_at_once, 1) * rows_at_once
     for start in range(0, sizes.q_len, step):
         q = np.arange(start, min(start + step, sizes.q_len))
-        keep = evaluate(plan.variant.mask, {**env, "q": q[:, None]})
+        keep = _read(plan.variant.mask, {**env, "q": q[:, None]})
         yield np.broadcast_to(keep, (sizes.batch, sizes.heads, len(q), sizes.kv_len))

@@ -19,6 +19,8 @@ from .spans import EVERYTHING, Span, Union, at_most, finish, guarded, intersect,
 
 # More intervals than this cost a kernel more than they save; intersections may need more on the way.
 INTERVALS, WIDEST = 3, 8
+# So many are compared with each other on the way: of hundreds of alternatives, pairs would take minutes.
+MOST = 2 * WIDEST
 
 
 def tile_ranges(f: Formula, tile: Axis, other: Axis) -> Ranges:
@@ -55,7 +57,10 @@ def _may(s: Solution, tile: Axis, other: Axis) -> Union:
             sides = [p.difference for p in s.parts if isinstance(p, Side)]
             return _narrowed(_conjunction(s, tile, other), sides, tile, other)
         case Either():
-            return at_most(unite(tuple(_may(p, tile, other) for p in s.parts)), WIDEST)
+            together: Union = ()
+            for part in s.parts:
+                together = at_most(unite(together, _may(part, tile, other)), MOST)
+            return at_most(together, WIDEST)
         case _:
             return _leaf(s, tile, other, easiest=True)
 
@@ -68,8 +73,9 @@ def _must(s: Solution, tile: Axis, other: Axis) -> Union:
                 result = intersect(result, _must(part, tile, other))[:WIDEST]
             return result
         case Either():
-            whole = guarded(EVERYTHING, _no_gap_guard(s, tile))
-            union = unite((whole, *(_must(p, tile, other) for p in s.parts)))
+            union = guarded(EVERYTHING, _no_gap_guard(s, tile))
+            for part in s.parts:
+                union = unite(union, _must(part, tile, other))[:MOST]
             # Positions that meet a condition on the tile's axis alone ask nothing of the other parts.
             remaining = [binary("sub", const(1), p.difference) for p in s.parts if isinstance(p, Side)]
             return _narrowed(union[:WIDEST], remaining, tile, other)

@@ -37,7 +37,7 @@ def sees_itself(plan: TilePlan, sizes: Sizes, values: Values) -> bool | None:
         own = substitute(mask, {Index("q", I32): row, Index("kv", I32): binary("add", row, const(offset))})
         sees = always(own, sizes.q_len, env) if sizes.q_len else True
         if sees is None and sizes.batch * sizes.heads * sizes.q_len <= MOST_ROWS:
-            sees = bool(np.all(evaluate(own, {**env, "tile_first": np.arange(sizes.q_len)[:, None]})))
+            sees = bool(np.all(evaluate(own, {**env, "tile_first": np.arange(sizes.q_len)[:, None]}, clamp=True)))
         if sees:
             return True
         undecided = undecided or sees is None

@@ -36,9 +36,9 @@ def intersect(a: Union, b: Union) -> Union:
     )
 
 
-def unite(unions: tuple[Union, ...]) -> Union:
-    """Positions in any of the unions."""
-    return _tidy(tuple(s for u in unions for s in u))
+def unite(a: Union, b: Union) -> Union:
+    """Positions in either union; ``a`` is tidy already."""
+    return _tidy(b, a)
 
 
 def guarded(u: Union, condition: Expr) -> Union:
@@ -84,9 +84,9 @@ def _both(a: Expr, b: Expr) -> Expr:
     return simplify(binary("and", a, b))
 
 
-def _tidy(u: Union) -> Union:
-    """Drops spans that are proved empty and merges pairs whose union is one span."""
-    result: list[Span] = []
+def _tidy(u: Union, tidy: Union = ()) -> Union:
+    """``tidy`` and ``u`` without spans that are proved empty; pairs whose union is one span are merged."""
+    result = list(tidy)
     for s in u:
         if s.guard == FALSE or (s.start is not None and s.stop is not None and at_least(s.start, s.stop)):
             continue

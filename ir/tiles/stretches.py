@@ -67,7 +67,7 @@ def always(condition: Expr, rows: int, env: Values) -> bool | None:
 def _pieces(e: Expr, row: Pieces, env: Values) -> Pieces | None:
     """``e`` as a function of the row; booleans are 0 and 1."""
     if not index_names(e) & set(TILE_NAMES):
-        value = np.asarray(evaluate(e, env))
+        value = np.asarray(evaluate(e, env, clamp=True))
         return _constant(int(value.item()), row.rows) if value.size == 1 and value.dtype.kind in "bi" else None
     match e:
         case Index():

@@ -42,6 +42,8 @@ def _run(options: argparse.Namespace) -> str:
     text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text()
     attn = parse(text)
     if options.command in ("explain", "plot", "tune"):
+        if options.lengths and len(options.lengths) > 2:
+            options.refuse("argument --lengths: expected one or two numbers")
         q_len, kv_len = (*options.lengths, *options.lengths)[:2] if options.lengths else (None, None)
         kv_heads = options.kv_heads or options.heads
         shapes = (
@@ -104,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     for sub in (explain, plot, tune):
+        sub.set_defaults(refuse=sub.error)
         sub.add_argument("--batch", type=int, default=1)
         sub.add_argument("--heads", type=int, default=8)
         sub.add_argument("--kv-heads", type=int, help="default: as many as heads")

@@ -1,7 +1,9 @@
-"""The fast backward pass for sm_90: emulated on the CPU, and compiled without a GPU."""
+"""Both forms of the backward pass for sm_90: emulated on the CPU, and compiled without a GPU."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -15,9 +17,10 @@ import regard as rg
 from generated_gluon import BF16, F16, Module, bias, module, tensors
 from generated_triton import H100, load
 from oracle import Part, allowed_pairs, assert_close_to_oracle, eager, gradients, oracle
+from regard.codegen import gluon_repeatable
 from regard.codegen.binaries import Binary, compile_launches, sample_arguments
 from regard.codegen.gluon_backward import unsupported_reason
-from regard.codegen.schedule import Problem
+from regard.codegen.schedule import Problem, Schedule
 from regard.ir.tiles import TilePlan
 
 Shape = tuple[int, int, int, int, int]
@@ -90,12 +93,35 @@ def saved(parts: list[Part], inputs: list[Tensor], **options: Any) -> tuple[Tens
     return out.to(inputs[0].dtype), lse.float(), grad_out.to(inputs[0].dtype), grad_lse
 
 
+FORMS = pytest.mark.parametrize("deterministic", [False, True], ids=["fast", "repeatable"])
+
+
+@FORMS
 @pytest.mark.parametrize("name", EMULATED)
-def test_emulated(name: str) -> None:
+def test_emulated(name: str, deterministic: bool) -> None:
+    check(name, deterministic=deterministic)
+
+
+@pytest.mark.parametrize("name", ["grouped heads", "window", "bias by distance", "factor by query", "documents"])
+def test_tiles_of_fewer_queries(name: str) -> None:
+    check(name, sizes=(64, 64), block_m=64)
+
+
+@pytest.mark.parametrize("sizes", [(64, 64), (128, 128)])
+def test_tiles_of_more_keys(sizes: tuple[int, int]) -> None:
+    larger = Schedule(128, 128, num_stages=2)
+    check("documents", sizes=sizes, deterministic=True, grad_query=larger)
+    check("aligned at the end", sizes=sizes, deterministic=True, grad_query=larger)
+
+
+def check(name: str, **changes: Any) -> None:
+    """Gradients of a case of ``EMULATED`` against the oracle; ``changes`` are of the module."""
     parts, shape, options = EMULATED[name]
+    options = {**options, **changes}
     call = {key: options[key] for key in ("align", "scale") if key in options}
     inputs = tensors(shape, options.get("sizes", (64, 64)), options.get("dtype", BF16))
-    generated = module(parts, direction="backward", **{k: v for k, v in options.items() if k != "scale"})
+    rest = {k: v for k, v in options.items() if k != "scale"}
+    generated = module(parts, direction="backward", **rest)
     out, lse, grad_out, grad_lse = saved(parts, inputs, **call)
     run = gluon_emulated.load(generated.text).run
     found = run(*inputs, out, lse, grad_out, grad_lse, *generated.values, scale=call.get("scale"))
@@ -103,6 +129,71 @@ def test_emulated(name: str) -> None:
     exact, usual = (gradients(f, parts, leaves, grad_out, grad_lse, (), **call) for f in (oracle, eager))
     for what, a, b, c in zip(("query", "key", "value"), found, exact, usual, strict=True):
         assert_close_to_oracle(a, b, c.to(a.dtype), what)
+
+
+@rg.score
+def key_bias(s: Any, head: Any, kv: Any, bias: Any) -> Any:
+    return s + bias[head, kv]
+
+
+@rg.score
+def slope(s: Any, head: Any, slopes: Any) -> Any:
+    return s * (1.0 + slopes[head])
+
+
+@rg.score
+def gate(s: Any, batch: Any, q: Any, kv: Any, gates: Any) -> Any:
+    return s + gates[batch, q] * (kv - q) * 0.01
+
+
+@rg.score
+def steps(s: Any, head: Any, heights: Any) -> Any:
+    return s + rg.floor(heights[head])
+
+
+# Parts from what makes a tensor of some size, names of these tensors in order, sizes.
+CAPTURED: dict[str, tuple[Callable[[Callable[..., Tensor]], list[Part]], list[str], Shape, tuple[int, int]]] = {
+    "of a head": (lambda x: [rg.causal(), slope(slopes=x(4))], ["slopes"], (2, 4, 2, 300, 300), (64, 64)),
+    "of a key": (lambda x: [rg.causal(), key_bias(bias=x(4, 333))], ["bias"], (2, 4, 2, 200, 333), (128, 128)),
+    "of a query": (lambda x: [gate(gates=x(2, 200))], ["gates"], (2, 2, 2, 200, 333), (128, 64)),
+    "of each": (
+        lambda x: [
+            rg.document(torch.arange(300).int()[None] // 90),
+            key_bias(bias=x(4, 300)), slope(slopes=x(4)), gate(gates=x(1, 300)), rg.softcap(5.0),
+        ],
+        ["bias", "slopes", "gates"], (1, 4, 2, 300, 300), (64, 64),
+    ),
+    "of none, as steps are flat": (lambda x: [steps(heights=x(2))], ["heights"], (1, 2, 2, 90, 90), (64, 64)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CAPTURED)
+def test_gradients_of_captured_tensors(name: str) -> None:
+    make, names, shape, sizes = CAPTURED[name]
+    leaves: list[Tensor] = []
+
+    def leaf(*size: int) -> Tensor:
+        leaves.append(bias(*size).requires_grad_())
+        return leaves[-1]
+
+    parts = make(leaf)
+    inputs = tensors(shape, sizes, BF16)
+    generated = module(parts, sizes=sizes, direction="backward", deterministic=True, gradients_of=names)
+    values = [x.detach() if isinstance(x, Tensor) else x for x in generated.values]
+    out, lse, grad_out, grad_lse = (x.detach() for x in saved(parts, inputs))
+    found = gluon_emulated.load(generated.text).run(*inputs, out, lse, grad_out, grad_lse, *values)
+    of = tuple(x.requires_grad_() for x in inputs)
+    exact, usual = (gradients(f, parts, of, grad_out, grad_lse, tuple(leaves)) for f in (oracle, eager))
+    for what, a, b, c in zip(("query", "key", "value", *names), found, exact, usual, strict=True):
+        assert_close_to_oracle(a, b, c.to(a.dtype), what)
+
+
+def test_a_tensor_that_changes_nothing_has_a_gradient_of_zero() -> None:
+    heights = torch.tensor([0.5, 1.5])
+    text = module([steps(heights=heights)], direction="backward", gradients_of=["heights"]).text
+    inputs = tensors((1, 2, 2, 90, 90), (64, 64), BF16)
+    *_, grad = gluon_emulated.load(text).run(*inputs, *saved([steps(heights=heights)], inputs), heights)
+    assert grad.shape == (2,) and not grad.any()
 
 
 @pytest.mark.parametrize(
@@ -115,12 +206,13 @@ def test_emulated(name: str) -> None:
     ],
     ids=["first keys", "fewer queries than keys", "prefix, fewer queries than keys", "documents"],
 )
-def test_unseen_keys_may_hold_anything(parts: list[Part], q_len: int) -> None:
+@FORMS
+def test_unseen_keys_may_hold_anything(parts: list[Part], q_len: int, deterministic: bool) -> None:
     shape = (1, 2, 2, q_len, 300)
     inputs = tensors(shape, (64, 64), BF16)
     unseen = ~allowed_pairs(parts, shape)[0, 0].any(0)
     assert unseen.any()
-    generated = module(parts, direction="backward")
+    generated = module(parts, direction="backward", deterministic=deterministic)
     rest = *saved(parts, inputs), *generated.values
     clean = gluon_emulated.load(generated.text).run(*inputs, *rest)
     _, key, value = inputs
@@ -130,14 +222,36 @@ def test_unseen_keys_may_hold_anything(parts: list[Part], q_len: int) -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_emulator_notices_a_missing_release(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("deterministic", "release"),
+    [(False, "mbarrier.arrive(tile_empty.index(stage))"), (True, "release(stage)"), (True, "release(last)")],
+)
+def test_emulator_notices_a_missing_release(
+    deterministic: bool, release: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gluon_barriers, "SECONDS", 1.0)
-    text = module([], direction="backward").text
-    broken = text.replace("mbarrier.arrive(tile_empty.index(stage))", "")
+    text = module([], direction="backward", deterministic=deterministic).text
+    broken = text.replace(release, "pass")
     assert broken != text
-    inputs = tensors((1, 1, 1, 900, 100), (64, 64), BF16)
+    inputs = tensors((1, 1, 1, 900, 600), (64, 64), BF16)
     with pytest.raises(TimeoutError):
         gluon_emulated.load(broken).run(*inputs, *saved([], inputs))
+
+
+def test_gradients_do_not_depend_on_the_order_of_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = tensors((1, 4, 2, 400, 700), (64, 64), F16)
+    rest = saved([rg.causal()], inputs, align="end")
+
+    def repeats(deterministic: bool) -> bool:
+        text = module([rg.causal()], direction="backward", dtype=F16, align="end", deterministic=deterministic).text
+        runs = []
+        for order in (range, lambda n: reversed(range(n))):
+            monkeypatch.setattr(gluon_emulated, "order", order)
+            runs.append(gluon_emulated.load(text).run(*inputs, *rest))
+        return all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+    assert repeats(True)
+    assert not repeats(False), "additions in another order round in the same way: the test shows nothing"
 
 
 def test_what_it_refuses() -> None:
@@ -152,27 +266,38 @@ def test_what_it_refuses() -> None:
     sloped = module([rg.causal(), rg.alibi(slopes=bias(2))], direction="backward")
     captured = {"buffers": ("float32",), "buffer_gradients": (True,)}
     assert "captured tensors" in str(reason(sloped, **captured))
+    problem = Problem("bf16", 64, 64, buffers=("float32",), buffer_gradients=(True,), deterministic=True)
+    assert gluon_repeatable.unsupported_reason(sloped.plan, problem, H100) is None
+    by_distance = module([relative(table=bias(2, 400))], direction="backward")
+    assert "read by distance" in str(gluon_repeatable.unsupported_reason(by_distance.plan, problem, H100))
 
 
 COMPILED: dict[str, tuple[list[Part], tuple[int, int], torch.dtype, int]] = {
     # The last number: loads and stores of spilled registers, in two loops of two consumers together.
     "causal": ([rg.causal()], (128, 128), BF16, 150),
     "full": ([], (64, 64), F16, 200),
+    "causal, repeatable": ([rg.causal()], (128, 128), BF16, 30),
+    "documents, repeatable": ([rg.document(torch.zeros(1024).int())], (64, 64), BF16, 30),
 }
 
 
 @cache
 def compiled(name: str) -> dict[str, Binary]:
     parts, sizes, dtype, _ = COMPILED[name]
-    generated = module(parts, sizes=sizes, dtype=dtype, direction="backward")
+    repeatable = name.endswith("repeatable")
+    generated = module(parts, sizes=sizes, dtype=dtype, direction="backward", deterministic=repeatable)
     query, key, value = sample_arguments(generated.problem)
     out = torch.empty((*query.shape[:3], sizes[1]), dtype=dtype, device="meta")
     lse = torch.empty(query.shape[:3], device="meta")
-    arguments = [query, key, value, out, lse, out, None]
+    captured = (x.to("meta") if isinstance(x, Tensor) else x for x in generated.values)
+    arguments = [query, key, value, out, lse, out, None, *captured]
     return {x.kernel: x for x in compile_launches(load(generated.text), H100, arguments)}
 
 
-@pytest.mark.parametrize("name", COMPILED)
+FAST = [x for x in COMPILED if not x.endswith("repeatable")]
+
+
+@pytest.mark.parametrize("name", FAST)
 def test_compiled_for_sm_90(name: str) -> None:
     binaries = compiled(name)
     assert list(binaries) == ["row_terms", "attention_backward", "convert_sums"]
@@ -184,3 +309,16 @@ def test_compiled_for_sm_90(name: str) -> None:
     assert binary.shared <= 227 << 10
     for other in ("row_terms", "convert_sums"):
         assert "LDG.E.128" in binaries[other].sass(), "rows are not loaded in groups of 16 bytes"
+
+
+@pytest.mark.parametrize("name", [x for x in COMPILED if x not in FAST])
+def test_repeatable_form_compiled_for_sm_90(name: str) -> None:
+    binaries = compiled(name)
+    assert list(binaries)[-3:] == ["row_terms", "attention_grad_query", "attention_grad_key"]
+    for kernel in ("attention_grad_query", "attention_grad_key"):
+        binary = binaries[kernel]
+        sass = binary.sass()
+        assert "HGMMA" in sass and "UTMALDG.4D" in sass and "UTMASTG.4D" in sass
+        assert not re.search(r"\b(UTMAREDG|RED|ATOMG?)\b", sass), "something is added to global memory"
+        assert binary.spills() <= (0 if kernel == "attention_grad_query" else COMPILED[name][3])
+        assert binary.shared <= 227 << 10

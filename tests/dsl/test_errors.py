@@ -47,3 +47,11 @@ def test_columns_are_characters_not_bytes() -> None:
     message = message_of('@rg.mask\ndef m(q, kv):\n    "é"; return "ü" and q > kv and True\nrg.attention(m)\n')
     line, carets = message.splitlines()[2:4]
     assert line[carets.index("^") : carets.rindex("^") + 1] == '"ü" and q > kv and True'
+
+
+def test_places_without_source() -> None:
+    """As at Python's prompt: the place is known, the line is not."""
+    with pytest.raises(rg.RegardError) as raised:
+        exec("@rg.mask\ndef m(q, kv):\n    return q >= kv and kv < 4\nrg.attention(m)\n", {"rg": rg, "__name__": "m"})
+    _, place, hint = str(raised.value).splitlines()
+    assert place == "  at <string>:3:12" and "`&`, `|` and `~` for and, or and not" in hint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import numpy
 import pytest
 import torch
 
@@ -33,6 +34,28 @@ def test_numbers_are_run_time_scalars() -> None:
     assert declared(window(size=4)) == "size: int = 4"
     assert declared(window(size=4.5)) == "size: float = 4.5"
     assert rg.assemble(window(size=4))[0] == rg.assemble(window(size=5))[0]
+
+
+def test_numbers_of_numpy_are_as_those_of_python() -> None:
+    width, half, flag = numpy.int64(5), numpy.float32(0.5), numpy.bool_(True)
+
+    @rg.mask
+    def bound(q: Any, kv: Any, w: Any) -> Any:
+        return q - kv < w
+
+    @rg.mask
+    def captured(q: Any, kv: Any) -> Any:
+        return (width > q - kv) & flag
+
+    @rg.score
+    def scaled(s: Any) -> Any:
+        return half * s
+
+    for given, expected in ((width, 5), (half, 0.5), (flag, True)):
+        assert rg.attention(bound(w=given)) == rg.attention(bound(w=expected))
+    assert "width: int = 5" in str(rg.attention(captured)) and "half: float = 0.5" in str(rg.attention(scaled))
+    x = torch.randn(3, 1, 1, 9, 16).unbind()
+    assert torch.equal(rg.attention(bound)(*x, w=width), rg.attention(captured)(*x))  # type: ignore[arg-type]
 
 
 def test_static_values_are_part_of_the_structure() -> None:

@@ -173,6 +173,13 @@ def test_text_reads_back(name: str) -> None:
     assert rg.parse(str(attn)) == attn
 
 
+def test_log_n_at_negative_positions() -> None:
+    """More queries than keys that end together: the first ones are before the first key."""
+    query, key, value = torch.randn(1, 1, 9, 16), torch.randn(1, 1, 5, 16), torch.randn(1, 1, 5, 16)
+    scaled, plain = (rg.attention(*parts, align="end")(query, key, value) for parts in ([rg.log_n(3)], []))
+    assert scaled.isfinite().all() and torch.allclose(scaled[:, :, :6], plain[:, :, :6])
+
+
 def test_random_blocks_are_spread_evenly() -> None:
     """Every block of keys is drawn about equally often, and seeds and neighbouring blocks differ."""
     first, second = (

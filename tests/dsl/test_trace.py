@@ -116,7 +116,7 @@ def test_a_real_tensor_inside_a_called_function_takes_the_name_it_has_there() ->
 def test_tensors_of_numpy_numbers_and_reflected_operators() -> None:
     numpy = pytest.importorskip("numpy")
     three, half = numpy.int64(3), numpy.float32(0.5)
-    assert traced(lambda s, q: half * s + three * q) == "0.5 * s + 3 * q"
+    assert traced(lambda s, q: half * s + three * q) == "half * s + three * q"
 
 
 def test_masks_can_call_masks() -> None:

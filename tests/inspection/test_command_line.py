@@ -64,6 +64,18 @@ def test_errors_have_no_traceback(tmp_path: Path) -> None:
     assert result.stderr.startswith("regard: ") and "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [(["-5"], "expected a tensor or its shape"), (["1", "2", "3"], "expected one or two numbers")],
+)
+def test_wrong_lengths(lengths: list[str], message: str, file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = main(["explain", file, "--lengths", *lengths])
+    except SystemExit as stopped:  # argparse
+        code = int(str(stopped.code))
+    assert code == 2 and message in capsys.readouterr().err
+
+
 def test_missing_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ir", "/nowhere/variant.txt"]) == 2
     assert "No such file" in capsys.readouterr().err

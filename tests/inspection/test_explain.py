@@ -10,8 +10,11 @@ from torch import Tensor
 
 import regard as rg
 from oracle import allowed_pairs
+from regard.codegen.schedule import Schedule
+from regard.codegen.skeletons import Pinned
 from regard.dsl import Part
 from regard.ir.tiles.count import tile_counts
+from regard.runtime import explain
 
 
 @rg.mask
@@ -220,12 +223,29 @@ def test_atomic_gradients_are_said() -> None:
     assert attn.explain(target="cpu").kernels[1].deterministic
 
 
+@pytest.mark.parametrize("repeatable", [False, True])
+def test_bits_vary_with_the_form_of_the_kernels(repeatable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = Schedule(64, 128, grad_query=Schedule(128, 64) if repeatable else None)
+    monkeypatch.setattr(explain, "tuned_here", lambda request: Pinned("gluon", schedule))
+    _, backward = rg.attention(rg.causal()).explain(target="sm_90").kernels
+    assert backward.deterministic == repeatable
+    assert ("repeatable bit by bit" in str(backward)) == repeatable
+    assert ("for queries: tiles of 128 queries × 64 keys" in str(backward)) == repeatable
+
+
 @pytest.mark.parametrize(
     ("inputs", "options", "message"),
     [
         (((1, 3, 10, 64), (1, 2, 10, 64), (1, 2, 10, 64)), {}, "3 query heads cannot share 2 key/value heads"),
         (((1, 3, 10, 8),), {}, "head size 8"),
         (((3, 10, 64),), {}, "four axes"),
+        (((1, 3, -10, 64),), {}, "expected a tensor or its shape"),
+        (((1, 3, 10.5, 64),), {}, "expected a tensor or its shape"),
+        ((4096,), {}, "expected a tensor or its shape, got 4096"),
+        ((), {"head_dim": 8}, "head size 8"),
+        ((), {"value_dim": 1000}, "head size 1000 of value"),
+        ((), {"target": "sm_60"}, "sm_75 and later"),
+        ((), {"target": 90}, "unknown target 90"),
         (((1, 1, 9, 64), (1, 1, 9, 64)), {}, "expected query, key and value"),
         ((), {"target": "h100"}, "unknown target 'h100'"),
         ((), {"window": 3}, "no open parameter 'window'"),
@@ -235,6 +255,23 @@ def test_atomic_gradients_are_said() -> None:
 def test_wrong_inputs(inputs: tuple[object, ...], options: dict[str, object], message: str) -> None:
     with pytest.raises(rg.RegardError, match=message):
         rg.attention(rg.causal).explain(*inputs, **options)
+
+
+def test_captured_tensors_are_checked_as_by_a_call() -> None:
+    ids = torch.zeros(2, 53, dtype=torch.int32)
+    message = r"ids has shape \(2, 53\), but axis 1 is indexed by `q`"
+    with pytest.raises(rg.ArgumentError, match=message):
+        rg.attention(rg.document(ids)).explain((2, 4, 100, 64))
+    with pytest.raises(rg.ArgumentError, match=message):
+        rg.attention(rg.document()).explain((2, 4, 100, 64), ids=ids)
+
+
+def test_masked_pairs_may_index_anything() -> None:
+    """Positions past all blocks attend to nothing, so their blocks need not exist."""
+    blocks = torch.eye(4, dtype=torch.bool)
+    attn = rg.attention(rg.tiles(blocks, 16))
+    assert attn.explain((1, 1, 100, 64)).counts.tiles.visited == 1
+    assert attn.explain((1, 1, 100, 64), exact=True).counts.pairs.pairs == 4 * 16 * 16
 
 
 def test_notebooks_get_escaped_html() -> None:

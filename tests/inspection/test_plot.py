@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 import regard as rg
+from regard.dsl import Part
 
-pytest.importorskip("matplotlib")
+backend_agg = pytest.importorskip("matplotlib.backends.backend_agg")
 
 
 @rg.mask
@@ -73,6 +74,17 @@ def test_files_and_title(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "tiles.svg").read_text()
 
 
+@pytest.mark.parametrize("part", [rg.causal, rg.neighborhood(rg.grid(8, 8), 3, dilation=2)], ids=["short", "long"])
+def test_nothing_covers_anything(part: Part) -> None:
+    figure = rg.attention(part).plot((1, 1, 64, 64))
+    canvas = backend_agg.FigureCanvasAgg(figure)
+    canvas.draw()
+    title, legend = (x.get_window_extent() for x in (*figure.texts, *figure.legends))
+    (axes,) = figure.axes
+    drawn = axes.get_tightbbox(canvas.get_renderer())
+    assert legend.y1 < drawn.y0 < drawn.y1 < title.y0
+
+
 @pytest.mark.parametrize(
     ("inputs", "options", "message"),
     [
@@ -80,11 +92,18 @@ def test_files_and_title(tmp_path: Path) -> None:
         (((1, 1, 8, 64),), {"heads": [1]}, "there is no head 1"),
         (((1, 1, 8, 64),), {"batch": 1}, "there is no batch 1"),
         (((1, 1, 8, 64),), {"tile": 0}, "at least one position"),
+        (((1, 1, 8, 64),), {"path": "tiles.xyz"}, "no picture format 'xyz'"),
     ],
 )
 def test_wrong_inputs(inputs: tuple[object, ...], options: dict[str, object], message: str) -> None:
     with pytest.raises(rg.ArgumentError, match=message):
         rg.attention(rg.causal).plot(*inputs, **options)
+
+
+def test_captured_tensors_are_checked_as_by_a_call() -> None:
+    attn = rg.attention(rg.document(torch.zeros(2, 53, dtype=torch.int32)))
+    with pytest.raises(rg.ArgumentError, match=r"ids has shape \(2, 53\), but axis 1 is indexed by `q`"):
+        attn.plot((2, 4, 100, 64))
 
 
 def test_missing_data_is_asked_for() -> None:

@@ -49,6 +49,14 @@ CASES: dict[str, tuple[type[RegardError], Callable[[], object]]] = {
     "three axes": (ArgumentError, lambda: full(x(4, 7, 16), x(), x())),
     "five axes": (ArgumentError, lambda: full(x(), x(1, 2, 4, 7, 16), x())),
     "float64": (ArgumentError, lambda: full(x(dtype=torch.float64), x(), x())),
+    "sparse": (ArgumentError, lambda: full(x().to_sparse(), x(), x())),
+    "sparse key": (ArgumentError, lambda: full(x(), x().to_sparse(), x())),
+    "sparse captured tensor": (ArgumentError, lambda: opened(x(), x(), x(), size=3, slopes=x(4).to_sparse())),
+    "nested": (ArgumentError, lambda: full(torch.nested.as_nested_tensor([x(4, 7, 16)]), x(), x())),
+    "nested with gaps": (
+        ArgumentError,
+        lambda: full(torch.nested.as_nested_tensor([x(7, 16)], layout=torch.jagged), x(), x()),
+    ),
     "mixed dtypes": (ArgumentError, lambda: full(x(), x(dtype=torch.float16), x())),
     "another device": (UnsupportedError, lambda: full(x().to("meta"), x(), x())),
     "batch": (ArgumentError, lambda: full(x(), x(3, 4, 7, 16), x(3, 4, 7, 16))),
@@ -60,6 +68,12 @@ CASES: dict[str, tuple[type[RegardError], Callable[[], object]]] = {
     "large values": (ArgumentError, lambda: full(x(), x(), x(2, 4, 7, 257))),
     "strided last axis": (ArgumentError, lambda: full(x(2, 4, 16, 7).mT, x(), x())),
     "missing parameters": (ParameterError, lambda: opened(x(), x(), x(), size=3)),
+    "names of another library": (
+        ParameterError,
+        lambda: rg.attention(rg.mask(lambda q_idx, kv_idx: q_idx >= kv_idx))(x(), x(), x()),
+    ),
+    "new value of a constant": (ParameterError, lambda: rg.attention(rg.dilated(4)).with_values(dilation=2)),
+    "new value of nothing": (ParameterError, lambda: rg.attention(window(size=3)).with_values(sizes=2)),
     "misspelt parameter": (ParameterError, lambda: opened(x(), x(), x(), sise=3, slopes=torch.zeros(4))),
     "unknown parameter": (ParameterError, lambda: full(x(), x(), x(), size=3)),
     "bound parameter": (ParameterError, lambda: rg.attention(window(size=2))(x(), x(), x(), size=3)),
@@ -74,6 +88,8 @@ CASES: dict[str, tuple[type[RegardError], Callable[[], object]]] = {
     "no broadcasting": (ArgumentError, lambda: opened(x(), x(), x(), size=3, slopes=torch.zeros(1))),
     "index out of range": (IndexRangeError, lambda: biased(x(), x(), x(), bias=torch.zeros(6))),
     "constant index": (IndexRangeError, lambda: rg.attention(third)(x(), x(), x(), bias=torch.zeros(2))),
+    "aux that is a flag": (ArgumentError, lambda: full(x(), x(), x(), aux=True)),  # type: ignore[arg-type]
+    "deterministic as text": (ArgumentError, lambda: full(x(), x(), x(), deterministic="yes")),  # type: ignore[arg-type]
     "unknown aux": (ArgumentError, lambda: full(x(), x(), x(), aux=("max",))),
 }
 

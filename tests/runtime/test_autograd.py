@@ -152,28 +152,6 @@ def test_meta_tensors_have_shapes_alone() -> None:
         assert rg.attention(rg.causal())(*x).is_meta
 
 
-def test_tangents_are_refused_without_gradients_too() -> None:
-    x = [t.detach() for t in inputs()]
-    attn = rg.attention(rg.causal())
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x[0], torch.ones_like(x[0]))
-        with pytest.raises(NotImplementedError, match="forward"):
-            attn(dual, *x[1:])
-        assert torch.equal(attn(*x), attn(*x)) and not attn(*x).requires_grad
-
-
-def test_function_transforms_are_refused() -> None:
-    x = [t.detach() for t in inputs()]
-    attn = rg.attention(rg.causal())
-    with pytest.raises(RuntimeError, match="functorch"):
-        torch.func.grad(lambda query: attn(query, *x[1:]).sum())(x[0])
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward"):
-        attn(torch.autograd.forward_ad.make_dual(x[0].requires_grad_(), torch.ones_like(x[0])), *x[1:])
-    out = attn(*x)
-    with pytest.raises(RuntimeError, match="regard::attention_backward"):
-        torch.autograd.grad(out, x[0], torch.ones(3, *out.shape), is_grads_batched=True)
-
-
 def test_hooks() -> None:
     x = inputs()
     attn, seen = rg.attention(rg.causal()), list[int]()

@@ -137,6 +137,23 @@ def test_an_attention_built_inside_one_graph_is_refused() -> None:
         torch.compile(built_inside, fullgraph=True, backend="eager")(*inputs(21))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({}, "`size` has no value"), ({"sise": 3}, "no open parameter `sise`"), ({"size": 3.5}, "be an int, got 3.5")],
+)
+def test_mistakes_are_named_in_graphs_too(options: dict[str, Any], message: str) -> None:
+    @rg.mask
+    def near(q: Any, kv: Any, size: int) -> Any:
+        return abs(q - kv) < size
+
+    attn = rg.attention(near)
+    x = torch.randn(1, 1, 9, 16)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=message):
+        torch.compile(lambda x: attn(x, x, x, **options), fullgraph=True, backend="eager")(x)
+    with pytest.raises(rg.RegardError, match=message):
+        torch.compile(lambda x: attn(x, x, x, **options), backend="eager")(x)
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
 def test_inductor(dtype: torch.dtype) -> None:
     attn = rg.attention(rg.causal, rg.document())

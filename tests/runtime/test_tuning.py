@@ -84,6 +84,22 @@ def test_both_skeletons_are_candidates(direction) -> None:
     assert Pinned(chosen.choice.skeleton, chosen.schedule) in found
 
 
+def test_gradients_that_repeat_have_both_skeletons_too() -> None:
+    problem = replace(REQUEST.problem, deterministic=True)
+    request = replace(REQUEST, direction="backward", problem=problem)
+    found = alternatives(compile.plan_for(request), problem, H100, "backward")
+    schedules = [x.schedule for x in found if x.skeleton == "gluon"]
+    assert schedules and all(x.grad_query is not None for x in schedules)
+    chosen = compile.generate(request)
+    assert chosen.choice.skeleton == "triton" and "has yet to be timed" in chosen.choice.reason
+    pinned = compile.generate(replace(request, skeleton="gluon"))
+    assert pinned.schedule == schedules[0]
+    assert pinned.source.kernels == ("row_terms", "attention_grad_query", "attention_grad_key")
+    # What repeats may be the faster one, so it is a candidate where nobody asks for it.
+    either = alternatives(compile.plan_for(request), REQUEST.problem, H100, "backward")
+    assert {x.schedule.grad_query is None for x in either if x.skeleton == "gluon"} == {True, False}
+
+
 def test_results_agree_up_to_rounding() -> None:
     torch.manual_seed(0)
     exact = torch.randn(1000).bfloat16()

@@ -142,15 +142,21 @@ def test_maps_of_boxes_hold_the_mask(name: str) -> None:
         classes = tiles[of_head.head % len(tiles)]
         rows, columns = (_places(term, position, of_head) for position in ("q", "kv"))
         found = classes[rows[:, None], columns]
-        allowed = of_head.allowed(term.mask)[-len(rows) :, -len(columns) :]
+        allowed = of_head.allowed(term.mask)[_of_grid(term, "q", call)][:, _of_grid(term, "kv", call)]
         assert not (allowed & (found == 0)).any() and not (~allowed & (found == 2)).any()
 
 
+def _of_grid(term: BoxTerm, position: Position, call: Call) -> slice:
+    """The positions of the grid."""
+    origin, end = (term.query_origin, term.query_end) if position == "q" else (term.key_origin, term.key_end)
+    return slice(int(evaluate(origin, call.env)), None if end is None else int(evaluate(end, call.env)))
+
+
 def _places(term: BoxTerm, position: Position, call: Call) -> Array:
-    """The number of the box of every position from the grid's first on, in the order of a map."""
-    origin = int(evaluate(term.query_origin if position == "q" else term.key_origin, call.env))
+    """The number of the box of every position of the grid, in the order of a map."""
+    here = _of_grid(term, position, call)
     whole = [digits(term, axis, position, call) for axis in range(len(term.axes))]
-    own = [Digits(d.block[origin:], d.x[origin:], d.residue[origin:]) for d in whole]
+    own = [Digits(d.block[here], d.x[here], d.residue[here]) for d in whole]
     names = [x for d in own for x in (d.block, d.residue)]
     for d in own:
         same_class = (d.block[:, None] == d.block) & (d.residue[:, None] == d.residue)

@@ -11,7 +11,7 @@ from regard.ir.nodes import Expr, Param
 from regard.ir.parser import parse_variant
 from regard.ir.passes import run_pipeline
 from regard.ir.printer import print_expr
-from regard.ir.tiles import Interval, TilePlan, make_plan
+from regard.ir.tiles import Interval, TilePlan, make_plan, spans
 from regard.ir.traverse import walk
 from regard.ir.types import F32, I32, BufferType
 from regard.ir.variant import BufferParameter, Variant
@@ -186,3 +186,21 @@ def test_comparisons_with_nan_are_not_turned_around() -> None:
     }
     assert evaluate(plan.classification.may, env).all()
     assert not evaluate(plan.classification.must, env).any()
+
+
+def test_of_hundreds_of_alternatives_few_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparing all with each other would take minutes."""
+    merges = [0, 0]
+    merge = spans._merge
+
+    def counted(a: spans.Span, b: spans.Span) -> spans.Span | None:
+        merges[-1] += 1
+        return merge(a, b)
+
+    monkeypatch.setattr(spans, "_merge", counted)
+    for count in (40, 80):
+        merges.append(0)
+        text = " or ".join(f"q - kv == {3 * i}" for i in range(count))
+        plan = make_plan(run_pipeline(parse_variant(f"attention a() {{ keep {text} }}")[0]))
+        assert len(plan.keys.may) <= 3
+    assert merges[-1] < 2.5 * merges[-2]

@@ -1,0 +1,53 @@
+"""The consumer of the kernel for dK and dV alone: four products, and nothing that consumers tell each other."""
+
+from __future__ import annotations
+
+from .emitter import Emitter
+from .gluon_grad_consumer import Consumer
+from .gluon_releases import emit_releases
+
+_SET_UP = """
+starts = gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+# The producer makes buffers ready.
+kv_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+tile_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+mbarrier.init(kv_ready, count=1)
+for i in gl.static_range(STAGES):
+    mbarrier.init(tile_ready.index(i), count=1)
+""".strip("\n")
+
+
+class KeyConsumer(Consumer):
+    """Prints ``differentiate`` without gradients of queries."""
+
+    arguments = (
+        "grad_key, grad_value, q_tiles, k_tiles, v_tiles, do_tiles, term_tiles, barriers, starts, sizes, parameters"
+    )
+    barriers = "kv_ready, tile_ready"
+    set_up = _SET_UP
+    wait = "if loaded >= STAGES:\n    acquire(stage)"
+
+    def half_of_queries(self, queries: int) -> tuple[int, int] | None:
+        """None: another kernel computes all of it."""
+        return None
+
+    def emit_functions(self, out: Emitter) -> None:
+        """How buffers are given back."""
+        emit_releases(out, 2)
+
+    def emit_clear(self, out: Emitter) -> None:
+        """Nothing: a key is a factor of its own scores only, which are selected from."""
+
+    def emit_tiles(self, out: Emitter) -> None:
+        """None."""
+
+    def emit_differences(self, out: Emitter) -> None:
+        """What follows from ``ds``, and the release of the buffers."""
+        out.line("differences = tl.convert_layout(ds.to(ELEMENT), DIFFERENCES)")
+        out.line("next_dk = warpgroup_mma(differences, q_tile, dk, is_async=True)")
+        out.line("dv = warpgroup_mma_wait(1, deps=(next_dv,))")
+        out.line("dk = warpgroup_mma_wait(0, deps=(next_dk,))")
+        out.line("release(stage)")
+
+    def emit_finish(self, out: Emitter) -> None:
+        """Nothing: no other consumer reads these keys and values."""
