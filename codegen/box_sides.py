@@ -21,7 +21,8 @@ from ..ir.traverse import loads, parameter_names, substitute, walk
 # Shapes that one module may be compiled for, and the smallest box that products take.
 SHAPES = 4
 _SMALLEST = 16
-# What integer parameters of ranges are taken to be where shapes are chosen; and the length of an axis of no fixed one.
+# What integer parameters of ranges are taken to be where shapes are chosen; and how many positions an axis of no
+# fixed length spans.
 _GUESSES = (5, 7, 9, 11, 13, 17, 21, 24, 33, 48, 64, 80)
 _LONG = 4096
 # The same where axes depend on each other, and where along an axis boxes are looked at, as shares of it.
@@ -162,7 +163,7 @@ def _best(losses: Array, reached: Array) -> int:
 def _extent(axis: BoxAxis) -> int:
     if axis.block:
         return axis.block // axis.residue
-    long = _LONG * axis.residue
+    long = max(_LONG // axis.key.stride, 1) * axis.residue
     sizes = [min(interval(s.size, {})[1], long) for s in (axis.query, axis.key)]
     known = [x for x in sizes if x < long]  # queries that are the last tokens of a grid have no more rows than it
     return max(-(-int(max(known or sizes)) // axis.residue), 1)

@@ -103,7 +103,11 @@ def _collected(x: Expr, expand_mod: bool) -> Terms:
 
 
 def _terms(form: Linear) -> Terms:
-    return {(): form.constant, **dict(form.terms)}
+    """``form``, in which a monomial may stand twice: ``(kv % 6) // 6`` is ``kv // 6 - kv // 6``."""
+    result: Terms = {(): form.constant}
+    for monomial, n in form.terms:
+        result[monomial] = result.get(monomial, 0) + n
+    return result
 
 
 def _sum(added: Terms, to: Terms, times: int) -> Terms:

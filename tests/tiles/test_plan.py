@@ -12,6 +12,8 @@ from regard.ir.parser import parse_variant
 from regard.ir.passes import run_pipeline
 from regard.ir.printer import print_expr
 from regard.ir.tiles import Interval, TilePlan, make_plan, spans
+from regard.ir.tiles.count import pair_count
+from regard.ir.tiles.numeric import Sizes
 from regard.ir.traverse import walk
 from regard.ir.types import F32, I32, BufferType
 from regard.ir.variant import BufferParameter, Variant
@@ -204,3 +206,8 @@ def test_of_hundreds_of_alternatives_few_are_compared(monkeypatch: pytest.Monkey
         plan = make_plan(run_pipeline(parse_variant(f"attention a() {{ keep {text} }}")[0]))
         assert len(plan.keys.may) <= 3
     assert merges[-1] < 2.5 * merges[-2]
+
+
+def test_parts_of_a_remainder_that_cancel() -> None:
+    plan = make_plan(run_pipeline(parse_variant("attention a() { keep kv % 6 // 6 > q % 6 // 6 + 3 }")[0]))
+    assert pair_count(plan, Sizes(1, 1, 1, 36, 54), {}).pairs == 0
