@@ -17,10 +17,6 @@ from .triton_program import uses_table
 
 Skeleton = Literal["torch", "triton", "gluon"]
 
-_NOT_MEASURED = (
-    "the warp-specialised skeleton (gluon) repeats bit by bit too, in seven products, but has yet to be timed: only "
-    "tuning tries it"
-)
 # Of an H100 or H200, for which choices are explained where there is none.
 _MULTIPROCESSORS = 132
 
@@ -133,18 +129,13 @@ def _choose_for_runs(
     plan: TilePlan, problem: Problem, target: Target, direction: Direction, fills_gpu: bool
 ) -> Choice:
     # Imported late: other targets do not need it.
-    if direction == "forward":
-        from .gluon_forward import unsupported_reason
-    elif problem.deterministic:
-        from .gluon_repeatable import unsupported_reason
-    else:
-        from .gluon_backward import unsupported_reason
+    from . import gluon_backward, gluon_forward, gluon_repeatable
 
-    reason = unsupported_reason(plan, problem, target)
+    adds_up = gluon_backward.unsupported_reason(plan, problem, target)
+    backward = gluon_backward if adds_up is None else gluon_repeatable
+    reason = (gluon_forward if direction == "forward" else backward).unsupported_reason(plan, problem, target)
     if reason is not None:
         return Choice("triton", f"the warp-specialised skeleton (gluon) cannot: {reason}")
-    if direction == "backward" and problem.deterministic:
-        return Choice("triton", _NOT_MEASURED)
     reason = _slower_forward(plan, problem) if direction == "forward" else _slower_backward(plan)
     if reason is not None:
         return Choice("triton", f"the warp-specialised skeleton (gluon) was measured {reason}")
@@ -152,7 +143,9 @@ def _choose_for_runs(
         return Choice("triton", "too few tiles for the warp-specialised skeleton (gluon) to fill the GPU")
     if direction == "forward":
         return Choice("gluon", "warp-specialised: TMA, wgmma, softmax beside both products")
-    return Choice("gluon", "warp-specialised: TMA, wgmma, five products, gradients of queries added as they come")
+    if adds_up is None:
+        return Choice("gluon", "warp-specialised: TMA, wgmma, five products, gradients of queries added as they come")
+    return Choice("gluon", f"warp-specialised: TMA, wgmma; seven products, as the kernel with five cannot: {adds_up}")
 
 
 def _slower_over_boxes(plan: TilePlan, problem: Problem) -> str | None:
@@ -187,11 +180,12 @@ def schedule_for(choice: Choice, plan: TilePlan, problem: Problem, target: Targe
             from .gluon_box_forward import default_schedule
         elif direction == "forward":
             from .gluon_forward import default_schedule
-        elif problem.deterministic:
-            from .gluon_repeatable import default_schedule
         else:
-            from .gluon_backward import default_schedule
+            from . import gluon_backward, gluon_repeatable
 
+            if gluon_backward.unsupported_reason(plan, problem, target) is None:
+                return gluon_backward.default_schedule(plan, problem)
+            return gluon_repeatable.default_schedule(plan, problem)
         return default_schedule(plan, problem)
     from .defaults import default_schedule as default_triton_schedule
 
