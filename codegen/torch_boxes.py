@@ -71,7 +71,7 @@ def hull(bound, reduce, count):
     """One bound for each tile over all heads and batch items."""
     bound = torch.as_tensor(bound, device="cpu")
     bound = bound.expand(torch.broadcast_shapes(bound.shape, (count, 1)))
-    return reduce(bound.movedim(-2, -1).reshape(-1, count), 0)
+    return reduce(bound.movedim(-2, -1).flatten(0, -2), 0)
 
 
 def joined(intervals, low, high):

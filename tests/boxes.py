@@ -118,7 +118,7 @@ def _run(d: Digits, side: int) -> tuple[Array, Array]:
 
 def misjudged(term: BoxTerm, call: Call, side: int, by: Position) -> int:
     """Of boxes of ``side`` coordinates, the keys that are wrongly said to be seen by some, or not by all, queries."""
-    may, must, keep = (*product_of_axes(term, call, side, by), call.allowed(term.mask))
+    may, must, keep = (*product_of_axes(term, call, side, by, within=term.is_nested), call.allowed(term.mask))
     if by == "kv":
         may, must, keep = may.T, must.T, keep.T
     own = [digits(term, axis, by, call) for axis in range(len(term.axes))]

@@ -58,7 +58,8 @@ TERMS = 3
 class _Draft:
     """A term before what is proved about it is put in words, and axes are narrowed.
 
-    ``rest`` are the parts of the formula that no class says, ``places`` the axes that decide them.
+    ``rest`` are the parts of the formula that no class says, ``places`` the axes that decide them. ``declared``: the
+    axes are those of a grid that the mask names, not those that remainders of positions make.
     """
 
     formula: Formula
@@ -68,6 +69,7 @@ class _Draft:
     rest: list[Formula]
     places: list[int | None]
     axes: tuple[BoxAxis, ...]
+    declared: bool
 
     @property
     def parts(self) -> tuple[Formula, ...]:
@@ -158,7 +160,7 @@ def _draft(f: Formula, whole: Formula) -> _Draft:
     if draft.remaining and len(declared.query) == 1:
         space = inferred_space([over_coordinates(a, declared) for a in draft.remaining])
         if space is not None:
-            return _over(f, space)
+            return _over(f, space, declared=False)
     return draft
 
 
@@ -171,7 +173,7 @@ def _required(f: Formula) -> list[Expr]:
     return _comparisons(p.condition for p in (f.parts if isinstance(f, All) else (f,)) if isinstance(p, Atom))
 
 
-def _over(f: Formula, space: Space) -> _Draft:
+def _over(f: Formula, space: Space, *, declared: bool = True) -> _Draft:
     parts = f.parts if isinstance(f, All) else (f,)
     conditions = [_comparison(part, space) for part in parts]
     relations = [_relation(condition, space) for condition in conditions]
@@ -190,12 +192,13 @@ def _over(f: Formula, space: Space) -> _Draft:
         BoxAxis(query, key, c.block, c.offset, c.residue, c.shift, k, q)
         for query, key, c, k, q in zip(space.query, space.key, classes, keys, queries, strict=True)
     )
-    return _Draft(f, space, classes, relations, rest, places, axes)
+    return _Draft(f, space, classes, relations, rest, places, axes, declared)
 
 
 def _term(d: _Draft) -> BoxTerm:
     axes = d.axes
-    if d.remaining:
+    # Along axes that nobody declared, as remainders make them, runs of positions say as much.
+    if d.remaining and d.declared:
         keys, queries = (ranges_within(d.rest, d.space, d.classes, direction) for direction in DIRECTIONS)
         axes = tuple(
             replace(a, keys_within=k, queries_within=q) for a, k, q in zip(axes, keys, queries, strict=True)

@@ -51,7 +51,7 @@ def relation(condition: Expr, q: str, kv: str) -> Relation | None:
     >>> relation(parse_expr("0 == (kv - q) % 4"), "q", "kv").modulus
     4
     >>> relation(parse_expr("q // 7 == kv // 7"), "q", "kv")
-    SameBlock(size=7, offset=Const(value=0, type=ScalarType.I64))
+    SameBlock(size=7, offset=Const(value=0, type=I64))
     """
     if not isinstance(condition, Binary):
         return None
