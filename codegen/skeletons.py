@@ -131,8 +131,8 @@ def _choose_for_runs(
     # Imported late: other targets do not need it.
     from . import gluon_backward, gluon_forward, gluon_repeatable
 
-    adds_up = gluon_backward.unsupported_reason(plan, problem, target)
-    backward = gluon_backward if adds_up is None else gluon_repeatable
+    why_seven = _why_seven_products(plan, problem, target)
+    backward = gluon_backward if why_seven is None else gluon_repeatable
     reason = (gluon_forward if direction == "forward" else backward).unsupported_reason(plan, problem, target)
     if reason is not None:
         return Choice("triton", f"the warp-specialised skeleton (gluon) cannot: {reason}")
@@ -143,9 +143,29 @@ def _choose_for_runs(
         return Choice("triton", "too few tiles for the warp-specialised skeleton (gluon) to fill the GPU")
     if direction == "forward":
         return Choice("gluon", "warp-specialised: TMA, wgmma, softmax beside both products")
-    if adds_up is None:
+    if why_seven is None:
         return Choice("gluon", "warp-specialised: TMA, wgmma, five products, gradients of queries added as they come")
-    return Choice("gluon", f"warp-specialised: TMA, wgmma; seven products, as the kernel with five cannot: {adds_up}")
+    return Choice("gluon", f"warp-specialised: TMA, wgmma; seven products: the kernel with five {why_seven}")
+
+
+def _why_seven_products(plan: TilePlan, problem: Problem, target: Target) -> str | None:
+    """Why the backward pass is that of :mod:`.gluon_repeatable`; None where it is that of :mod:`.gluon_backward`."""
+    from .gluon_backward import unsupported_reason
+    from .gluon_forward import functions_of_pairs
+
+    reason = unsupported_reason(plan, problem, target)
+    if reason is not None:
+        return f"cannot: {reason}"
+    if problem.head_dim == 64 and functions_of_pairs(plan):
+        return "was measured slower at head size 64 where scores call functions"
+    if problem.head_dim == 128 and _sees_few_keys(plan):
+        return "was measured slower at head size 128 where queries see few keys"
+    return None
+
+
+def _sees_few_keys(plan: TilePlan) -> bool:
+    """Whether the first key that a tile of queries sees moves with it."""
+    return any(index_names(x.start) & set(TILE_NAMES) for x in plan.keys.may)
 
 
 def _slower_over_boxes(plan: TilePlan, problem: Problem) -> str | None:
@@ -164,7 +184,7 @@ def _slower_forward(plan: TilePlan, problem: Problem) -> str | None:
         return None
     if plan.variant.scores and not functions:
         return "slower at head size 64 where scores are modified by cheap arithmetic"
-    if uses_table(plan) or any(index_names(x.start) & set(TILE_NAMES) for x in plan.keys.may):
+    if uses_table(plan) or _sees_few_keys(plan):
         return "slower at head size 64 where queries see few keys"
     return None
 
@@ -183,7 +203,7 @@ def schedule_for(choice: Choice, plan: TilePlan, problem: Problem, target: Targe
         else:
             from . import gluon_backward, gluon_repeatable
 
-            if gluon_backward.unsupported_reason(plan, problem, target) is None:
+            if _why_seven_products(plan, problem, target) is None:
                 return gluon_backward.default_schedule(plan, problem)
             return gluon_repeatable.default_schedule(plan, problem)
         return default_schedule(plan, problem)
