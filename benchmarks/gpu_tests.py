@@ -42,7 +42,9 @@ class Recorder:
                 case "failed":
                     self.results["failed"][report.nodeid] = report.longreprtext[-2000:]
                 case "skipped":
-                    self.results["skipped"][report.nodeid] = str(report.longrepr)[-300:]
+                    # Place and reason; the place is a path of this machine.
+                    place = report.longrepr
+                    self.results["skipped"][report.nodeid] = str(place[2] if isinstance(place, tuple) else place)[-300:]
             if report.nodeid in self.results["not_run"]:
                 self.results["not_run"].remove(report.nodeid)
             self.save()

@@ -6,7 +6,7 @@ import ctypes
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,17 +24,7 @@ triton = pytest.importorskip("triton")
 
 from regard.runtime import direct  # noqa: E402  (they import triton)
 
-
-@pytest.fixture(autouse=True)
-def cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One disk cache for all of these tests."""
-    monkeypatch.setenv("REGARD_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "replays"))
-
-
-@pytest.fixture(autouse=True)
-def without_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("shared_cache", "without_gradients")
 
 
 @rg.score

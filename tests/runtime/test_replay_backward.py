@@ -25,11 +25,7 @@ pytest.importorskip("triton")
 from regard.runtime import replay
 from regard.runtime.direct import Call
 
-
-@pytest.fixture(autouse=True)
-def cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One disk cache for all of these tests."""
-    monkeypatch.setenv("REGARD_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "replays"))
+pytestmark = pytest.mark.usefixtures("shared_cache")
 
 
 @rg.score

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -31,16 +31,7 @@ pytest.importorskip("triton")
 Launches = list[tuple[Any, ...]]
 
 
-@pytest.fixture(autouse=True)
-def cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One disk cache for all of these tests."""
-    monkeypatch.setenv("REGARD_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "replays"))
-
-
-@pytest.fixture(autouse=True)
-def without_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("shared_cache", "without_gradients")
 
 
 @rg.score
