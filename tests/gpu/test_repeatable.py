@@ -1,4 +1,4 @@
-"""Warp-specialised gradients that repeat, also where calls are too small for that choice, against the float64 oracle."""
+"""Warp-specialised gradients that repeat, also where calls are too small for that choice, against the oracle."""
 
 from __future__ import annotations
 
