@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..ir.dependence import LoadClass, dependence
 from ..ir.tiles.plan import TilePlan
@@ -11,11 +12,12 @@ from .emitter import Emitter
 from .gluon_columns import emit_columns, lanes
 from .gluon_grad_loader import SIZES
 from .gluon_names import Names
+from .gluon_parts import emit_inner_product, emit_outer_product, emit_views, emit_wait, names_of, part_copies
 from .gluon_seen import UnseenKeys
 from .gluon_tiles import emit_unpack, jit_function
-from .schedule import Problem
+from .schedule import Problem, Schedule
 from .triton_gradients import Gradients, emit_select
-from .triton_module import Argument
+from .triton_module import Argument, Part
 from .triton_program import INDICES
 from .triton_values import Guard, Values, level_of
 
@@ -30,6 +32,7 @@ _HALVES = {
     ),
 }
 
+_TERM_ROW = "term_tiles.index({}).reshape([BLOCK_M]).load(tl.SliceLayout(0, SCORES))"
 _SET_UP = """
 # Gradients of scores of both consumers, twice; and of queries, on their way out.
 ds_tiles = gl.allocate_shared_memory(ELEMENT, [4, KEYS, BLOCK_M], SCORE_TILE)
@@ -65,10 +68,30 @@ def emit_final_score(
     return "final"
 
 
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """A gradient that a consumer keeps in registers: its ``name``, part by part of its columns, how it is called in
+    constants, and the tensor and the tiles through which it leaves.
+    """
+
+    name: str
+    size: str
+    parts: tuple[Part, ...]
+    target: str
+    tile: str
+    factor: str = ""
+
+    @property
+    def layout(self) -> str:
+        """The layout of its registers."""
+        return "KEY_SUMS" if self.name == "dk" else "VALUE_SUMS"
+
+
 class Consumer(Gradients):
     """Prints ``differentiate``: for each head of queries a loop with the mask and one without.
 
-    What becomes of the scores' gradient is said by the methods that :mod:`.gluon_grad_key` overrides.
+    What becomes of the scores' gradient is said by the methods that :mod:`.gluon_grad_key` overrides; which sums there
+    are, and how tiles of queries come, by those of :mod:`.gluon_grad_wide`.
     """
 
     arguments = (
@@ -79,6 +102,8 @@ class Consumer(Gradients):
     # Buffers and barriers, and how the producer waits for a buffer.
     set_up = _SET_UP
     wait = "mbarrier.wait(tile_empty.index(stage), phase ^ 1)"
+    # How many buffers there are of the gradient of outputs, and of rows of terms: log-sum-exps and deltas in turn.
+    out_stages, term_rows = "STAGES", "STAGES * 2"
 
     def __init__(
         self, plan: TilePlan, problem: Problem, block_m: int, parameters: Sequence[Argument], names: Names
@@ -89,10 +114,16 @@ class Consumer(Gradients):
         self.expressions = self.values()
         self.split_columns = block_m == 64
         # Measured 4 % faster at D 128; at D 64 with larger tiles it takes registers.
-        self.folded = not self.has_scores and self.split_columns
+        self.folded = not self.has_scores and block_m <= 64
         found = [x for e in self.results.values() for x in loads(e)]
         self.loads_queries = any(dependence(x) & {"q", "kv"} == {"q"} for x in found)
         self.here = self.of_kinds(*SUMMED_BY_KEY)
+        # Tiles of keys that a consumer holds in shared memory, and what it sums.
+        self.owned = {"key": self.head, "value": self.value}
+        self.sums = [
+            Sum("dk", "HEAD", self.head, "grad_key", "k_tile", " * scale"),
+            Sum("dv", "VALUE", self.value, "grad_value", "v_tile"),
+        ]
 
     def emit(self, out: Emitter) -> None:
         """The function."""
@@ -119,16 +150,19 @@ class Consumer(Gradients):
         emit_unpack(out, "parameters", self.parameters)
         out.line("batch, chunk, kv_head, tile_first = key_tile(tl.program_id(0), sizes)")
         out.line("own_first = tile_first + GROUP * KEYS")
-        out.line("k_tile = k_tiles.index(GROUP).reshape([KEYS, HEAD])")
-        out.line("v_tile = v_tiles.index(GROUP).reshape([KEYS, VALUE])")
+        for name, parts in self.owned.items():
+            size = "HEAD" if name == "key" else "VALUE"
+            emit_views(out, f"{name[0]}_tile", f"{name[0]}_tiles", "GROUP", "KEYS", size, parts)
         self.emit_tiles(out)
         out.line("kv_index = own_first + tl.arange(0, KEYS, tl.SliceLayout(1, SCORES))[:, None]")
         if self.here:
             out.line("own_keys = own_first + tl.arange(0, KEYS, tl.SliceLayout(1, SCORES))")
         self._emit_positions(out)
         self.emit_unit(out)
-        out.line("dk = tl.zeros([KEYS, HEAD], tl.float32, KEY_SUMS)")
-        out.line("dv = tl.zeros([KEYS, VALUE], tl.float32, VALUE_SUMS)")
+        for x in self.sums:
+            for p in x.parts:
+                zeros = f"tl.zeros([KEYS, {x.size}{p.suffix}], tl.float32, {x.layout}{p.suffix})"
+                out.line(f"{x.name}{p.suffix} = {zeros}")
         out.line("step = 0  # tiles of queries of all heads")
         out.line("mbarrier.wait(kv_ready, 0)")
         self.emit_clear(out)
@@ -183,36 +217,88 @@ class Consumer(Gradients):
         wanted = self.wanted(self.here, masked=masked)
         out.line("stage, phase = ring(step)")
         out.line("mbarrier.wait(tile_ready.index(stage), phase)")
-        out.line("q_tile = q_tiles.index(stage).reshape([BLOCK_M, HEAD])")
-        out.line("do_tile = do_tiles.index(stage).reshape([BLOCK_M, VALUE])")
-        lse_row = "lse_row = term_tiles.index(stage * 2).reshape([BLOCK_M]).load(tl.SliceLayout(0, SCORES))"
+        self.emit_queries(out)
+        self.emit_grad_out(out, "stage")
         out.line("zero = tl.zeros([KEYS, BLOCK_M], tl.float32, SCORES)")
+        self.emit_delta(out, "stage * 2 + 1")
+        self.emit_start_scores(out, "stage * 2")
+        self.emit_start_dp(out)
+        self.emit_wait_scores(out, len(self.value), "stage * 2")
+        self._emit_probabilities(out, wanted, done, masked=masked)
+        self.emit_start_values(out)
+        out.line(f"dp = warpgroup_mma_wait({len(self.value)}, deps=(next_dp,))")
+        self.emit_score_gradients(out, masked=masked)
+        self.emit_differences(out)
+        out.line("step += 1")
+
+    def constants(self, schedule: Schedule) -> list[tuple[str, int]]:
+        """Further constants of the kernel."""
+        return []
+
+    def visited_loads(self) -> list[str]:
+        """Lines of the producer: it loads a tile of queries, with their terms and the gradient of outputs."""
+        ready = "tile_ready.index(stage)"
+        return [
+            "stage, phase = ring(loaded)",
+            *self.wait.split("\n"),
+            "write(starts, stage, start)",
+            f"mbarrier.expect({ready}, BLOCK_M * (HEAD * 2 + VALUE * 2 + 8))",
+            *(f"{self.names.load}(terms, [{i}, row + start], {ready}, term_tiles.index(stage * 2{j}))"
+              for i, j in ((0, ""), (1, " + 1"))),
+            *part_copies(self.names.load, "query", "batch, head, start", "q_tiles", "stage", self.head, ready),
+            *part_copies(self.names.load, "grad_out", "batch, head, start", "do_tiles", "stage", self.value, ready),
+        ]  # fmt: skip
+
+    def emit_queries(self, out: Emitter) -> None:
+        """``q_tile``, from the buffer ``stage``."""
+        emit_views(out, "q_tile", "q_tiles", "stage", "BLOCK_M", "HEAD", self.head)
+
+    def emit_grad_out(self, out: Emitter, stage: str) -> None:
+        """``do_tile``, from a buffer."""
+        emit_views(out, "do_tile", "do_tiles", stage, "BLOCK_M", "VALUE", self.value)
+
+    def emit_delta(self, out: Emitter, i: str) -> None:
+        """``first_dp``, from the ``i``-th row of terms."""
         out.comment("Sums of products start at what would be subtracted from them.")
-        out.line("delta_row = term_tiles.index(stage * 2 + 1).reshape([BLOCK_M]).load(tl.SliceLayout(0, SCORES))")
+        out.line(f"delta_row = {_TERM_ROW.format(i)}")
         out.line("first_dp = zero + delta_row[None, :]")
-        product = "next_s = warpgroup_mma(k_tile, q_tile.permute((1, 0)), {}, is_async=True)"
+
+    def emit_start_scores(self, out: Emitter, i: str) -> None:
+        """``next_s``; the ``i``-th row of terms has log-sum-exps."""
+        first = "zero"
         if self.folded:
-            out.line(lse_row)
+            out.line(f"lse_row = {_TERM_ROW.format(i)}")
             out.line("first_s = zero + lse_row[None, :]")
-            out.line(product.format("first_s"))
-        else:
-            out.line(product.format("zero, use_acc=False"))
-        out.line("next_dp = warpgroup_mma(v_tile, do_tile.permute((1, 0)), first_dp, is_async=True)")
-        out.line("s = warpgroup_mma_wait(1, deps=(next_s,))")
+            first = "first_s"
+        self._emit_inner(out, "next_s", "k_tile", "q_tile", first, self.head, begins=self.folded)
+
+    def emit_start_dp(self, out: Emitter) -> None:
+        """``next_dp``."""
+        self._emit_inner(out, "next_dp", "v_tile", "do_tile", "first_dp", self.value)
+
+    def _emit_inner(
+        self, out: Emitter, result: str, own: str, other: str, first: str, parts: tuple[Part, ...], begins: bool = True
+    ) -> None:
+        emit_inner_product(out, result, names_of(own, parts), names_of(other, parts), first, begins)
+
+    def emit_wait_scores(self, out: Emitter, pending: int, i: str) -> None:
+        """``s``, and what tells the scores apart from it."""
+        out.line(f"s = warpgroup_mma_wait({pending}, deps=(next_s,))")
         out.line("start = read(starts, stage)")
         if not self.folded:
-            out.line(lse_row)
-        self._emit_probabilities(out, wanted, done, masked=masked)
-        out.line("weights = tl.convert_layout(p.to(ELEMENT), WEIGHTS)")
-        out.line("next_dv = warpgroup_mma(weights, do_tile, dv, is_async=True)")
-        out.line("dp = warpgroup_mma_wait(1, deps=(next_dp,))")
+            out.line(f"lse_row = {_TERM_ROW.format(i)}")
+
+    def emit_start_values(self, out: Emitter) -> None:
+        """``next_dv``."""
+        emit_outer_product(out, "dv", "p", "WEIGHTS", names_of("do_tile", self.value), self.value)
+
+    def emit_score_gradients(self, out: Emitter, *, masked: bool) -> None:
+        """``ds`` and sums of contributions, from ``p`` and ``dp``."""
         found = self.emit_score_gradient(out, self.expressions, self.here, delta="")
         if masked:
             emit_select(out, found)
         for c in self.here:
             out.line(f"{c.name}_total += tl.sum({c.name}, 1)")
-        self.emit_differences(out)
-        out.line("step += 1")
 
     def _emit_probabilities(
         self, out: Emitter, wanted: Sequence[str], done: frozenset[str], *, masked: bool
@@ -231,12 +317,15 @@ class Consumer(Gradients):
     def _emit_epilogue(self, out: Emitter) -> None:
         out.line()
         self.emit_finish(out)
-        out.line("k_tile.store((dk * scale).to(ELEMENT))")
-        out.line("v_tile.store(dv.to(ELEMENT))")
+        for x in self.sums:
+            for p in x.parts:
+                total = f"({x.name}{p.suffix}{x.factor})" if x.factor else f"{x.name}{p.suffix}"
+                out.line(f"{x.tile}{p.suffix}.store({total}.to(ELEMENT))")
         out.line("fence_async_shared()")
         out.line(f"{self.names.barrier}()")
-        for name, tile in (("grad_key", "k_tiles"), ("grad_value", "v_tiles")):
-            out.line(f"{self.names.store}({name}, [batch, chunk, own_first, 0], {tile}.index(GROUP))")
+        for x in self.sums:
+            where = "batch, chunk, own_first"
+            out.lines("\n".join(part_copies(self.names.store, x.target, where, f"{x.tile}s", "GROUP", x.parts)))
         out.line("tma.store_wait(0)")
 
     # --- what becomes of the scores' gradient: it is exchanged, and added to that of queries ---

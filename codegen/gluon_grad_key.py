@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .emitter import Emitter
 from .gluon_grad_consumer import Consumer
+from .gluon_parts import emit_outer_product, emit_wait, names_of
 from .gluon_releases import emit_releases
 
 _SET_UP = """
@@ -43,10 +44,9 @@ class KeyConsumer(Consumer):
 
     def emit_differences(self, out: Emitter) -> None:
         """What follows from ``ds``, and the release of the buffers."""
-        out.line("differences = tl.convert_layout(ds.to(ELEMENT), DIFFERENCES)")
-        out.line("next_dk = warpgroup_mma(differences, q_tile, dk, is_async=True)")
-        out.line("dv = warpgroup_mma_wait(1, deps=(next_dv,))")
-        out.line("dk = warpgroup_mma_wait(0, deps=(next_dk,))")
+        emit_outer_product(out, "dk", "ds", "DIFFERENCES", names_of("q_tile", self.head), self.head)
+        emit_wait(out, "dv", self.value, len(self.head))
+        emit_wait(out, "dk", self.head, 0)
         out.line("release(stage)")
 
     def emit_finish(self, out: Emitter) -> None:

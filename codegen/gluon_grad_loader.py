@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from textwrap import fill, indent
+
 from .emitter import Emitter
-from .gluon_names import Names
+from .gluon_parts import part_copies
 from .gluon_tiles import emit_unpack, jit_function
-from .triton_module import Argument
+from .triton_module import Argument, Part
 from .triton_program import emit_place
 
 SIZES = [
@@ -31,27 +34,47 @@ def emit_place_function(out: Emitter, reverse: bool) -> None:
         out.line("return entry // chunks, chunk, chunk * group // (heads // kv_heads), tile * BLOCK_N")
 
 
-def emit_load_tiles(out: Emitter, names: Names, barriers: str, wait: str) -> None:
-    """The producer's function; ``wait`` makes it wait for buffer ``stage`` to be empty."""
+def loader_arguments(owned: Sequence[str]) -> str:
+    """What the producer takes; ``owned``: the tensors of which programs own tiles, by first letter and name."""
+    tensors = [name for name in ("key", "value") if name in owned]
+    tiles = [f"{name[0]}_tiles" for name in tensors]
+    passed = ["query", *tensors, "grad_out", "terms", "q_tiles", *tiles, "do_tiles", "term_tiles"]
+    return ", ".join([*passed, "barriers", "starts", "sizes", "parameters"])
+
+
+def emit_load_tiles(
+    out: Emitter, copy: str, barriers: str, owned: Mapping[str, tuple[Part, ...]], visited: Sequence[str]
+) -> None:
+    """The producer's function; ``visited`` are its lines for a tile of queries from ``start`` on."""
     sizes = ", ".join(a.name for a in SIZES)
-    wait = wait.replace("\n", "\n            ")
-    out.definition(_LOAD_TILES.format(load=names.load, sizes=sizes, barriers=barriers, wait=wait))
+    own = [
+        line
+        for name, parts in owned.items()
+        for line in part_copies(copy, name, _OWN, f"{name[0]}_tiles", "i", parts, "kv_ready")
+    ]
+    widths = " + ".join({"key": "HEAD", "value": "VALUE"}[name] for name in owned)
+    out.definition(
+        _LOAD_TILES.format(
+            arguments=indent(fill(loader_arguments(tuple(owned)) + ",", 111), " " * 4),
+            barriers=barriers, sizes=sizes, widths=f"({widths})" if len(owned) > 1 else widths,
+            own=indent("\n".join(own), " " * 8).lstrip(), visited=indent("\n".join(visited), " " * 12).lstrip(),
+        )
+    )  # fmt: skip
 
 
+_OWN = "batch, kv_head, tile_first + KEYS * i"
 _LOAD_TILES = """
 @gluon.jit
 def load_tiles(
-    query, key, value, grad_out, terms, q_tiles, k_tiles, v_tiles, do_tiles, term_tiles, barriers, starts, sizes,
-    parameters,
+{arguments}
 ):
     \"\"\"The producer: one warp loads the tile of keys, then one tile of queries after the other.\"\"\"
     {barriers} = barriers
     {sizes} = sizes
     batch, chunk, kv_head, tile_first = key_tile(gl.program_id(0), sizes)
-    mbarrier.expect(kv_ready, BLOCK_N * (HEAD + VALUE) * 2)
+    mbarrier.expect(kv_ready, BLOCK_N * {widths} * 2)
     for i in gl.static_range(2):
-        {load}(key, [batch, kv_head, tile_first + KEYS * i, 0], kv_ready, k_tiles.index(i))
-        {load}(value, [batch, kv_head, tile_first + KEYS * i, 0], kv_ready, v_tiles.index(i))
+        {own}
     loaded = 0
     for member in range(0, group):
         head = chunk * group + member
@@ -59,13 +82,6 @@ def load_tiles(
         row = (batch * heads + head) * padded
         for t in range(0, visits[0] + visits[1]):
             start = visited_start(t, visits)
-            stage, phase = ring(loaded)
-            {wait}
-            write(starts, stage, start)
-            mbarrier.expect(tile_ready.index(stage), BLOCK_M * (HEAD * 2 + VALUE * 2 + 8))
-            {load}(terms, [0, row + start], tile_ready.index(stage), term_tiles.index(stage * 2))
-            {load}(terms, [1, row + start], tile_ready.index(stage), term_tiles.index(stage * 2 + 1))
-            {load}(query, [batch, head, start, 0], tile_ready.index(stage), q_tiles.index(stage))
-            {load}(grad_out, [batch, head, start, 0], tile_ready.index(stage), do_tiles.index(stage))
+            {visited}
             loaded += 1
 """
