@@ -6,7 +6,8 @@ its keys: the exponentials of one tile are computed beside products of both. Not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from textwrap import indent
 
 from ..ir.dependence import LoadClass, dependence
 from ..ir.tiles.plan import TilePlan
@@ -18,16 +19,30 @@ from .gluon_grad_consumer import emit_final_score
 from .gluon_loader import emit_place_function
 from .gluon_module import emit_layouts
 from .gluon_names import Names
+from .gluon_parts import (
+    emit_buffers,
+    emit_inner_product,
+    emit_outer_product,
+    emit_together,
+    emit_views,
+    emit_wait,
+    names_of,
+    part_copies,
+    views,
+    widths,
+)
 from .gluon_releases import emit_releases
 from .gluon_seen import UnseenByWeights, UnseenKeys
-from .gluon_tiles import CELLS, KEYS, emit_unpack, emit_visits, jit_function
+from .gluon_tiles import CELLS, KEYS, OTHER_RING, emit_unpack, emit_visits, jit_function, ring_loads
 from .schedule import Problem, Schedule
 from .triton_gradients import Gradients, emit_select
-from .triton_module import Argument, kernel
+from .triton_module import Argument, Part, kernel
 from .triton_program import SIZES
 from .triton_values import Guard
 
 KERNEL = "attention_grad_query"
+# Of a thread: for sums, scores, their gradient and its predecessor, and left operands; more were measured to spill.
+_REGISTERS = 192
 # Captured tensors whose gradients are summed for each query.
 SUMMED_BY_QUERY: tuple[LoadClass, ...] = ("batch_head", "query")
 
@@ -51,10 +66,29 @@ class QueryConsumer(Gradients):
         self.loads_keys = any(dependence(x) & {"q", "kv"} == {"kv"} for x in found)
         self.asks = isinstance(self.unseen, UnseenByWeights)
         self.here = self.of_kinds(*SUMMED_BY_QUERY)
-        # What fits into registers is not read again from shared memory, which products of 64 by 64 keep busy.
-        fits = {"q_tile": schedule.block_n == 64, "do_tile": schedule.block_n == problem.head_dim == 64}
-        self.lefts = {name: name.removesuffix("_tile") for name, does in fits.items() if does}
-        self.barriers = "q_ready, kv_ready" + (", weighty, weighty_ready" if self.asks else "")
+        self.lefts = self._left_operands()
+        # With wide heads few tiles fit, and values are done with before keys.
+        self.apart = max(problem.head_dim, problem.value_dim) > 128
+        self.ready = ("k_ready", "v_ready") if self.apart else ("kv_ready",)
+        # Sums of the widest leave no room for the gradient of another tile's scores.
+        self.overlaps = problem.head_dim <= 192
+
+    @property
+    def barriers(self) -> str:
+        """All that consumers share, as text."""
+        return ", ".join(["q_ready", *self.ready, *(["weighty", "weighty_ready"] if self.asks else [])])
+
+    def _left_operands(self) -> dict[str, str]:
+        """Names in registers of what fits there: it is not read again from shared memory, which products of 64 by 64
+        keep busy.
+        """
+        free = _REGISTERS - self.problem.head_dim // 2 - 3 * self.schedule.block_n // 2
+        found: dict[str, str] = {}
+        for name, size in (("q_tile", self.problem.head_dim), ("do_tile", self.problem.value_dim)):
+            free -= size // 4
+            if free >= 0:
+                found[name] = name.removesuffix("_tile")
+        return found
 
     def emit(self, out: Emitter, launched: Sequence[Argument]) -> None:
         """The kernel, which is ``launched`` with these arguments, its functions and its constants."""
@@ -63,35 +97,76 @@ class QueryConsumer(Gradients):
         emit_place_function(out, self.schedule.reverse)
         emit_visits(out, self.plan, KEYS, SIZES, self.parameters)
         emit_releases(out, 2)
+        if self.apart:
+            out.definition(OTHER_RING)
         arguments = f"{self.targets}, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters"
         self.emit_consumer(out, f"differentiate(GROUP: tl.constexpr, {arguments})")
         sizes = ", ".join(a.name for a in SIZES)
-        out.definition(_LOAD_TILES.format(load=self.names.load, barriers=self.barriers, sizes=sizes))
+        loads = {name: indent("\n".join(x), " " * 8).lstrip() for name, x in self._loads().items()}
+        out.definition(_LOAD_TILES.format(barriers=self.barriers, sizes=sizes, **loads))
         out.line("\n")
         with kernel(out, self.name, launched, ()):
             out.line(f"sizes = ({sizes})")
             out.line(f"parameters = ({', '.join(a.name for a in self.parameters)},)")
+            self._emit_buffers(out)
             weights = _WEIGHTS if self.asks else ""
-            out.lines(_KERNEL_BODY.format(barriers=self.barriers, weights=weights, targets=self.targets))
+            init = "\n".join(f"    mbarrier.init({x}.index(i), count=1)" for x in self.ready)
+            kinds = "\n".join(
+                f"{x} = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())" for x in self.ready
+            )
+            facts = {"barriers": self.barriers, "weights": weights, "targets": self.targets}
+            out.lines(_KERNEL_BODY.format(init=init, kinds=kinds, **facts))
+
+    def _loads(self) -> dict[str, list[str]]:
+        """Lines of the producer: what it loads once, and for each tile of keys from ``start`` on."""
+        load, where, stage = self.names.load, "batch, head, tile_first + ROWS * i", "stage"
+        keys, values = (
+            part_copies(load, name, "batch, kv_head, start", f"{name[0]}_tiles", stage, parts, f"{ready}.index(stage)")
+            for name, parts, ready in (("key", self.head, self.ready[0]), ("value", self.value, self.ready[-1]))
+        )
+        visited = ring_loads("t", "kv_ready", "BLOCK_N * (HEAD + VALUE) * 2", keys + values)
+        if self.apart:
+            visited = ring_loads("t", "k_ready", "BLOCK_N * HEAD * 2", keys)
+            visited += ring_loads("t", "v_ready", "BLOCK_N * VALUE * 2", values, other=True)
+        own = part_copies(load, "query", where, "q_tiles", "i", self.head, "q_ready")
+        own += part_copies(load, "grad_out", where, "do_tiles", "i", self.value, "q_ready")
+        return {"own": own, "visited": visited}
+
+    def _emit_buffers(self, out: Emitter) -> None:
+        targets = [("grad_query", self.head)] if "grad_query" in self.targets else []
+        tensors = [("query", self.head), ("grad_out", self.value), ("key", self.head), ("value", self.value)]
+        for name, parts in (*targets, *tensors):
+            emit_together(out, name, parts)
+        emit_buffers(out, "q_tiles", "2", "ROWS", "HEAD", "QUERY_TILE", self.head)
+        emit_buffers(out, "do_tiles", "2", "ROWS", "VALUE", "OUT_TILE", self.value)
+        emit_buffers(out, "k_tiles", "STAGES", "BLOCK_N", "HEAD", "KEY_TILE", self.head)
+        stages = "OTHER_STAGES" if self.apart else "STAGES"
+        emit_buffers(out, "v_tiles", stages, "BLOCK_N", "VALUE", "VALUE_TILE", self.value)
 
     def _emit_constants(self, out: Emitter) -> None:
         schedule = self.schedule
         element = {"f16": "tl.float16", "bf16": "tl.bfloat16"}[self.problem.dtype]
-        head, value, keys = self.problem.head_dim, self.problem.value_dim, schedule.block_n
+        rows, keys = schedule.block_m // 2, schedule.block_n
         for name, number in (
-            ("ROWS", schedule.block_m // 2), ("BLOCK_M", schedule.block_m), ("BLOCK_N", keys), ("HEAD", head),
-            ("VALUE", value), ("STAGES", schedule.num_stages), ("ELEMENT", element),
+            ("ROWS", rows), ("BLOCK_M", schedule.block_m), ("BLOCK_N", keys), *widths("HEAD", self.head),
+            *widths("VALUE", self.value), ("STAGES", schedule.num_stages),
+            *([("OTHER_STAGES", schedule.num_stages - 1)] if self.apart else []), ("ELEMENT", element),
         ):  # fmt: skip
             out.line(f"{name} = tl.constexpr({number})")
         out.comment("Layouts in registers: scores, sums, and left operands of both.")
         tiles = [
-            ("QUERY_TILE", schedule.block_m // 2, head, element),
-            ("OUT_TILE", schedule.block_m // 2, value, element),
-            ("KEY_TILE", keys, head, element),
-            ("VALUE_TILE", keys, value, element),
+            (f"{name}{p.suffix}", height, p.width, element)
+            for name, height, parts in (
+                ("QUERY_TILE", rows, self.head),
+                ("OUT_TILE", rows, self.value),
+                ("KEY_TILE", keys, self.head),
+                ("VALUE_TILE", keys, self.value),
+            )
+            for p in parts
         ]
-        operands = {"DIFFERENCES": "QUERY_SUMS", "LEFT": "SCORES"}
-        emit_layouts(out, [("SCORES", keys), ("QUERY_SUMS", head)], operands, tiles)
+        registers = [("SCORES", keys), *((f"QUERY_SUMS{p.suffix}", p.width) for p in self.head)]
+        operands = {f"DIFFERENCES{p.suffix}": f"QUERY_SUMS{p.suffix}" for p in self.head} | {"LEFT": "SCORES"}
+        emit_layouts(out, registers, operands, tiles)
 
     def emit_consumer(self, out: Emitter, signature: str) -> None:
         """The function of a consumer."""
@@ -103,20 +178,45 @@ class QueryConsumer(Gradients):
                 out.line("cleared = 0  # tiles of which it was asked what no query sees")
             if not self.unseen.all_seen:
                 self.unseen.emit_bounds(out)
-            out.line("dq = tl.zeros([ROWS, HEAD], tl.float32, QUERY_SUMS)")
+            for p in self.head:
+                out.line(f"dq{p.suffix} = tl.zeros([ROWS, HEAD{p.suffix}], tl.float32, QUERY_SUMS{p.suffix})")
             for c in self.here:
                 out.line(f"{c.name}_total = tl.zeros([ROWS], tl.float32, tl.SliceLayout(1, SCORES))")
-            out.comment("The first tile, masked even if it is full: nothing to overlap with yet.")
-            out.line("stage, phase = ring(0)")
-            self.emit_start_products(out)
-            self._emit_gradient(out, done, masked=True, last=False)
-            out.comment("Tiles in which the mask decides.")
-            with out.block("for t in range(1, partial_count):"):
-                self._emit_step(out, done, masked=True)
-            out.comment("Tiles in which every pair is allowed.")
-            with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
-                self._emit_step(out, done, masked=False)
+            if self.overlaps:
+                out.comment("The first tile, masked even if it is full: nothing to overlap with yet.")
+                out.line("stage, phase = ring(0)")
+                self.emit_start_products(out, "0")
+                self._emit_gradient(out, done, masked=True, last=False)
+                out.comment("Tiles in which the mask decides.")
+                with out.block("for t in range(1, partial_count):"):
+                    self._emit_step(out, done, masked=True)
+                out.comment("Tiles in which every pair is allowed.")
+                with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
+                    self._emit_step(out, done, masked=False)
+                out.line("last, _ = ring(tl.maximum(count, 1) - 1)")
+                self._emit_start_sums(out, "last")
+                emit_wait(out, "dq", self.head, 0)
+            else:
+                self.emit_loops(out, lambda masked: self._emit_lone_step(out, done, masked=masked))
             self._emit_epilogue(out)
+
+    def emit_loops(self, out: Emitter, step: Callable[[bool], None]) -> None:
+        """Two loops over tiles of keys, where nothing of one tile is done beside another; ``step`` may be masked."""
+        out.comment("Tiles in which the mask decides, and the first one, even if it is full or not visited.")
+        with out.block("for t in range(0, tl.maximum(partial_count, 1)):"):
+            step(True)
+        out.comment("Tiles in which every pair is allowed.")
+        with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
+            step(False)
+
+    def _emit_lone_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
+        """One tile of keys: all three products."""
+        out.line("stage, phase = ring(t)")
+        self.emit_start_products(out, "t")
+        self._emit_gradient(out, done, masked=masked, last=False)
+        self._emit_start_sums(out, "stage")
+        emit_wait(out, "dq", self.head, 0)
+        out.line("release(stage)")
 
     def emit_prologue(self, out: Emitter) -> frozenset[str]:
         """What is known before the first tile of keys; returns the steps done."""
@@ -124,8 +224,8 @@ class QueryConsumer(Gradients):
         emit_unpack(out, "sizes", SIZES)
         emit_unpack(out, "parameters", self.parameters)
         out.line("entry, batch, head, kv_head, tile_first = query_tile(tl.program_id(0), sizes)")
-        out.line("q_tile = q_tiles.index(GROUP).reshape([ROWS, HEAD])")
-        out.line("do_tile = do_tiles.index(GROUP).reshape([ROWS, VALUE])")
+        emit_views(out, "q_tile", "q_tiles", "GROUP", "ROWS", "HEAD", self.head)
+        emit_views(out, "do_tile", "do_tiles", "GROUP", "ROWS", "VALUE", self.value)
         out.line("q_row = tile_first + GROUP * ROWS + tl.arange(0, ROWS, tl.SliceLayout(1, SCORES))")
         out.line("q_index = q_row[:, None]")
         out.line("columns = tl.arange(0, BLOCK_N, tl.SliceLayout(0, SCORES))")
@@ -145,47 +245,63 @@ class QueryConsumer(Gradients):
         done = self.expressions.emit(out, "query", wanted, Guard(query="(q_index < q_len)"), done)
         out.line("mbarrier.wait(q_ready, 0)")
         for name, left in self.lefts.items():
-            out.line(f"{left} = {name}.load(LEFT)")
+            for p in self.head if name == "q_tile" else self.value:
+                out.line(f"{left}{p.suffix} = {name}{p.suffix}.load(LEFT)")
         return done
 
-    def emit_start_products(self, out: Emitter) -> None:
-        """Of the tile of keys in buffer ``stage``: ``next_s`` and ``next_dp``."""
+    def emit_start_products(self, out: Emitter, number: str) -> None:
+        """Of the tile of keys with this number, in buffer ``stage``: ``next_s`` and ``next_dp``."""
         out.line("zero = tl.zeros([ROWS, BLOCK_N], tl.float32, SCORES)")
-        out.line("mbarrier.wait(kv_ready.index(stage), phase)")
-        for name, own, tiles, size in (("s", "q_tile", "k_tiles", "HEAD"), ("dp", "do_tile", "v_tiles", "VALUE")):
-            left = self.lefts.get(own, own)
-            tile = f"{tiles}.index(stage).reshape([BLOCK_N, {size}]).permute((1, 0))"
-            out.line(f"next_{name} = warpgroup_mma({left}, {tile}, zero, use_acc=False, is_async=True)")
+        out.line(f"mbarrier.wait({self.ready[0]}.index(stage), phase)")
+        self._emit_product(out, "next_s", "q_tile", "k_tiles", "stage", "HEAD", self.head)
+        stage = "stage"
+        if self.apart:
+            stage = "other"
+            out.line(f"other, phase = other_ring({number})")
+            out.line("mbarrier.wait(v_ready.index(other), phase)")
+        self._emit_product(out, "next_dp", "do_tile", "v_tiles", stage, "VALUE", self.value)
 
-    def _emit_start_sums(self, out: Emitter) -> None:
+    def _emit_product(
+        self, out: Emitter, result: str, own: str, tiles: str, stage: str, size: str, parts: tuple[Part, ...]
+    ) -> None:
+        left = names_of(self.lefts.get(own, own), parts)
+        emit_inner_product(out, result, left, views(tiles, stage, "BLOCK_N", size, parts), "zero", begins=False)
+
+    def emit_wait_gradient(self, out: Emitter, pending: int) -> None:
+        """``dp``, after which values are not needed any more."""
+        out.line(f"dp = warpgroup_mma_wait({pending}, deps=(next_dp,))")
+        if self.apart:
+            out.line("release(STAGES + other)")
+
+    def _emit_start_sums(self, out: Emitter, stage: str) -> None:
         """From the last ``ds``, which is rounded here and not before: loops would carry halves of registers."""
-        out.line("differences = tl.convert_layout(ds.to(ELEMENT), DIFFERENCES)")
-        out.line("k_tile = k_tiles.index(last).reshape([BLOCK_N, HEAD])")
-        out.line("next_dq = warpgroup_mma(differences, k_tile, dq, is_async=True)")
+        emit_views(out, "k_tile", "k_tiles", stage, "BLOCK_N", "HEAD", self.head)
+        emit_outer_product(out, "dq", "ds", "DIFFERENCES", names_of("k_tile", self.head), self.head)
 
     def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """The gradient of the scores of one tile of keys, overlapped with the sums of the tile before."""
         out.line("last, _ = ring(t - 1)")
         out.line("stage, phase = ring(t)")
-        self.emit_start_products(out)
-        self._emit_start_sums(out)
+        self.emit_start_products(out, "t")
+        self._emit_start_sums(out, "last")
         self._emit_gradient(out, done, masked=masked, last=True)
 
     def _emit_gradient(self, out: Emitter, done: frozenset[str], *, masked: bool, last: bool) -> None:
         """``ds`` from products on their way; with ``last`` the sums of the tile before are, too."""
-        self.emit_probabilities_of_tile(out, done, masked=masked, pending=2 if last else 1)
-        out.line(f"dp = warpgroup_mma_wait({1 if last else 0}, deps=(next_dp,))")
+        sums = len(self.head) if last else 0
+        self.emit_probabilities_of_tile(out, done, masked=masked, pending=len(self.value) + sums)
+        self.emit_wait_gradient(out, sums)
         found = self.emit_score_gradient(out, self.expressions, self.here, delta="delta_rows[:, None]")
         if masked:
             emit_select(out, found)
         for c in self.here:
             out.line(f"{c.name}_total += tl.sum({c.name}, 1)")
         if last:
-            out.line("dq = warpgroup_mma_wait(0, deps=(next_dq,))")
+            emit_wait(out, "dq", self.head, 0)
             out.line("release(last)")
         if masked and not self.unseen.all_seen:
             with out.block(f"if {self.unseen.some_unseen}:"):
-                self.unseen.emit_clear(out, ["k_tiles.index(stage).reshape([BLOCK_N, HEAD])"])
+                self.unseen.emit_clear(out, views("k_tiles", "stage", "BLOCK_N", "HEAD", self.head))
 
     def emit_probabilities_of_tile(
         self, out: Emitter, done: frozenset[str], *, masked: bool, pending: int
@@ -204,15 +320,14 @@ class QueryConsumer(Gradients):
         out.line(f"p = {f'tl.where(allowed, {text}, 0.0)' if masked else text}")
 
     def _emit_epilogue(self, out: Emitter) -> None:
-        out.line("last, _ = ring(tl.maximum(count, 1) - 1)")
-        self._emit_start_sums(out)
-        out.line("dq = warpgroup_mma_wait(0, deps=(next_dq,))")
         out.line()
         out.comment("The gradient leaves from where the queries were.")
-        out.line("q_tile.store((dq * scale).to(ELEMENT))")
+        for p in self.head:
+            out.line(f"q_tile{p.suffix}.store((dq{p.suffix} * scale).to(ELEMENT))")
         out.line("fence_async_shared()")
         out.line(f"{self.names.barrier}()")
-        out.line(f"{self.names.store}(grad_query, [batch, head, tile_first + GROUP * ROWS, 0], q_tiles.index(GROUP))")
+        where = "batch, head, tile_first + GROUP * ROWS"
+        out.lines("\n".join(part_copies(self.names.store, "grad_query", where, "q_tiles", "GROUP", self.head)))
         for c in self.here:
             place = f"{c.name}_sums + entry.to(tl.int64) * q_len + q_row"
             out.line(f"tl.store({place}, {c.name}_total, mask=q_row < q_len)")
@@ -229,18 +344,11 @@ def load_tiles(query, grad_out, key, value, q_tiles, do_tiles, k_tiles, v_tiles,
     visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)
     mbarrier.expect(q_ready, BLOCK_M * (HEAD + VALUE) * 2)
     for i in gl.static_range(2):
-        {load}(query, [batch, head, tile_first + ROWS * i, 0], q_ready, q_tiles.index(i))
-        {load}(grad_out, [batch, head, tile_first + ROWS * i, 0], q_ready, do_tiles.index(i))
+        {own}
     # Even a tile of queries that sees nothing gets one tile of keys, and masks it.
     for t in range(0, gl.maximum(visits[0] + visits[1], 1)):
         start = visited_start(t, visits)
-        stage, phase = ring(t)
-        if t >= STAGES:
-            acquire(stage)
-        write(starts, stage, start)
-        mbarrier.expect(kv_ready.index(stage), BLOCK_N * (HEAD + VALUE) * 2)
-        {load}(key, [batch, kv_head, start, 0], kv_ready.index(stage), k_tiles.index(stage))
-        {load}(value, [batch, kv_head, start, 0], kv_ready.index(stage), v_tiles.index(stage))
+        {visited}
 """
 _WEIGHTS = """\
 # Which keys of a tile have weights, for each consumer, twice; both make it ready.
@@ -249,17 +357,13 @@ weighty_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout
 mbarrier.init(weighty_ready, count=2)
 """
 _KERNEL_BODY = """
-q_tiles = gl.allocate_shared_memory(ELEMENT, [2, 1, 1, ROWS, HEAD], QUERY_TILE)
-do_tiles = gl.allocate_shared_memory(ELEMENT, [2, 1, 1, ROWS, VALUE], OUT_TILE)
-k_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, BLOCK_N, HEAD], KEY_TILE)
-v_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, BLOCK_N, VALUE], VALUE_TILE)
 starts = gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 # The producer makes buffers ready.
 q_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-kv_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+{kinds}
 mbarrier.init(q_ready, count=1)
 for i in gl.static_range(STAGES):
-    mbarrier.init(kv_ready.index(i), count=1)
+{init}
 {weights}barriers = ({barriers})
 gl.warp_specialize(
     [

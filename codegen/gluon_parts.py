@@ -56,12 +56,19 @@ def widths(name: str, parts: tuple[Part, ...]) -> Iterator[tuple[str, int]]:
         yield from ((f"{name}{p.suffix}", p.width) for p in parts)
 
 
+def views(tiles: str, i: str, rows: str, size: str, parts: tuple[Part, ...]) -> list[str]:
+    """Tile ``i`` of ``rows`` as matrices, as text; ``size`` is the constant for its columns."""
+    return [
+        f"{tiles_of(tiles, parts, n)}.index({i}).reshape([{rows}, {size}{p.suffix}])" for n, p in enumerate(parts)
+    ]
+
+
 def emit_views(
     out: Emitter, name: str, tiles: str, i: str, rows: str, size: str, parts: tuple[Part, ...]
 ) -> None:
-    """``name``: tile ``i`` of ``rows``, as a matrix, part by part; ``size`` is the constant for its columns."""
-    for n, p in enumerate(parts):
-        out.line(f"{name}{p.suffix} = {tiles_of(tiles, parts, n)}.index({i}).reshape([{rows}, {size}{p.suffix}])")
+    """``name``: tile ``i``, part by part."""
+    for own, view in zip(names_of(name, parts), views(tiles, i, rows, size, parts), strict=True):
+        out.line(f"{own} = {view}")
 
 
 def emit_inner_product(
