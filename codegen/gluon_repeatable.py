@@ -3,7 +3,8 @@
 One kernel owns tiles of keys and sums dK and dV, one owns tiles of queries and sums dQ; both compute the scores and
 their gradient. Every sum has one program and an order of its own. That is two products more than in
 :mod:`.gluon_backward`, but consumers exchange nothing, so that they need not wait for each other, and no float32
-gradient of queries is zeroed, added to and converted. Turns in which programs add up one tensor would take five
+gradient of queries is zeroed, added to and converted. With wide heads registers hold one sum of a tile of keys: a third
+kernel has dV, eight products in all. Turns in which programs add up one tensor would take five
 products; but the turn of a tile would have to be counted from the ranges of all tiles before it.
 """
 
@@ -31,39 +32,64 @@ from .gluon_grad_query import SUMMED_BY_QUERY, QueryConsumer
 from .gluon_grad_rows import emit_before, row_kernels
 from .gluon_grad_terms import KERNEL as ROW_KERNEL
 from .gluon_grad_terms import RowConsumer
+from .gluon_grad_wide import LoneKeyConsumer, LoneValueConsumer
 from .gluon_module import apart, emit_tables, finish, reason_against_target
 from .gluon_names import installed_names
+from .gluon_parts import descriptors
 from .schedule import Problem, Schedule, Source, Target
 from .triton_backward import emit_helpers
 from .triton_gradients import contributions, emit_scatter
 from .triton_module import Argument, emit_header, emit_launch
 from .triton_program import SIZES, uses_table
 
-KERNEL = "attention_grad_key"
+KERNEL, VALUE_KERNEL = "attention_grad_key", "attention_grad_value"
+# Sizes of heads and values: powers of two, and sums of two whose parts fit.
+_SIZES = ((64, 64), (96, 96), (128, 64), (128, 128), (192, 128), (192, 192), (256, 256))
+# Bytes of shared memory for buffers; barriers and small exchanges have the rest of 227 KiB.
+_BUFFERS = 225 << 10
 
 
 def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str | None:
     """Why these kernels cannot compute the backward pass, in one sentence; None where they can."""
     if any(c.kind not in (*SUMMED_BY_KEY, *SUMMED_BY_QUERY) for c in contributions(plan, problem)):
         return "gradients of tensors that are read by distance or by pair take sums that only the Triton kernels keep"
-    return reason_against_sizes(problem) or reason_against_target(problem, target)
+    return reason_against_sizes(problem, _SIZES) or reason_against_target(problem, target)
 
 
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     """Tile sizes and pipelines; ``grad_query`` tells this form from that of :mod:`.gluon_backward`."""
+    late_queries, late_keys = heaviest_last(plan.keys), heaviest_last(plan.queries)
     # Registers for the sums of 64 columns, and what masks without scores need, leave room for twice the queries.
     few = problem.head_dim > 64 or bool(plan.variant.scores) or uses_table(plan)
-    by_query = Schedule(128, 64, num_warps=4, num_stages=4, reverse=heaviest_last(plan.keys), descriptors=True)
-    return Schedule(
-        64 if few else 128, 128, num_warps=4, num_stages=3, reverse=heaviest_last(plan.queries), descriptors=True,
-        grad_query=by_query,
-    )  # fmt: skip
+    by_key = Schedule(64 if few else 128, 128, num_warps=4, num_stages=3, reverse=late_queries, descriptors=True)
+    by_query = replace(by_key, block_m=128, block_n=64, num_stages=4, reverse=late_keys)
+    by_key, by_query = replace(by_key, reverse=late_keys), replace(by_query, reverse=late_queries)
+    if not is_wide(problem):
+        return replace(by_key, grad_query=by_query)
+    head, value = problem.head_dim, problem.value_dim
+    by_value = replace(by_key, num_stages=_stages(128 * head, 64 * (head + value), 0))
+    both = _stages(128 * (head + value), 64 * (head + value), 64 * value)
+    by_key, by_query = replace(by_key, num_stages=both), replace(by_query, num_stages=both)
+    return replace(by_key, grad_query=by_query, grad_value=by_value)
+
+
+def is_wide(problem: Problem) -> bool:
+    """Whether values are so many that registers hold one gradient of 64 keys."""
+    return problem.head_dim + problem.value_dim > 256
+
+
+def _stages(owned: int, visited: int, spared: int) -> int:
+    """How many tiles to load ahead, at most four, where a program owns and visits so many numbers, less some spared."""
+    return min((_BUFFERS // 2 - owned + spared) // visited, 4)
 
 
 def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
     """Schedules worth timing, the default first: more queries or keys a tile take fewer waits and more registers."""
     default = default_schedule(plan, problem)
     assert default.grad_query is not None
+    if is_wide(problem):
+        smaller = replace(default, block_m=32, num_stages=4, grad_query=replace(default.grad_query, block_n=32))
+        return default, smaller
     larger = replace(default.grad_query, block_n=128, num_stages=2)
     queries = (64, 128) if problem.head_dim == 64 else (64,)
     found = (replace(default, block_m=m, grad_query=x) for m in queries for x in (default.grad_query, larger))
@@ -81,23 +107,34 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     head, out, second = Emitter(), Emitter(), Emitter()
     emit_header(head, "Backward kernels", plan, problem, schedule, target)
     parameters = [*parameters_of(plan, "tiles[1]"), *_sums(plan, problem, SUMMED_BY_KEY)]
-    consumer = KeyConsumer(plan, problem, schedule.block_m, parameters, names)
+    by_value = schedule.grad_value
+    kind = KeyConsumer if by_value is None else LoneKeyConsumer
+    consumer = kind(plan, problem, schedule.block_m, parameters, names)
     arguments = key_arguments(schedule, consumer, parameters)
     emit_key_kernel(out, KERNEL, plan, schedule, consumer, arguments, parameters)
+    if by_value is not None:
+        value_parameters = parameters_of(plan, "tiles[1]")
+        values = LoneValueConsumer(plan, problem, by_value.block_m, value_parameters, names, consumer.folded)
+        value_arguments = key_arguments(by_value, values, value_parameters)
+        fourth = Emitter()
+        emit_key_kernel(fourth, VALUE_KERNEL, plan, by_value, values, value_arguments, value_parameters)
+        text, renamed = apart(fourth.text(), out.text(), "_by_value")
+        out.section(text.strip("\n"))
+        value_arguments = [replace(a, value=renamed(a.value)) for a in value_arguments]
 
     query_parameters = [*parameters_of(plan, "tiles[0]"), *_sums(plan, problem, SUMMED_BY_QUERY)]
     queries = QueryConsumer(plan, problem, by_query, query_parameters, names, consumer.folded)
-    target_argument = Argument("grad_query", "", "descriptor(grad_query, ROWS, QUERY_TILE)")
+    targets = descriptors("grad_query", "ROWS", "QUERY_TILE", problem.head_dim)
     inputs = [
-        Argument("query", "", "descriptor(query, ROWS, QUERY_TILE)"),
-        Argument("grad_out", "", "descriptor(grad_out, ROWS, OUT_TILE)"),
-        Argument("key", "", "descriptor(key, BLOCK_N, KEY_TILE)"),
-        Argument("value", "", "descriptor(value, BLOCK_N, VALUE_TILE)"),
+        *descriptors("query", "ROWS", "QUERY_TILE", problem.head_dim),
+        *descriptors("grad_out", "ROWS", "OUT_TILE", problem.value_dim),
+        *descriptors("key", "BLOCK_N", "KEY_TILE", problem.head_dim),
+        *descriptors("value", "BLOCK_N", "VALUE_TILE", problem.value_dim),
         Argument("terms", "", "terms"),
         *query_parameters,
         *SIZES,
     ]
-    queries.emit(second, [target_argument, *inputs])
+    queries.emit(second, [*targets, *inputs])
     exact = bool(queries.contributions)
     if exact:
         third = Emitter()
@@ -106,7 +143,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         second.section(text.strip("\n"))
     text, renamed = apart(second.text(), out.text(), "_by_query")
     out.section(text.strip("\n"))
-    target_argument, *inputs = (replace(a, value=renamed(a.value)) for a in (target_argument, *inputs))
+    targets, inputs = ([replace(a, value=renamed(a.value)) for a in x] for x in (targets, inputs))
 
     blocks = ((s.block_m, s.block_n) for s in (by_query, schedule))
     tables, table_kernels = emit_tables(plan, *blocks)
@@ -115,16 +152,19 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         for c in (*queries.here, *consumer.here):
             length = "kv_len" if c in consumer.here else "q_len"
             out.line(f"{c.name}_sums = lse.new_empty((batches, heads, {length}))")
-        emit_before(out, problem, max(schedule.block_m, by_query.block_m), sums=False)
+        emit_before(out, problem, by_query.block_m, sums=False)
         programs = f"(triton.cdiv(q_len, {by_query.block_m}) * batches * heads,)"
         if exact:
             emit_launch(out, ROW_KERNEL, programs, inputs, "**BACKWARD")
-        emit_launch(out, QUERY_KERNEL, programs, [target_argument, *inputs], "**BACKWARD")
+        emit_launch(out, QUERY_KERNEL, programs, [*targets, *inputs], "**BACKWARD")
         emit_groups(out, plan, schedule)
         emit_launch(out, KERNEL, KEY_PROGRAMS, arguments, "**BACKWARD")
+        if by_value is not None:
+            emit_launch(out, VALUE_KERNEL, KEY_PROGRAMS, value_arguments, "**BACKWARD")
         emit_scatter(out, plan, queries.contributions)
     emit_helpers(out, out.text()[before:], queries.contributions)
     kernels = [*table_kernels, "row_terms", *([ROW_KERNEL] if exact else []), QUERY_KERNEL, KERNEL]
+    kernels += [VALUE_KERNEL] if by_value is not None else []
     rows = row_kernels(problem, consumer.folded, sums=False, exact=exact)
     return finish(out, plan, kernels, head, tables + rows)
 
