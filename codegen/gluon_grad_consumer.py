@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ..ir.dependence import LoadClass, dependence
 from ..ir.tiles.plan import TilePlan
@@ -270,16 +271,15 @@ class Consumer(Gradients):
             out.line(f"lse_row = {_TERM_ROW.format(i)}")
             out.line("first_s = zero + lse_row[None, :]")
             first = "first_s"
-        self._emit_inner(out, "next_s", "k_tile", "q_tile", first, self.head, begins=self.folded)
+        emit_inner_product(out, "next_s", self.own("key"), names_of("q_tile", self.head), first, begins=self.folded)
 
     def emit_start_dp(self, out: Emitter) -> None:
         """``next_dp``."""
-        self._emit_inner(out, "next_dp", "v_tile", "do_tile", "first_dp", self.value)
+        emit_inner_product(out, "next_dp", self.own("value"), names_of("do_tile", self.value), "first_dp")
 
-    def _emit_inner(
-        self, out: Emitter, result: str, own: str, other: str, first: str, parts: tuple[Part, ...], begins: bool = True
-    ) -> None:
-        emit_inner_product(out, result, names_of(own, parts), names_of(other, parts), first, begins)
+    def own(self, tensor: Literal["key", "value"]) -> list[str]:
+        """The tile that this consumer owns, part by part, as text."""
+        return names_of(f"{tensor[0]}_tile", self.owned[tensor])
 
     def emit_wait_scores(self, out: Emitter, pending: int, i: str) -> None:
         """``s``, and what tells the scores apart from it."""

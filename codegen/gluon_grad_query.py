@@ -33,7 +33,7 @@ from .gluon_parts import (
 )
 from .gluon_releases import emit_releases
 from .gluon_seen import UnseenByWeights, UnseenKeys
-from .gluon_tiles import CELLS, KEYS, OTHER_RING, emit_unpack, emit_visits, jit_function, ring_loads
+from .gluon_tiles import CELLS, KEYS, WIDE, emit_unpack, emit_visits, jit_function, ring_loads
 from .schedule import Problem, Schedule
 from .triton_gradients import Gradients, emit_select
 from .triton_module import Argument, Part, kernel
@@ -78,16 +78,16 @@ class QueryConsumer(Gradients):
         """All that consumers share, as text."""
         return ", ".join(["q_ready", *self.ready, *(["weighty", "weighty_ready"] if self.asks else [])])
 
-    def _left_operands(self) -> dict[str, str]:
-        """Names in registers of what fits there: it is not read again from shared memory, which products of 64 by 64
-        keep busy.
+    def _left_operands(self) -> list[str]:
+        """Which tiles fit into registers: they are not read again from shared memory, which products of 64 by 64 keep
+        busy.
         """
         free = _REGISTERS - self.problem.head_dim // 2 - 3 * self.schedule.block_n // 2
-        found: dict[str, str] = {}
-        for name, size in (("q_tile", self.problem.head_dim), ("do_tile", self.problem.value_dim)):
-            free -= size // 4
-            if free >= 0:
-                found[name] = name.removesuffix("_tile")
+        found: list[str] = []
+        for name, size in (("q", self.problem.head_dim), ("do", self.problem.value_dim)):
+            if size // 4 <= free:
+                free -= size // 4
+                found.append(name)
         return found
 
     def emit(self, out: Emitter, launched: Sequence[Argument]) -> None:
@@ -98,7 +98,7 @@ class QueryConsumer(Gradients):
         emit_visits(out, self.plan, KEYS, SIZES, self.parameters)
         emit_releases(out, 2)
         if self.apart:
-            out.definition(OTHER_RING)
+            out.definition(WIDE)
         arguments = f"{self.targets}, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters"
         self.emit_consumer(out, f"differentiate(GROUP: tl.constexpr, {arguments})")
         sizes = ", ".join(a.name for a in SIZES)
@@ -244,28 +244,31 @@ class QueryConsumer(Gradients):
         done = self.expressions.emit(out, "program", wanted, Guard())
         done = self.expressions.emit(out, "query", wanted, Guard(query="(q_index < q_len)"), done)
         out.line("mbarrier.wait(q_ready, 0)")
-        for name, left in self.lefts.items():
-            for p in self.head if name == "q_tile" else self.value:
-                out.line(f"{left}{p.suffix} = {name}{p.suffix}.load(LEFT)")
+        for name in self.lefts:
+            for p in self.head if name == "q" else self.value:
+                out.line(f"{name}{p.suffix} = {name}_tile{p.suffix}.load(LEFT)")
         return done
 
     def emit_start_products(self, out: Emitter, number: str) -> None:
         """Of the tile of keys with this number, in buffer ``stage``: ``next_s`` and ``next_dp``."""
         out.line("zero = tl.zeros([ROWS, BLOCK_N], tl.float32, SCORES)")
         out.line(f"mbarrier.wait({self.ready[0]}.index(stage), phase)")
-        self._emit_product(out, "next_s", "q_tile", "k_tiles", "stage", "HEAD", self.head)
+        if self.apart:
+            out.line("own = own_tile(GROUP)")
+        keys = views("k_tiles", "stage", "BLOCK_N", "HEAD", self.head)
+        emit_inner_product(out, "next_s", self._left("q", "HEAD", self.head), keys, "zero", begins=False)
         stage = "stage"
         if self.apart:
             stage = "other"
             out.line(f"other, phase = other_ring({number})")
             out.line("mbarrier.wait(v_ready.index(other), phase)")
-        self._emit_product(out, "next_dp", "do_tile", "v_tiles", stage, "VALUE", self.value)
+        values = views("v_tiles", stage, "BLOCK_N", "VALUE", self.value)
+        emit_inner_product(out, "next_dp", self._left("do", "VALUE", self.value), values, "zero", begins=False)
 
-    def _emit_product(
-        self, out: Emitter, result: str, own: str, tiles: str, stage: str, size: str, parts: tuple[Part, ...]
-    ) -> None:
-        left = names_of(self.lefts.get(own, own), parts)
-        emit_inner_product(out, result, left, views(tiles, stage, "BLOCK_N", size, parts), "zero", begins=False)
+    def _left(self, name: str, size: str, parts: tuple[Part, ...]) -> list[str]:
+        if name in self.lefts:
+            return names_of(name, parts)
+        return views(f"{name}_tiles", "own", "ROWS", size, parts) if self.apart else names_of(f"{name}_tile", parts)
 
     def emit_wait_gradient(self, out: Emitter, pending: int) -> None:
         """``dp``, after which values are not needed any more."""
