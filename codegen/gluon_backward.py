@@ -139,9 +139,8 @@ def emit_key_kernel(
         out.line(f"sizes = ({', '.join(a.name for a in SIZES)})")
         out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
         _emit_buffers(out, consumer)
-        passed, loaded = (
-            indent(fill(x, 94), " " * 13).lstrip() for x in (consumer.arguments, loader_arguments(tuple(consumer.owned)))
-        )
+        lists = consumer.arguments, loader_arguments(tuple(consumer.owned))
+        passed, loaded = (indent(fill(x, 94), " " * 13).lstrip() for x in lists)
         facts = {"barriers": consumer.barriers, "set_up": consumer.set_up, "rows": consumer.term_rows}
         out.lines(_KERNEL_BODY.format(arguments=passed, loaded=loaded, **facts))
 
@@ -166,7 +165,7 @@ def _emit_constants(out: Emitter, schedule: Schedule, consumer: Consumer) -> Non
     out.line(f"KEYS = tl.constexpr({keys})  # keys of one consumer")
     for name, number in (
         ("BLOCK_M", queries), ("BLOCK_N", schedule.block_n), *widths("HEAD", consumer.head),
-        *widths("VALUE", consumer.value), ("STAGES", schedule.num_stages), *consumer.constants(schedule),
+        *widths("VALUE", consumer.value), ("STAGES", schedule.num_stages), *consumer.rings(schedule),
         ("ELEMENT", element),
     ):  # fmt: skip
         out.line(f"{name} = tl.constexpr({number})")

@@ -13,7 +13,7 @@ from .emitter import Emitter
 from .gluon_columns import emit_columns, lanes
 from .gluon_grad_loader import SIZES
 from .gluon_names import Names
-from .gluon_parts import emit_inner_product, emit_outer_product, emit_views, emit_wait, names_of, part_copies
+from .gluon_parts import emit_inner_product, emit_outer_product, emit_views, names_of, part_copies
 from .gluon_seen import UnseenKeys
 from .gluon_tiles import emit_unpack, jit_function
 from .schedule import Problem, Schedule
@@ -232,8 +232,8 @@ class Consumer(Gradients):
         self.emit_differences(out)
         out.line("step += 1")
 
-    def constants(self, schedule: Schedule) -> list[tuple[str, int]]:
-        """Further constants of the kernel."""
+    def rings(self, schedule: Schedule) -> list[tuple[str, int]]:
+        """Constants: how many buffers other rings have."""
         return []
 
     def visited_loads(self) -> list[str]:

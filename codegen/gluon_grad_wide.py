@@ -94,7 +94,7 @@ class LoneKeyConsumer(_OneSum):
         super().__init__(plan, problem, block_m, parameters, names)
         self.sums = self.sums[:1]
 
-    def constants(self, schedule: Schedule) -> list[tuple[str, int]]:
+    def rings(self, schedule: Schedule) -> list[tuple[str, int]]:
         """Gradients of outputs are a factor of one product, queries of two."""
         return [("OTHER_STAGES", schedule.num_stages - 1)]
 
@@ -142,7 +142,7 @@ class LoneValueConsumer(_OneSum):
         """No derivatives."""
         return self.wanted_for_probabilities(masked=masked)
 
-    def constants(self, schedule: Schedule) -> list[tuple[str, int]]:
+    def rings(self, schedule: Schedule) -> list[tuple[str, int]]:
         """Both are factors of one product."""
         return [("OTHER_STAGES", schedule.num_stages)]
 

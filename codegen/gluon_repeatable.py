@@ -36,6 +36,7 @@ from .gluon_grad_wide import LoneKeyConsumer, LoneValueConsumer
 from .gluon_module import apart, emit_tables, finish, reason_against_target
 from .gluon_names import installed_names
 from .gluon_parts import descriptors
+from .gluon_seen import UnseenKeys
 from .schedule import Problem, Schedule, Source, Target
 from .triton_backward import emit_helpers
 from .triton_gradients import contributions, emit_scatter
@@ -59,17 +60,32 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     """Tile sizes and pipelines; ``grad_query`` tells this form from that of :mod:`.gluon_backward`."""
     late_queries, late_keys = heaviest_last(plan.keys), heaviest_last(plan.queries)
+    by_query = Schedule(128, 64, num_warps=4, num_stages=4, reverse=late_queries, descriptors=True)
     # Registers for the sums of 64 columns, and what masks without scores need, leave room for twice the queries.
     few = problem.head_dim > 64 or bool(plan.variant.scores) or uses_table(plan)
-    by_key = Schedule(64 if few else 128, 128, num_warps=4, num_stages=3, reverse=late_queries, descriptors=True)
-    by_query = replace(by_key, block_m=128, block_n=64, num_stages=4, reverse=late_keys)
-    by_key, by_query = replace(by_key, reverse=late_keys), replace(by_query, reverse=late_queries)
+    by_key = Schedule(
+        64 if few else 128, 128, num_warps=4, num_stages=3, reverse=late_keys, descriptors=True, grad_query=by_query
+    )
     if not is_wide(problem):
-        return replace(by_key, grad_query=by_query)
+        return by_key
+    # What consumers tell each other of keys that nobody sees takes registers and shared memory too.
+    few = problem.head_dim > 192 and UnseenKeys.of(plan) is None
+    return _wide(by_key, problem, 64, 32 if few else 64)
+
+
+def _wide(schedule: Schedule, problem: Problem, queries: int, keys: int) -> Schedule:
+    """Three kernels, each of which loads as many tiles ahead as fit, of so many queries or keys a step."""
     head, value = problem.head_dim, problem.value_dim
-    by_value = replace(by_key, num_stages=_stages(128 * head, 64 * (head + value), 0))
-    both = _stages(128 * (head + value), 64 * (head + value), 64 * value)
-    by_key, by_query = replace(by_key, num_stages=both), replace(by_query, num_stages=both)
+
+    def ahead(step: int) -> int:
+        # One buffer is missing: of what is needed for a shorter time.
+        return min((_BUFFERS // 2 - 128 * (head + value) + step * value) // (step * (head + value)), 4)
+
+    by_key = replace(schedule, block_m=queries, num_stages=ahead(queries))
+    assert by_key.grad_query is not None
+    by_query = replace(by_key.grad_query, block_n=keys, num_stages=ahead(keys))
+    stages = min((_BUFFERS // 2 - 128 * head) // (queries * (head + value)), 4)
+    by_value = replace(by_key, num_stages=stages, grad_query=None)
     return replace(by_key, grad_query=by_query, grad_value=by_value)
 
 
@@ -78,18 +94,15 @@ def is_wide(problem: Problem) -> bool:
     return problem.head_dim + problem.value_dim > 256
 
 
-def _stages(owned: int, visited: int, spared: int) -> int:
-    """How many tiles to load ahead, at most four, where a program owns and visits so many numbers, less some spared."""
-    return min((_BUFFERS // 2 - owned + spared) // visited, 4)
-
-
 def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
     """Schedules worth timing, the default first: more queries or keys a tile take fewer waits and more registers."""
     default = default_schedule(plan, problem)
     assert default.grad_query is not None
     if is_wide(problem):
-        smaller = replace(default, block_m=32, num_stages=4, grad_query=replace(default.grad_query, block_n=32))
-        return default, smaller
+        smaller = _wide(default, problem, 32, 32)
+        # Both gradients of keys and values, of fewer queries a step.
+        together = replace(smaller, num_stages=3, grad_query=default.grad_query, grad_value=None)
+        return (default, smaller, together) if problem.head_dim + problem.value_dim <= 320 else (default, smaller)
     larger = replace(default.grad_query, block_n=128, num_stages=2)
     queries = (64, 128) if problem.head_dim == 64 else (64,)
     found = (replace(default, block_m=m, grad_query=x) for m in queries for x in (default.grad_query, larger))

@@ -59,9 +59,9 @@ def other_ring(number):
 
 
 def ring_loads(count: str, ready: str, needs: str, loads: Sequence[str], other: bool = False) -> list[str]:
-    """Lines of a producer that fill the next buffer of a ring, after ``count`` tiles, with what ``needs`` so many bytes.
+    """Lines of a producer that fill the next buffer of a ring, after ``count`` tiles.
 
-    ``other``: of the second ring, whose buffers are numbered after those of the first.
+    ``needs``: its bytes, as text. ``other``: of the second ring, whose buffers are numbered after those of the first.
     """
     ring, stages, buffer = ("other_ring", "OTHER_STAGES", "STAGES + stage") if other else ("ring", "STAGES", "stage")
     return [
