@@ -48,6 +48,8 @@ KERNEL, VALUE_KERNEL = "attention_grad_key", "attention_grad_value"
 _SIZES = ((64, 64), (96, 96), (128, 64), (128, 128), (192, 128), (192, 192), (256, 256))
 # Bytes of shared memory for buffers; barriers and small exchanges have the rest of 227 KiB.
 _BUFFERS = 225 << 10
+# What consumers of queries take to tell each other which keys have weights, where no formula says which are seen.
+_EXCHANGED = 3 << 10
 
 
 def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str | None:
@@ -66,25 +68,23 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     by_key = Schedule(
         64 if few else 128, 128, num_warps=4, num_stages=3, reverse=late_keys, descriptors=True, grad_query=by_query
     )
-    if not is_wide(problem):
-        return by_key
-    # What consumers tell each other of keys that nobody sees takes registers and shared memory too.
-    few = problem.head_dim > 192 and UnseenKeys.of(plan) is None
-    return _wide(by_key, problem, 64, 32 if few else 64)
+    return _wide(by_key, plan, problem, 64) if is_wide(problem) else by_key
 
 
-def _wide(schedule: Schedule, problem: Problem, queries: int, keys: int) -> Schedule:
-    """Three kernels, each of which loads as many tiles ahead as fit, of so many queries or keys a step."""
+def _wide(schedule: Schedule, plan: TilePlan, problem: Problem, step: int) -> Schedule:
+    """Three kernels, each of which loads as many tiles ahead as fit, of ``step`` queries or keys if two do."""
     head, value = problem.head_dim, problem.value_dim
+    exchanged = 0 if UnseenKeys.of(plan) else _EXCHANGED
 
-    def ahead(step: int) -> int:
+    def ahead(step: int, room: int) -> int:
         # One buffer is missing: of what is needed for a shorter time.
-        return min((_BUFFERS // 2 - 128 * (head + value) + step * value) // (step * (head + value)), 4)
+        return min((room // 2 - 128 * (head + value) + step * value) // (step * (head + value)), 4)
 
-    by_key = replace(schedule, block_m=queries, num_stages=ahead(queries))
+    by_key = replace(schedule, block_m=step, num_stages=ahead(step, _BUFFERS))
     assert by_key.grad_query is not None
-    by_query = replace(by_key.grad_query, block_n=keys, num_stages=ahead(keys))
-    stages = min((_BUFFERS // 2 - 128 * head) // (queries * (head + value)), 4)
+    keys = step if ahead(step, _BUFFERS - exchanged) > 1 else step // 2
+    by_query = replace(by_key.grad_query, block_n=keys, num_stages=ahead(keys, _BUFFERS - exchanged))
+    stages = min((_BUFFERS // 2 - 128 * head) // (step * (head + value)), 4)
     by_value = replace(by_key, num_stages=stages, grad_query=None)
     return replace(by_key, grad_query=by_query, grad_value=by_value)
 
@@ -99,7 +99,7 @@ def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
     default = default_schedule(plan, problem)
     assert default.grad_query is not None
     if is_wide(problem):
-        smaller = _wide(default, problem, 32, 32)
+        smaller = _wide(default, plan, problem, 32)
         # Both gradients of keys and values, of fewer queries a step.
         together = replace(smaller, num_stages=3, grad_query=default.grad_query, grad_value=None)
         return (default, smaller, together) if problem.head_dim + problem.value_dim <= 320 else (default, smaller)
