@@ -13,7 +13,7 @@ from .emitter import Emitter
 from .gluon_columns import emit_columns, lanes
 from .gluon_grad_loader import SIZES
 from .gluon_names import Names
-from .gluon_parts import emit_inner_product, emit_outer_product, emit_views, names_of, part_copies
+from .gluon_parts import emit_inner_product, emit_outer_product, emit_rounded, emit_views, names_of, part_copies
 from .gluon_seen import UnseenKeys
 from .gluon_tiles import emit_unpack, jit_function
 from .schedule import Problem, Schedule
@@ -290,7 +290,8 @@ class Consumer(Gradients):
 
     def emit_start_values(self, out: Emitter) -> None:
         """``next_dv``."""
-        emit_outer_product(out, "dv", "p", "WEIGHTS", names_of("do_tile", self.value), self.value)
+        emit_rounded(out, "p", "WEIGHTS", self.value)
+        emit_outer_product(out, "dv", "WEIGHTS", names_of("do_tile", self.value), self.value)
 
     def emit_score_gradients(self, out: Emitter, *, masked: bool) -> None:
         """``ds`` and sums of contributions, from ``p`` and ``dp``."""

@@ -23,6 +23,7 @@ from .gluon_parts import (
     emit_buffers,
     emit_inner_product,
     emit_outer_product,
+    emit_rounded,
     emit_together,
     emit_views,
     emit_wait,
@@ -187,6 +188,7 @@ class QueryConsumer(Gradients):
                 out.line("stage, phase = ring(0)")
                 self.emit_start_products(out, "0")
                 self._emit_gradient(out, done, masked=True, last=False)
+                self._emit_clear(out)
                 out.comment("Tiles in which the mask decides.")
                 with out.block("for t in range(1, partial_count):"):
                     self._emit_step(out, done, masked=True)
@@ -194,6 +196,7 @@ class QueryConsumer(Gradients):
                 with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
                     self._emit_step(out, done, masked=False)
                 out.line("last, _ = ring(tl.maximum(count, 1) - 1)")
+                emit_rounded(out, "ds", "DIFFERENCES", self.head)
                 self._emit_start_sums(out, "last")
                 emit_wait(out, "dq", self.head, 0)
             else:
@@ -214,6 +217,9 @@ class QueryConsumer(Gradients):
         out.line("stage, phase = ring(t)")
         self.emit_start_products(out, "t")
         self._emit_gradient(out, done, masked=masked, last=False)
+        emit_rounded(out, "ds", "DIFFERENCES", self.head)
+        if masked:
+            self._emit_clear(out)
         self._emit_start_sums(out, "stage")
         emit_wait(out, "dq", self.head, 0)
         out.line("release(stage)")
@@ -277,17 +283,21 @@ class QueryConsumer(Gradients):
             out.line("release(STAGES + other)")
 
     def _emit_start_sums(self, out: Emitter, stage: str) -> None:
-        """From the last ``ds``, which is rounded here and not before: loops would carry halves of registers."""
+        """From the gradient of the scores of the tile in buffer ``stage``."""
         emit_views(out, "k_tile", "k_tiles", stage, "BLOCK_N", "HEAD", self.head)
-        emit_outer_product(out, "dq", "ds", "DIFFERENCES", names_of("k_tile", self.head), self.head)
+        emit_outer_product(out, "dq", "DIFFERENCES", names_of("k_tile", self.head), self.head)
 
     def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """The gradient of the scores of one tile of keys, overlapped with the sums of the tile before."""
         out.line("last, _ = ring(t - 1)")
         out.line("stage, phase = ring(t)")
         self.emit_start_products(out, "t")
+        out.comment("Rounded here and not before: loops would carry halves of registers.")
+        emit_rounded(out, "ds", "DIFFERENCES", self.head)
         self._emit_start_sums(out, "last")
         self._emit_gradient(out, done, masked=masked, last=True)
+        if masked:
+            self._emit_clear(out)
 
     def _emit_gradient(self, out: Emitter, done: frozenset[str], *, masked: bool, last: bool) -> None:
         """``ds`` from products on their way; with ``last`` the sums of the tile before are, too."""
@@ -302,7 +312,10 @@ class QueryConsumer(Gradients):
         if last:
             emit_wait(out, "dq", self.head, 0)
             out.line("release(last)")
-        if masked and not self.unseen.all_seen:
+
+    def _emit_clear(self, out: Emitter) -> None:
+        """Keys that no query sees may hold anything: as factors of gradients of scores they must be zeros."""
+        if not self.unseen.all_seen:
             with out.block(f"if {self.unseen.some_unseen}:"):
                 self.unseen.emit_clear(out, views("k_tiles", "stage", "BLOCK_N", "HEAD", self.head))
 

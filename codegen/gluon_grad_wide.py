@@ -13,7 +13,7 @@ from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
 from .gluon_grad_key import KeyConsumer
 from .gluon_names import Names
-from .gluon_parts import emit_outer_product, emit_wait, names_of, part_copies, tiles_of, together, views
+from .gluon_parts import emit_outer_product, emit_rounded, emit_wait, names_of, part_copies, tiles_of, together, views
 from .gluon_tiles import WIDE, ring_loads
 from .schedule import Problem, Schedule
 from .triton_module import Argument
@@ -109,7 +109,8 @@ class LoneKeyConsumer(_OneSum):
         out.line("dp = warpgroup_mma_wait(0, deps=(next_dp,))")
         out.line("release(STAGES + other)")
         self.emit_score_gradients(out, masked=masked)
-        emit_outer_product(out, "dk", "ds", "DIFFERENCES", names_of("q_tile", self.head), self.head)
+        emit_rounded(out, "ds", "DIFFERENCES", self.head)
+        emit_outer_product(out, "dk", "DIFFERENCES", names_of("q_tile", self.head), self.head)
         emit_wait(out, "dk", self.head, 0)
         out.line("release(stage)")
         out.line("step += 1")
