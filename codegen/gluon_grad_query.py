@@ -7,6 +7,7 @@ its keys: the exponentials of one tile are computed beside products of both. Not
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from textwrap import indent
 
 from ..ir.dependence import LoadClass, dependence
 from ..ir.tiles.plan import TilePlan
@@ -15,14 +16,15 @@ from .emitter import Emitter
 from .gluon_columns import emit_columns
 from .gluon_columns import lanes as column_lanes
 from .gluon_grad_consumer import emit_final_score
-from .gluon_grad_query_tiles import KeyTiles
 from .gluon_loader import emit_place_function
 from .gluon_module import emit_layouts
 from .gluon_names import Names
 from .gluon_parts import (
+    emit_buffers,
     emit_inner_product,
     emit_outer_product,
     emit_rounded,
+    emit_together,
     emit_views,
     emit_wait,
     names_of,
@@ -32,7 +34,7 @@ from .gluon_parts import (
 )
 from .gluon_releases import emit_releases
 from .gluon_seen import UnseenByWeights, UnseenKeys
-from .gluon_tiles import CELLS, KEYS, WIDE, emit_unpack, emit_visits, jit_function
+from .gluon_tiles import CELLS, KEYS, WIDE, emit_unpack, emit_visits, jit_function, ring_loads
 from .schedule import Problem, Schedule
 from .triton_gradients import Gradients, emit_select
 from .triton_module import Argument, Part, kernel
@@ -66,15 +68,16 @@ class QueryConsumer(Gradients):
         self.asks = isinstance(self.unseen, UnseenByWeights)
         self.here = self.of_kinds(*SUMMED_BY_QUERY)
         self.lefts = self._left_operands()
-        self.visited = KeyTiles(self.head, self.value)
-        self.apart = self.visited.apart
+        # With wide heads few tiles fit, and values are done with before keys.
+        self.apart = max(problem.head_dim, problem.value_dim) > 128
+        self.ready = ("k_ready", "v_ready") if self.apart else ("kv_ready",)
         # Sums of the widest leave no room for the gradient of another tile's scores.
         self.overlaps = problem.head_dim <= 192
 
     @property
     def barriers(self) -> str:
         """All that consumers share, as text."""
-        return ", ".join(["q_ready", *self.visited.ready, *(["weighty", "weighty_ready"] if self.asks else [])])
+        return ", ".join(["q_ready", *self.ready, *(["weighty", "weighty_ready"] if self.asks else [])])
 
     def _left_operands(self) -> list[str]:
         """Which tiles fit into registers: they are not read again from shared memory, which products of 64 by 64 keep
@@ -100,12 +103,46 @@ class QueryConsumer(Gradients):
         arguments = f"{self.targets}, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters"
         self.emit_consumer(out, f"differentiate(GROUP: tl.constexpr, {arguments})")
         sizes = ", ".join(a.name for a in SIZES)
-        self.visited.emit_producer(out, self.names.load, self.barriers)
+        loads = {name: indent("\n".join(x), " " * 8).lstrip() for name, x in self._loads().items()}
+        out.definition(_LOAD_TILES.format(barriers=self.barriers, sizes=sizes, **loads))
         out.line("\n")
         with kernel(out, self.name, launched, ()):
             out.line(f"sizes = ({sizes})")
             out.line(f"parameters = ({', '.join(a.name for a in self.parameters)},)")
-            self.visited.emit_body(out, self.targets, self.barriers, self.asks)
+            self._emit_buffers(out)
+            weights = _WEIGHTS if self.asks else ""
+            init = "\n".join(f"    mbarrier.init({x}.index(i), count=1)" for x in self.ready)
+            kinds = "\n".join(
+                f"{x} = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())" for x in self.ready
+            )
+            facts = {"barriers": self.barriers, "weights": weights, "targets": self.targets}
+            out.lines(_KERNEL_BODY.format(init=init, kinds=kinds, **facts))
+
+    def _loads(self) -> dict[str, list[str]]:
+        """Lines of the producer: what it loads once, and for each tile of keys from ``start`` on."""
+        load, where, stage = self.names.load, "batch, head, tile_first + ROWS * i", "stage"
+        keys, values = (
+            part_copies(load, name, "batch, kv_head, start", f"{name[0]}_tiles", stage, parts, f"{ready}.index(stage)")
+            for name, parts, ready in (("key", self.head, self.ready[0]), ("value", self.value, self.ready[-1]))
+        )
+        visited = ring_loads("t", "kv_ready", "BLOCK_N * (HEAD + VALUE) * 2", keys + values)
+        if self.apart:
+            visited = ring_loads("t", "k_ready", "BLOCK_N * HEAD * 2", keys)
+            visited += ring_loads("t", "v_ready", "BLOCK_N * VALUE * 2", values, other=True)
+        own = part_copies(load, "query", where, "q_tiles", "i", self.head, "q_ready")
+        own += part_copies(load, "grad_out", where, "do_tiles", "i", self.value, "q_ready")
+        return {"own": own, "visited": visited}
+
+    def _emit_buffers(self, out: Emitter) -> None:
+        targets = [("grad_query", self.head)] if "grad_query" in self.targets else []
+        tensors = [("query", self.head), ("grad_out", self.value), ("key", self.head), ("value", self.value)]
+        for name, parts in (*targets, *tensors):
+            emit_together(out, name, parts)
+        emit_buffers(out, "q_tiles", "2", "ROWS", "HEAD", "QUERY_TILE", self.head)
+        emit_buffers(out, "do_tiles", "2", "ROWS", "VALUE", "OUT_TILE", self.value)
+        emit_buffers(out, "k_tiles", "STAGES", "BLOCK_N", "HEAD", "KEY_TILE", self.head)
+        stages = "OTHER_STAGES" if self.apart else "STAGES"
+        emit_buffers(out, "v_tiles", stages, "BLOCK_N", "VALUE", "VALUE_TILE", self.value)
 
     def _emit_constants(self, out: Emitter) -> None:
         schedule = self.schedule
@@ -113,7 +150,8 @@ class QueryConsumer(Gradients):
         rows, keys = schedule.block_m // 2, schedule.block_n
         for name, number in (
             ("ROWS", rows), ("BLOCK_M", schedule.block_m), ("BLOCK_N", keys), *widths("HEAD", self.head),
-            *widths("VALUE", self.value), *self.visited.stages(schedule), ("ELEMENT", element),
+            *widths("VALUE", self.value), ("STAGES", schedule.num_stages),
+            *([("OTHER_STAGES", schedule.num_stages - 1)] if self.apart else []), ("ELEMENT", element),
         ):  # fmt: skip
             out.line(f"{name} = tl.constexpr({number})")
         out.comment("Layouts in registers: scores, sums, and left operands of both.")
@@ -220,7 +258,7 @@ class QueryConsumer(Gradients):
     def emit_start_products(self, out: Emitter, number: str) -> None:
         """Of the tile of keys with this number, in buffer ``stage``: ``next_s`` and ``next_dp``."""
         out.line("zero = tl.zeros([ROWS, BLOCK_N], tl.float32, SCORES)")
-        out.line(f"mbarrier.wait({self.visited.ready[0]}.index(stage), phase)")
+        out.line(f"mbarrier.wait({self.ready[0]}.index(stage), phase)")
         if self.apart:
             out.line("own = own_tile(GROUP)")
         keys = views("k_tiles", "stage", "BLOCK_N", "HEAD", self.head)
@@ -310,3 +348,55 @@ class QueryConsumer(Gradients):
             place = f"{c.name}_sums + entry.to(tl.int64) * q_len + q_row"
             out.line(f"tl.store({place}, {c.name}_total, mask=q_row < q_len)")
         out.line("tma.store_wait(0)")
+
+
+_LOAD_TILES = """
+@gluon.jit
+def load_tiles(query, grad_out, key, value, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters):
+    \"\"\"The producer: one warp loads the tile of queries, then one tile of keys after the other.\"\"\"
+    {barriers} = barriers
+    {sizes} = sizes
+    entry, batch, head, kv_head, tile_first = query_tile(gl.program_id(0), sizes)
+    visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)
+    mbarrier.expect(q_ready, BLOCK_M * (HEAD + VALUE) * 2)
+    for i in gl.static_range(2):
+        {own}
+    # Even a tile of queries that sees nothing gets one tile of keys, and masks it.
+    for t in range(0, gl.maximum(visits[0] + visits[1], 1)):
+        start = visited_start(t, visits)
+        {visited}
+"""
+_WEIGHTS = """\
+# Which keys of a tile have weights, for each consumer, twice; both make it ready.
+weighty = gl.allocate_shared_memory(gl.int32, [4, BLOCK_N], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+weighty_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+mbarrier.init(weighty_ready, count=2)
+"""
+_KERNEL_BODY = """
+starts = gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+# The producer makes buffers ready.
+q_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+{kinds}
+mbarrier.init(q_ready, count=1)
+for i in gl.static_range(STAGES):
+{init}
+{weights}barriers = ({barriers})
+gl.warp_specialize(
+    [
+        (
+            differentiate,
+            (0, {targets}, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters),
+        ),
+        (
+            differentiate,
+            (1, {targets}, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters),
+        ),
+        (
+            load_tiles,
+            (query, grad_out, key, value, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters),
+        ),
+    ],
+    [4, 1],
+    [240, 24],  # registers of the second consumer and of the producer: 168 for each thread in all
+)
+"""
