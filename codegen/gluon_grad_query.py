@@ -80,9 +80,7 @@ class QueryConsumer(Gradients):
         return ", ".join(["q_ready", *self.ready, *(["weighty", "weighty_ready"] if self.asks else [])])
 
     def _left_operands(self) -> list[str]:
-        """Which tiles fit into registers: they are not read again from shared memory, which products of 64 by 64 keep
-        busy.
-        """
+        """Which tiles fit into registers, and are not read again from shared memory, which small products keep busy."""
         free = _REGISTERS - self.problem.head_dim // 2 - 3 * self.schedule.block_n // 2
         found: list[str] = []
         for name, size in (("q", self.problem.head_dim), ("do", self.problem.value_dim)):
