@@ -34,7 +34,7 @@ from .gluon_parts import (
 )
 from .gluon_releases import emit_releases
 from .gluon_seen import UnseenByWeights, UnseenKeys
-from .gluon_tiles import CELLS, KEYS, WIDE, emit_unpack, emit_visits, jit_function, ring_loads
+from .gluon_tiles import CELLS, KEYS, OTHER_RING, OWN_TILE, emit_unpack, emit_visits, jit_function, ring_loads
 from .schedule import Problem, Schedule
 from .triton_gradients import Gradients, emit_select
 from .triton_module import Argument, Part, kernel
@@ -97,7 +97,7 @@ class QueryConsumer(Gradients):
         emit_visits(out, self.plan, KEYS, SIZES, self.parameters)
         emit_releases(out, 2)
         if self.apart:
-            out.definition(WIDE)
+            out.definition(OWN_TILE + OTHER_RING)
         arguments = f"{self.targets}, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters"
         self.emit_consumer(out, f"differentiate(GROUP: tl.constexpr, {arguments})")
         sizes = ", ".join(a.name for a in SIZES)
