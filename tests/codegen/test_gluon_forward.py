@@ -181,6 +181,7 @@ COMPILED: dict[str, tuple[list[Part], tuple[int, int], torch.dtype]] = {
     "softcap": ([rg.causal(), rg.softcap(20.0)], (128, 128), BF16),
     "heads in two parts": ([rg.causal()], (192, 192), BF16),
     "documents": ([rg.causal(), rg.document(torch.arange(64).int()[None])], (128, 128), BF16),
+    "documents, heads in two parts": ([rg.document(torch.arange(64).int()[None])], (96, 96), BF16),
 }
 # Static instructions, in all consumers.
 MOST_SPILLS = 48
