@@ -67,7 +67,7 @@ def contender(name: str, case: Case, made: Contestants, device: str = "cuda") ->
         case "flex":
             return Contender(_flex(case, made, device))
         case "flex-ordered":
-            return Contender(_flex(case, _in_order(made, case.length, device), device), "ordered")
+            return Contender(_flex(case, in_order(made, case.length, device), device), "ordered")
         case "flex-flash":
             return Contender(_flex(case, made, device, kernel_options={"BACKEND": "FLASH"}))
         case "flex-autotune":
@@ -141,7 +141,7 @@ def _flex(case: Case, made: Contestants, device: str, mode: str | None = None, *
     return partial(_compiled(mode), score_mod=made.flex_score, block_mask=blocks, enable_gqa=gqa, **options)
 
 
-def _in_order(made: Contestants, length: int, device: str) -> Contestants:
+def in_order(made: Contestants, length: int, device: str) -> Contestants:
     """The mask over places. Only places are mapped: no score of the suite is used with it."""
     mask = made.flex_mask
     if made.position is None or mask is None or made.flex_score is not None:
