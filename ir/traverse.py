@@ -12,14 +12,14 @@ from .nodes import Binary, Cast, Const, Coordinate, Expr, Index, Load, Param, Re
 def children(e: Expr) -> tuple[Expr, ...]:
     """The direct operands of ``e``."""
     match e:
+        case Binary():  # most are
+            return (e.a, e.b)
         case Const() | Index() | Score() | Param() | Value():
             return ()
         case Load():
             return e.indices
         case Unary() | Cast() | Coordinate() | Reduction():
             return (e.x,)
-        case Binary():
-            return (e.a, e.b)
         case Select():
             return (e.condition, e.a, e.b)
         case _:
