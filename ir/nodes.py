@@ -35,14 +35,17 @@ TILE_NAMES = ("tile_first", "tile_last")
 
 
 class _Node:
-    __slots__ = ("_hash",)
+    """What is found out about a node is kept with it: its hash, and the indices it depends on (``traverse``)."""
+
+    __slots__ = ("_hash", "known_indices")
+    known_indices: frozenset[str]
 
 
 _N = TypeVar("_N", bound=_Node)
 
 
 def _hashed_once(node: type[_N]) -> type[_N]:
-    """Nodes keep their hash: an expression is asked for it at every node of larger ones, again and again."""
+    """An expression is asked for its hash at every node of larger ones, again and again."""
     compute = node.__hash__
 
     def kept(self: _N) -> int:
