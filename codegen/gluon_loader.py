@@ -22,6 +22,14 @@ def emit_place_function(out: Emitter, reverse: bool) -> None:
         out.line("return entry, entry // heads, entry % heads, entry % heads // (heads // kv_heads), tile * BLOCK_M")
 
 
+# Which buffer the queries of consumer ``i`` come to.
+QUERY = "place * CONSUMERS + i"
+_QUERY_RING = """
+@gluon.jit
+def query_ring(number):
+    \"\"\"Which buffers the tile of queries with this number has, counted from the first, and its turn's parity.\"\"\"
+    return number % QUERIES, number // QUERIES & 1
+"""
 LOAD_TILES = """
 @gluon.jit
 def load_tiles({arguments}):
@@ -29,10 +37,10 @@ def load_tiles({arguments}):
     q_ready, q_empty, k_ready, v_ready, order_ready, order_empty = barriers[:6]
     {prologue}
     program = gl.program_id(0)
+    next_program = program
     loaded = 0  # tiles of keys
     turn = 0  # tiles of queries
     while program < programs:
-        next_program = gl.num_programs(0) + gl.atomic_add(counter, 1, sem="relaxed")
         {visits}
         # Even a tile of queries that sees nothing gets one tile of keys, and masks it.
         count = gl.maximum({count}, 1)
@@ -42,8 +50,9 @@ def load_tiles({arguments}):
         write(orders, slot * 3 + 1, visits[0])
         write(orders, slot * 3 + 2, count)
         mbarrier.arrive(order_ready.index(slot))
-        mbarrier.wait(q_empty, (turn & 1) ^ 1)
-        mbarrier.expect(q_ready, BLOCK_M * HEAD * 2)
+        place, turn_phase = query_ring(turn)
+        mbarrier.wait(q_empty.index(place), turn_phase ^ 1)
+        mbarrier.expect(q_ready.index(place), BLOCK_M * HEAD * 2)
         for i in gl.static_range(CONSUMERS):
             {load_query}
         {before}
@@ -60,22 +69,40 @@ def load_tiles({arguments}):
             mbarrier.expect(v_ready.index(stage), BLOCK_N * VALUE * 2)
             {load_value}
             loaded += 1
+            if t == 0:
+                # The answer takes a while, and now consumers do not wait for it.
+                next_program = gl.num_programs(0) + gl.atomic_add(counter, 1, sem="relaxed")
         turn += 1
         program = next_program
     # A number past the last tile of queries ends the consumers too.
     slot = turn & 1
     mbarrier.wait(order_empty.index(slot), (turn >> 1 & 1) ^ 1)
     write(orders, slot * 3, program)
+    {end}
     mbarrier.arrive(order_ready.index(slot))
 """
+
+# Consumers start one more tile beside the end of the last one; what is computed from does not matter.
+_ONE_MORE = """\
+write(orders, slot * 3 + 1, 0)
+write(orders, slot * 3 + 2, 1)
+place, turn_phase = query_ring(turn)
+mbarrier.wait(q_empty.index(place), turn_phase ^ 1)
+mbarrier.arrive(q_ready.index(place))
+stage, phase = ring(loaded)
+if loaded >= STAGES:
+    acquire(stage)
+{start}
+{write_start}
+mbarrier.arrive(k_ready.index(stage))"""
 
 
 @dataclass(frozen=True, slots=True)
 class TileLoads:
     """What differs between kinds of tiles, as lines of the producer; its loop says where they stand.
 
-    ``count``: the number of tiles that are visited. ``before``: what comes before the first of them.
-    ``descriptors``, ``constants``: further arguments.
+    ``count``: the number of tiles that are visited. ``before``: what comes before the first of them. ``no_start``: a
+    start that any tile may have. ``descriptors``, ``constants``: further arguments.
     """
 
     prologue: str
@@ -83,6 +110,7 @@ class TileLoads:
     count: str
     load_query: str
     start: str
+    no_start: str
     write_start: str
     load_key: str
     load_value: str
@@ -91,16 +119,18 @@ class TileLoads:
     constants: str = ""
 
 
-def emit_load_tiles(out: Emitter, loads: TileLoads) -> None:
-    """The producer's function."""
+def emit_load_tiles(out: Emitter, loads: TileLoads, ahead: bool) -> None:
+    """The producer's function; ``ahead``: consumers start a tile of queries before the last one has ended."""
     pieces = {name: getattr(loads, name) for name in loads.__slots__}
+    pieces["end"] = _ONE_MORE.format(start=pieces.pop("no_start"), write_start=loads.write_start) if ahead else ""
     arguments = (
         f"counter, query, key, value, {pieces.pop('descriptors')}q_tiles, k_tiles, v_tiles, barriers, orders, starts, "
         f"sizes, parameters{pieces.pop('constants')}"
     )
+    out.definition(_QUERY_RING)
     lines = []
     for line in LOAD_TILES.split("\n"):
-        if line.strip() == "{before}" and not loads.before:
+        if line.strip() in ("{before}", "{end}") and not pieces[line.strip()[1:-1]]:
             continue
         depth = " " * (len(line) - len(line.lstrip()))
         lines.append(line.format(arguments=arguments, **{k: v.replace("\n", f"\n{depth}") for k, v in pieces.items()}))
@@ -129,9 +159,10 @@ def run_loads(names: Names, problem: Problem, ahead: bool) -> TileLoads:
         visits="entry, batch, head, kv_head, tile_first = query_tile(program, sizes)\n"
         "visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)",
         count="visits[0] + visits[1]",
-        load_query=loads("query", "batch, head, tile_first + ROWS * i", "q_ready", "q_tiles", "i", head),
+        load_query=loads("query", "batch, head, tile_first + ROWS * i", "q_ready.index(place)", "q_tiles", QUERY, head),
         before="next_start = visited_start(0, visits)" if ahead else "",
         start=start,
+        no_start="start = 0",
         write_start="write(starts, stage, start)",
         load_key=loads("key", "batch, kv_head, start", "k_ready.index(stage)", "k_tiles", "stage", head),
         load_value=loads("value", "batch, kv_head, start", "v_ready.index(stage)", "v_tiles", "stage", value),
