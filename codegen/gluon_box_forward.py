@@ -165,11 +165,9 @@ def _loads(names: Names, visits: GluonBoxVisits, descriptors: str) -> TileLoads:
     emit_unpack(prologue, "sizes", BOX_SIZES)
     emit_unpack(prologue, "parameters", visits.parameters)
     visits.emit_sides(prologue)
-    own.line("own = query_box(program, sizes, parameters, BOX)")
     visits.emit_names(own)
     visits.emit_places(own, "q")
     visits.emit_places(own, "k")
-    own.line("visits = visited_boxes(own, sizes, parameters, BOX)")
     axes = range(len(visits.axes))
 
     def load(tensor: str, letter: Letter, head: str, coordinates: list[str], buffer: str) -> str:
@@ -184,7 +182,11 @@ def _loads(names: Names, visits: GluonBoxVisits, descriptors: str) -> TileLoads:
     starts = [f"stage * {len(axes)} + {i}" if len(axes) > 1 else "stage" for i in axes]
     return TileLoads(
         prologue=prologue.text().rstrip("\n"),
-        visits=own.text().rstrip("\n"),
+        found={
+            "own": "query_box({number}, sizes, parameters, BOX)",
+            "visits": "visited_boxes(own, sizes, parameters, BOX)",
+        },
+        names=own.text().rstrip("\n"),
         count="visits[1]",
         load_query=load(
             "query", "q", "head", visits.half_coordinates("i"), f"q_ready.index(place), q_tiles.index({QUERY})"
