@@ -114,7 +114,7 @@ def plan_for(request: Request) -> TilePlan:
     verify(variant)
     by_pass = stages(variant, check=bool(config.debug_topics()))
     *_, lowered = by_pass.values()
-    plan = make_plan(lowered)
+    plan = make_plan(lowered, request.problem.fit)
     config.debug("ir", variant.name, print_variant(variant))
     for name, after in by_pass.items():
         config.debug("passes", name, print_variant(after))

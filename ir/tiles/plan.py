@@ -11,6 +11,11 @@ from ..traverse import index_names, loads
 from ..variant import Variant
 
 
+# How the lengths of a call fit the grids that divisions of positions make: not that anything were known, as whole grids
+# one after the other, or as one grid each.
+Fit = Literal["any", "repeats", "grid"]
+
+
 @dataclass(frozen=True, slots=True)
 class Interval:
     """Positions ``start <= x < stop`` (empty where ``start >= stop``), as integer expressions.
@@ -65,11 +70,12 @@ class Side:
     """Queries, or keys, along one axis of the token space.
 
     ``stride``: positions between neighbouring coordinates. ``size``: number of coordinates, a literal, or an
-    expression of a length where the axis is the outermost.
+    expression of a length where the axis is the outermost. ``is_cut``: its last row may end before inner axes do.
     """
 
     stride: int
     size: Expr
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +162,7 @@ class TilePlan:
     ``keys`` and ``queries`` are sound under every method (a hull where they are not sharp).
     ``boxes``: the same pairs as boxes of token spaces, for skeletons that can walk them; terms are disjoint and
     together they are the mask. Empty where the mask has neither coordinates nor classes. ``boxes_decide_more``:
-    boxes decide, or bound, an atom that runs of positions cannot.
+    boxes decide, or bound, an atom that runs of positions cannot. ``fit``: the lengths that the boxes are right for.
     """
 
     variant: Variant
@@ -169,3 +175,4 @@ class TilePlan:
     rows_reason: str
     boxes: tuple[BoxTerm, ...] = ()
     boxes_decide_more: bool = False
+    fit: Fit = "any"
