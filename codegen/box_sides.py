@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..ir.bounds import interval
+from ..ir.bounds import POSITION, interval
 from ..ir.nodes import Const, Expr, Load, Param
 from ..ir.tiles.box_walk import Tiles, walk_boxes
 from ..ir.tiles.numeric import Array, Sizes, leaves, runs
@@ -163,10 +163,11 @@ def _best(losses: Array, reached: Array) -> int:
 def _extent(axis: BoxAxis) -> int:
     if axis.block:
         return axis.block // axis.residue
+    # Queries that are the last tokens of a grid have no more rows than it.
+    most = [(s.stride, int(min(interval(s.size, {})[1], POSITION[1]))) for s in (axis.query, axis.key)]
+    known = [size for stride, size in most if size < POSITION[1] // stride]
     long = max(_LONG // axis.key.stride, 1) * axis.residue
-    sizes = [min(interval(s.size, {})[1], long) for s in (axis.query, axis.key)]
-    known = [x for x in sizes if x < long]  # queries that are the last tokens of a grid have no more rows than it
-    return max(-(-int(max(known or sizes)) // axis.residue), 1)
+    return max(-(-max(known, default=long) // axis.residue), 1)
 
 
 def _seen(axis: BoxAxis, own: Literal["q", "k"], side: int, extent: int, value: int) -> _Seen:

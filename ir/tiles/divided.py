@@ -75,10 +75,8 @@ def divided_space(conditions: Iterable[Expr], fit: Fit) -> Space | None:
     if not grids:
         return None
     sides = {position: _sides(position, grid, fit) for position, grid in grids.items()}
-    for position, other in (("q", "kv"), ("kv", "q")):
-        if position not in sides:
-            sides[position] = axes_of(position, tuple(side.stride for side in sides[other][:-1]))
-    query, key = sides["q"], sides["kv"]
+    (known, *_) = sides.values()
+    query, key = (sides.get(p) or axes_of(p, tuple(side.stride for side in known[:-1])) for p in POSITIONS)
     return Space(query, key) if len(query) == len(key) > 1 else None
 
 

@@ -10,7 +10,6 @@ from ..nodes import Expr
 from ..traverse import index_names, loads
 from ..variant import Variant
 
-
 # How the lengths of a call fit the grids that divisions of positions make: not that anything were known, as whole grids
 # one after the other, or as one grid each.
 Fit = Literal["any", "repeats", "grid"]
