@@ -20,9 +20,9 @@ from .token_space import POSITIONS, Position, Space, axes_of
 
 @dataclass(frozen=True, slots=True)
 class DividedGrid:
-    """What the divisions of one position make: ``cuts``, the strides of the axes from the outermost on, all above 1.
+    """What remainders of one position make: ``cuts``, the strides of the axes from the outermost on, all above 1.
 
-    ``is_closed``: positions are read modulo the first cut alone, so that as many tokens may be the whole grid.
+    ``is_closed``: positions are read in remainders alone, so that as many tokens as the first cut may be a whole grid.
     """
 
     cuts: tuple[int, ...]
@@ -38,22 +38,20 @@ class DividedGrid:
 def divided_grids(conditions: Iterable[Expr]) -> dict[Position, DividedGrid]:
     """The grids of queries and keys that ``conditions`` read single coordinates in, after statics are inlined.
 
-    None of a position that only whole rows are told of (``q // 32`` alone), or that is cut at places which do not
-    divide each other.
+    None of a position that is only divided into blocks (``q // 32`` alone), or cut at places which do not divide each
+    other.
 
     >>> from ..parser import parse_expr
-    >>> divided_grids([parse_expr("q // 32 % 16 <= kv // 32 and q % 32 == kv % 32")])
+    >>> divided_grids([parse_expr("q // 32 % 16 <= kv // 64 and q % 32 == kv % 32")])
     {'q': DividedGrid(cuts=(512, 32), is_closed=True), 'kv': DividedGrid(cuts=(32,), is_closed=False)}
     """
     wholes = tuple(conditions)
     found: dict[Position, DividedGrid] = {}
     for position in POSITIONS:
         reads = [read for e in wholes for read in _reads(e, position)]
-        strides = {stride for stride, _ in reads} - {1}
-        periods = {period for _, period in reads if period is not None}
-        cuts = sorted(strides | periods, reverse=True)
-        if periods and all(wider % cut == 0 for wider, cut in pairwise(cuts)):
-            found[position] = DividedGrid(tuple(cuts), cuts[0] not in strides)
+        cuts = sorted({period for _, period in reads if period is not None}, reverse=True)
+        if cuts and all(wider % cut == 0 for wider, cut in pairwise(cuts)):
+            found[position] = DividedGrid(tuple(cuts), all(period is not None for _, period in reads))
     return found
 
 
@@ -77,7 +75,7 @@ def divided_space(conditions: Iterable[Expr], fit: Fit) -> Space | None:
     sides = {position: _sides(position, grid, fit) for position, grid in grids.items()}
     (known, *_) = sides.values()
     query, key = (sides.get(p) or axes_of(p, tuple(side.stride for side in known[:-1])) for p in POSITIONS)
-    return Space(query, key) if len(query) == len(key) > 1 else None
+    return Space(query, key) if len(query) == len(key) else None
 
 
 def _sides(position: Position, grid: DividedGrid, fit: Fit) -> tuple[Side, ...]:
