@@ -42,6 +42,26 @@ def far_above(q, kv):
     return (c <= a - 3) & (abs(b - d) <= 3)
 
 
+@rg.mask
+def by_division(q, kv):
+    """Rows of 27, as many as there are."""
+    return (abs(q // 27 - kv // 27) <= 2) & (abs(q % 27 - kv % 27) <= 3)
+
+
+@rg.mask
+def by_remainder(q, kv):
+    """A cube whose outermost axis is a remainder too, the window shifted inwards along it."""
+    first = rg.clamp(q // 96 % 5 - 1, 0, 2)
+    frame = kv // 96 % 5
+    near = (abs(q // 12 % 8 - kv // 12 % 8) <= 2) & (abs(q % 12 - kv % 12) <= 2)
+    return (frame >= first) & (frame < first + 3) & near
+
+
+@rg.mask
+def in_every_image(q, kv):
+    return (abs(q // 12 % 20 - kv // 12 % 20) <= 3) & (abs(q % 12 - kv % 12) <= 2)
+
+
 @rg.score
 def key_bias(s, batch, kv, bias):
     return s + bias[batch, kv]
@@ -65,6 +85,10 @@ EMULATED: dict[str, tuple[list[Part], tuple[int, int, int, int, int], dict[str, 
     "classes of two lengths": ([rg.dilated(4), rg.sliding_window(100, 50)], (1, 1, 1, 1037, 1035), {}),
     "fewer tokens than classes": ([rg.dilated(16)], (1, 1, 1, 5, 7), {}),
     "shifted windows": ([rg.windows(rg.grid(24, 40), 16, shift=5)], (1, 1, 1, 960, 960), {}),
+    "rows of divisions": ([by_division()], (1, 2, 1, 540, 540), {"fit": "grid"}),
+    "rows of divisions, more of keys": ([by_division()], (1, 1, 1, 189, 405), {"fit": "grid"}),
+    "cube of divisions": ([by_remainder()], (1, 1, 1, 480, 480), {"fit": "grid"}),
+    "several images of divisions": ([in_every_image()], (1, 1, 1, 480, 960), {"fit": "repeats"}),
     "rows that see nothing": ([far_above()], (1, 1, 1, 540, 540), {}),
     "softcap": ([rg.neighborhood(WIDE, 13), rg.softcap(5.0)], (1, 1, 1, 768, 768), {"sizes": (128, 128)}),
     "bias by key": ([rg.neighborhood(IMAGE, 5), key_bias(bias=bias(2, 540))], (2, 1, 1, 540, 540), {}),
