@@ -178,8 +178,8 @@ def _seen(axis: BoxAxis, own: Literal["q", "k"], side: int, extent: int, value: 
     )
     first = np.arange(0, extent, side * max(extent // side // _SAMPLES, 1))
     last = np.minimum(first + side, extent) - 1
-    length = extent * axis.residue
-    env = {**leaves(Sizes(1, 1, 1, length, length), {}), "block": 0, "residue": 0}
+    lengths = (extent * axis.residue * s.stride for s in (axis.query, axis.key))
+    env = {**leaves(Sizes(1, 1, 1, *lengths), {}), "block": 0, "residue": 0}
     some, every = runs(may, first, last, extent, env), runs(must, first, last, extent, env)
     start, stop = (x[:, 0, 0] for x in (some.starts, some.stops))
     inner = [x[:1, 0, 0] for x in (every.starts, every.stops)]

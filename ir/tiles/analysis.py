@@ -44,7 +44,6 @@ def make_plan(v: Variant, fit: Fit = "any") -> TilePlan:
         rows_reason=reason,
         boxes=boxes,
         boxes_decide_more=_decide_more(boxes, formula),
-        fit=fit,
     )
 
 

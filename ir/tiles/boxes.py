@@ -71,6 +71,7 @@ class _Draft:
     places: list[int | None]
     axes: tuple[BoxAxis, ...]
     declared: bool
+    fit: Fit
 
     @property
     def parts(self) -> tuple[Formula, ...]:
@@ -167,7 +168,7 @@ def _draft(f: Formula, whole: Formula, fit: Fit) -> _Draft:
     if draft.remaining and len(declared.query) == 1:
         fitted = divided_space(atoms(whole), fit)
         if fitted is not None:
-            return _over(f, fitted)
+            return _over(f, fitted, fit=fit)
         space = inferred_space([over_coordinates(a, declared) for a in draft.remaining])
         if space is not None:
             return _over(f, space, declared=False)
@@ -183,7 +184,7 @@ def _required(f: Formula) -> list[Expr]:
     return _comparisons(p.condition for p in (f.parts if isinstance(f, All) else (f,)) if isinstance(p, Atom))
 
 
-def _over(f: Formula, space: Space, *, declared: bool = True) -> _Draft:
+def _over(f: Formula, space: Space, *, declared: bool = True, fit: Fit = "any") -> _Draft:
     parts = f.parts if isinstance(f, All) else (f,)
     conditions = [_comparison(part, space) for part in parts]
     relations = [_relation(condition, space) for condition in conditions]
@@ -202,7 +203,7 @@ def _over(f: Formula, space: Space, *, declared: bool = True) -> _Draft:
         BoxAxis(query, key, c.block, c.offset, c.residue, c.shift, k, q)
         for query, key, c, k, q in zip(space.query, space.key, classes, keys, queries, strict=True)
     )
-    return _Draft(f, space, classes, relations, rest, places, axes, declared)
+    return _Draft(f, space, classes, relations, rest, places, axes, declared, fit)
 
 
 def _term(d: _Draft) -> BoxTerm:
@@ -225,6 +226,7 @@ def _term(d: _Draft) -> BoxTerm:
         key_origin=d.space.key_origin,
         query_end=d.space.query_end,
         key_end=d.space.key_end,
+        fit=d.fit,
     )
 
 

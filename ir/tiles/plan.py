@@ -125,7 +125,7 @@ class BoxTerm:
     ``mask`` says exactly which pairs belong to the term, on rows and columns. ``remaining`` are atoms that the axes
     only approximate; without any, the product of the axes is the mask. The point of all coordinates 0 has the position
     ``query_origin`` or ``key_origin``; no pair before it belongs to the term, nor one from ``query_end`` or ``key_end``
-    on, where there are positions after the grid.
+    on, where there are positions after the grid. ``fit``: of lengths for which its axes are right.
     """
 
     mask: Expr
@@ -136,6 +136,7 @@ class BoxTerm:
     key_origin: Expr
     query_end: Expr | None = None
     key_end: Expr | None = None
+    fit: Fit = "any"
 
     @property
     def is_nested(self) -> bool:
@@ -161,7 +162,7 @@ class TilePlan:
     ``keys`` and ``queries`` are sound under every method (a hull where they are not sharp).
     ``boxes``: the same pairs as boxes of token spaces, for skeletons that can walk them; terms are disjoint and
     together they are the mask. Empty where the mask has neither coordinates nor classes. ``boxes_decide_more``:
-    boxes decide, or bound, an atom that runs of positions cannot. ``fit``: the lengths that the boxes are right for.
+    boxes decide, or bound, an atom that runs of positions cannot.
     """
 
     variant: Variant
@@ -174,4 +175,8 @@ class TilePlan:
     rows_reason: str
     boxes: tuple[BoxTerm, ...] = ()
     boxes_decide_more: bool = False
-    fit: Fit = "any"
+
+    @property
+    def fit(self) -> Fit:
+        """The lengths that all boxes are right for."""
+        return next((term.fit for term in self.boxes if term.fit != "any"), "any")

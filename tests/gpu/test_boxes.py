@@ -71,7 +71,7 @@ def image_between_texts(q: Any, kv: Any, first: Any) -> Any:
 
 @rg.mask
 def by_division(q: Any, kv: Any) -> Any:
-    """A window on rows of 27, written without a grid: how many there are, and whether the last is whole, lengths say."""
+    """A window on rows of 27 that no grid declares: lengths say how many there are, and whether all are whole."""
     return (abs(q // 27 - kv // 27) <= 2) & (abs(q % 27 - kv % 27) <= 3)
 
 
