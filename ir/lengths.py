@@ -52,7 +52,7 @@ def fit_of_lengths(v: Variant, q_len: int, kv_len: int) -> Fit:
 @lru_cache(maxsize=64)
 def _divided_by(v: Variant) -> Mapping[Position, DividedGrid]:
     divides = any(isinstance(e, Binary) and e.op == "mod" for whole in (v.mask, *v.scores) for e in walk(whole))
-    return divided_grids([run_pipeline(v).mask]) if divides else {}
+    return divided_grids(run_pipeline(v).mask) if divides else {}
 
 
 def _asks_for_its_end(v: Variant, e: Coordinate, last: bool) -> bool:

@@ -71,7 +71,6 @@ class _Draft:
     places: list[int | None]
     axes: tuple[BoxAxis, ...]
     declared: bool
-    fit: Fit
 
     @property
     def parts(self) -> tuple[Formula, ...]:
@@ -90,13 +89,14 @@ def find_boxes(mask: Expr, fit: Fit = "any") -> tuple[BoxTerm, ...]:
     """
     if not any(e.type.is_integer and _divides(e) for e in walk(mask)):
         return ()
-    formula = to_formula(mask)
-    best: tuple[_Draft, ...] = (_draft(formula, formula, fit),)
+    formula, fitted = to_formula(mask), divided_space(mask, fit)
+    best: tuple[_Draft, ...] = (_draft(formula, formula, fitted),)
     for reverse in (False, True):
         if _vagueness(best):
-            parts = tuple(_draft(part, formula, fit) for part in _disjoint(formula, reverse))
+            parts = tuple(_draft(part, formula, fitted) for part in _disjoint(formula, reverse))
             best = min(best, parts, key=_vagueness)
-    terms = tuple(_term(d) for d in best if all(a.keys.may for a in d.axes))  # the others hold no pair
+    drafts = [d for d in best if all(a.keys.may for a in d.axes)]  # the others hold no pair
+    terms = tuple(_term(d, fit if d.space is fitted else "any") for d in drafts)
     return terms if any(map(_says_more, terms)) else ()
 
 
@@ -151,10 +151,10 @@ def _alternatives(f: Any) -> tuple[Formula, ...]:
     return (disjoin(tuple(plain)), *(p for p in f.parts if p not in plain))
 
 
-def _draft(f: Formula, whole: Formula, fit: Fit) -> _Draft:
+def _draft(f: Formula, whole: Formula, fitted: Space | None) -> _Draft:
     """``f``, a part of ``whole``, over the declared axes, or, where remainders are left over, over those they make.
 
-    Where it is known that lengths fit these, they are as good as declared.
+    ``fitted``: the space of these, as good as declared, where it is known that lengths fit.
     """
     mask, required = _comparisons(atoms(whole)), _required(f)
     declared = declared_space(atoms(f), required, mask)
@@ -166,9 +166,8 @@ def _draft(f: Formula, whole: Formula, fit: Fit) -> _Draft:
         declared = LINE
     draft = _over(f, declared)
     if draft.remaining and len(declared.query) == 1:
-        fitted = divided_space(atoms(whole), fit)
         if fitted is not None:
-            return _over(f, fitted, fit=fit)
+            return _over(f, fitted)
         space = inferred_space([over_coordinates(a, declared) for a in draft.remaining])
         if space is not None:
             return _over(f, space, declared=False)
@@ -184,7 +183,7 @@ def _required(f: Formula) -> list[Expr]:
     return _comparisons(p.condition for p in (f.parts if isinstance(f, All) else (f,)) if isinstance(p, Atom))
 
 
-def _over(f: Formula, space: Space, *, declared: bool = True, fit: Fit = "any") -> _Draft:
+def _over(f: Formula, space: Space, *, declared: bool = True) -> _Draft:
     parts = f.parts if isinstance(f, All) else (f,)
     conditions = [_comparison(part, space) for part in parts]
     relations = [_relation(condition, space) for condition in conditions]
@@ -203,10 +202,10 @@ def _over(f: Formula, space: Space, *, declared: bool = True, fit: Fit = "any") 
         BoxAxis(query, key, c.block, c.offset, c.residue, c.shift, k, q)
         for query, key, c, k, q in zip(space.query, space.key, classes, keys, queries, strict=True)
     )
-    return _Draft(f, space, classes, relations, rest, places, axes, declared, fit)
+    return _Draft(f, space, classes, relations, rest, places, axes, declared)
 
 
-def _term(d: _Draft) -> BoxTerm:
+def _term(d: _Draft, fit: Fit) -> BoxTerm:
     axes = d.axes
     # Along axes that nobody declared, as remainders make them, runs of positions say as much.
     if d.remaining and d.declared:
@@ -226,7 +225,7 @@ def _term(d: _Draft) -> BoxTerm:
         key_origin=d.space.key_origin,
         query_end=d.space.query_end,
         key_end=d.space.key_end,
-        fit=d.fit,
+        fit=fit,
     )
 
 

@@ -6,7 +6,7 @@ takes the grid for a declared one, the plan for any lengths does not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -35,20 +35,19 @@ class DividedGrid:
         return "repeats" if self.is_closed and length > self.cuts[0] else "grid"
 
 
-def divided_grids(conditions: Iterable[Expr]) -> dict[Position, DividedGrid]:
-    """The grids of queries and keys that ``conditions`` read single coordinates in, after statics are inlined.
+def divided_grids(mask: Expr) -> dict[Position, DividedGrid]:
+    """The grids of queries and keys that ``mask`` reads single coordinates in, after the pipeline.
 
     None of a position that is only divided into blocks (``q // 32`` alone), or cut at places which do not divide each
     other.
 
     >>> from ..parser import parse_expr
-    >>> divided_grids([parse_expr("q // 32 % 16 <= kv // 64 and q % 32 == kv % 32")])
+    >>> divided_grids(parse_expr("q // 32 % 16 <= kv // 64 and q % 32 == kv % 32"))
     {'q': DividedGrid(cuts=(512, 32), is_closed=True), 'kv': DividedGrid(cuts=(32,), is_closed=False)}
     """
-    wholes = tuple(conditions)
     found: dict[Position, DividedGrid] = {}
     for position in POSITIONS:
-        reads = [read for e in wholes for read in _reads(e, position)]
+        reads = list(_reads(mask, position))
         cuts = sorted({period for _, period in reads if period is not None}, reverse=True)
         if cuts and all(wider % cut == 0 for wider, cut in pairwise(cuts)):
             found[position] = DividedGrid(tuple(cuts), all(period is not None for _, period in reads))
@@ -64,12 +63,12 @@ def fit_of(grids: Mapping[Position, DividedGrid], q_len: int, kv_len: int) -> Fi
     return "repeats" if "repeats" in fits else "grid"
 
 
-def divided_space(conditions: Iterable[Expr], fit: Fit) -> Space | None:
-    """The space of the grids that ``conditions`` divide positions into, for lengths that fit; None where there is none.
+def divided_space(mask: Expr, fit: Fit) -> Space | None:
+    """The space of the grids that ``mask`` divides positions into, for lengths that fit all of them; else None.
 
     A position that is read in no grid is cut as the other one, wherever it ends.
     """
-    grids = divided_grids(conditions) if fit != "any" else {}
+    grids = divided_grids(mask) if fit != "any" else {}
     if not grids:
         return None
     sides = {position: _sides(position, grid, fit) for position, grid in grids.items()}
