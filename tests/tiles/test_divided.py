@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from boxes import (
@@ -145,7 +145,6 @@ def predicates(draw: st.DrawFn, depth: int = 2) -> str:
     return str(form.format(*parts))
 
 
-@settings(max_examples=60)
 @given(predicates(), st.sampled_from((24, 48, 12, 25, 6, 23)), st.sampled_from((24, 24, 48, 6, 29)), st.integers(2, 4))
 def test_random_divisions_are_never_decided_wrongly(keep: str, q_len: int, kv_len: int, side: int) -> None:
     v, _ = parse_variant(f"attention mask() {{ keep {keep} }}")
