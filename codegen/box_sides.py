@@ -73,7 +73,7 @@ def box_shapes(axes: tuple[BoxAxis, ...], own: Literal["q", "k"], block_m: int, 
     # Equal ones are told apart by their innermost sides: tokens that lie together in memory.
     shapes.sort(key=lambda s: [-x for x in (*s.queries[::-1], *s.keys[::-1])])
     if any((a.keys_within if own == "q" else a.queries_within) is not None for a in axes):
-        return _nested_shapes(axes, own, extents, shapes)
+        return _nested_shapes(axes, own, [extents, *longer][-1], shapes)
     guesses = [list(zip(e, values, strict=True)) for e in (extents, *longer) for values in _guesses(axes, own, e)]
 
     @cache
