@@ -17,6 +17,7 @@ from generated_gluon import BF16, F16, bias, module, tensors
 from generated_triton import H100, load
 from oracle import Part, allowed_pairs, assert_close_to_oracle, eager, oracle
 from regard.codegen.binaries import compile_launches
+from regard.codegen.box_support import walks_boxes
 from regard.codegen.gluon_box_forward import unsupported_reason
 from regard.codegen.schedule import Problem, Target
 from regard.codegen.skeletons import choose
@@ -212,3 +213,20 @@ def test_chosen_where_calls_fill_the_gpu() -> None:
     assert choose(plan, problem, H100, "backward", True).skeleton == "triton"
     assert "sm_80" in choose(plan, problem, Target("cuda", 80), "forward", True).reason
     assert "no faster" in choose(plan, Problem("bf16", 64, 64), H100, "forward", True).reason
+
+
+@pytest.mark.parametrize(("tokens", "walks"), [(1024, False), (200, True)])
+def test_boxes_along_rows_of_whole_tiles_are_left_to_tables(tokens: int, walks: bool) -> None:
+    """A window that narrows with the distance of frames: where tiles cross frames, boxes hold far fewer pairs."""
+
+    @rg.mask
+    def narrowing(q, kv):
+        apart = abs(q // tokens - kv // tokens)
+        reach = rg.where(apart >= 4, tokens // 16, rg.where(apart >= 1, tokens // 8, tokens // 4))
+        return abs(q % tokens - kv % tokens) <= reach
+
+    plan = make_plan(run_pipeline(assemble(narrowing())[0]), "grid")
+    assert walks_boxes(plan, H100) == walks and walks_boxes(plan, Target("cuda", 80))
+    choice = choose(plan, Problem("bf16", 128, 128, fit="grid"), H100, "forward", True)
+    assert choice.skeleton == ("triton" if walks else "gluon")
+    assert ("hardly fewer pairs" in choice.reason) != walks
