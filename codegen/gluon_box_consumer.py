@@ -10,7 +10,7 @@ from ..ir.tiles.plan import Interval, TilePlan
 from ..ir.types import I32
 from .emitter import Emitter
 from .gluon_box_visits import BOX_SIZES, GluonBoxVisits
-from .gluon_consumer import Consumer, Room
+from .gluon_consumer import Consumer
 from .gluon_names import Names
 from .gluon_seen import UnseenKeys
 from .gluon_tiles import emit_unpack
@@ -30,13 +30,13 @@ class BoxConsumer(Consumer):
 
     def __init__(
         self, plan: TilePlan, problem: Problem, schedule: Schedule, parameters: Sequence[Argument], names: Names,
-        visits: GluonBoxVisits, room: Room, *, whole: bool,
+        visits: GluonBoxVisits, *, whole: bool,
     ) -> None:  # fmt: skip
         self.visits, self.whole = visits, whole
         # Values that nobody sees are gone before the kernel starts.
         every_key = UnseenKeys((Interval(ZERO, Index("kv_len", I32)),))
         unmasked = replace(plan, variant=replace(plan.variant, mask=TRUE))
-        super().__init__(unmasked, problem, schedule, parameters, every_key, names, room)
+        super().__init__(unmasked, problem, schedule, parameters, every_key, names, shares_query=False)
 
     def emit_sizes(self, out: Emitter) -> None:
         """The sizes of the call, and the sides of boxes."""
@@ -78,19 +78,14 @@ class BoxConsumer(Consumer):
     def emit_inside(self, out: Emitter) -> str:
         """Which rows belong to the class."""
         axes = range(len(self.visits.axes))
-        return " & ".join(f"(q_at_{i} + q_lane_{i} < {self.visits.end_of(i, 'q')})" for i in axes)
+        inside = [f"(q_at_{i} + q_lane_{i} < {self.visits.end_of(i, 'q')})" for i in axes]
+        out.line(f"inside = {' & '.join(inside)}")
+        return "inside"
 
     def emit_out_place(self, out: Emitter) -> str:
         """Where this half of the box is in the tensor of outputs, whose batches and heads are one axis."""
         self.visits.emit_places(out, "q")
         return ", ".join(["entry", *self.visits.half_coordinates("GROUP")])
-
-    def emit_keep(self, out: Emitter) -> None:
-        """The place of the box, or its rows where it may end in another class."""
-        if self.whole:
-            super().emit_keep(out)
-        else:
-            out.line("out_entry, out_row, out_inside = entry, q_row, inside")
 
     def emit_outputs(self, out: Emitter) -> None:
         """Writes the outputs of this consumer, by pointers where the box may end in another class."""
@@ -99,8 +94,8 @@ class BoxConsumer(Consumer):
             return
         (part,) = self.value
         self.emit_quotient(out, part)
-        out.line("row_at = tl.convert_layout(out_row, tl.SliceLayout(1, OUTPUTS)).to(tl.int64)[:, None]")
-        out.line("column_at = tl.arange(0, VALUE, tl.SliceLayout(0, OUTPUTS))[None, :]")
-        out.line("row_inside = tl.convert_layout(out_inside, tl.SliceLayout(1, OUTPUTS))[:, None]")
-        place = "(out_entry.to(tl.int64) * q_len + row_at) * VALUE + column_at"
-        out.line(f"tl.store(out + {place}, acc.to(ELEMENT), mask=row_inside)")
+        out.line("out_row = tl.convert_layout(q_row, tl.SliceLayout(1, OUTPUTS)).to(tl.int64)[:, None]")
+        out.line("out_column = tl.arange(0, VALUE, tl.SliceLayout(0, OUTPUTS))[None, :]")
+        out.line("out_inside = tl.convert_layout(inside, tl.SliceLayout(1, OUTPUTS))[:, None]")
+        place = "(entry.to(tl.int64) * q_len + out_row) * VALUE + out_column"
+        out.line(f"tl.store(out + {place}, acc.to(ELEMENT), mask=out_inside)")

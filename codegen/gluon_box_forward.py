@@ -16,17 +16,15 @@ from .gluon_box_consumer import BoxConsumer
 from .gluon_box_seen import emit_clean_value, emit_seen_keys
 from .gluon_box_visits import BOX_SIZES, UNITS, GluonBoxVisits
 from .gluon_forward import (
-    FEWEST,
     KERNEL,
     emit_body,
     emit_constants,
     emit_start,
-    room,
     run_function,
     takes_registers,
     variations,
 )
-from .gluon_loader import QUERY, TileLoads, emit_load_tiles
+from .gluon_loader import TileLoads, emit_load_tiles
 from .gluon_module import finish, reason_against_target
 from .gluon_names import Names, installed_names
 from .gluon_tiles import CELLS, emit_unpack
@@ -113,20 +111,18 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     ]
     head, out = Emitter(), Emitter()
     emit_header(head, "Forward kernel", plan, problem, schedule, target, tiles=note_of(plan))
-    found = room(problem, schedule, out_tiles=whole) or FEWEST
-    emit_constants(out, problem, schedule, found, axes=len(visits.view("q")[0]))
+    emit_constants(out, problem, schedule, axes=len(visits.view("q")[0]))
     emit_sides(out, "FORWARD", shapes)
     out.definition(CELLS)
     visits.emit_functions(out)
     loops = TileLoops("full_count" if visits.has_full_boxes else "", "", "partial_count", "")
-    BoxConsumer(plan, problem, schedule, carried, names, visits, found, whole=whole).emit(out, loops)
+    BoxConsumer(plan, problem, schedule, carried, names, visits, whole=whole).emit(out, loops)
     descriptors = "".join(f"{a.name}, " for a in copies[3:])
-    emit_load_tiles(out, _loads(names, visits, descriptors), ahead=found.queries == 2)
+    emit_load_tiles(out, _loads(names, visits, descriptors))
     out.line("\n")
     with kernel(out, KERNEL, arguments, ("BOX",)):
         emit_body(
-            out, problem, schedule, BOX_SIZES, carried, descriptors, ", BOX", len(term.axes),
-            own_out_tiles=whole and not found.shared,
+            out, problem, schedule, BOX_SIZES, carried, descriptors, ", BOX", len(term.axes), own_out_tiles=whole
         )
     _emit_run(out, plan, problem, schedule, visits, arguments)
     return finish(out, plan, [KERNEL], head, short_tanh=True)
@@ -165,9 +161,11 @@ def _loads(names: Names, visits: GluonBoxVisits, descriptors: str) -> TileLoads:
     emit_unpack(prologue, "sizes", BOX_SIZES)
     emit_unpack(prologue, "parameters", visits.parameters)
     visits.emit_sides(prologue)
+    own.line("own = query_box(program, sizes, parameters, BOX)")
     visits.emit_names(own)
     visits.emit_places(own, "q")
     visits.emit_places(own, "k")
+    own.line("visits = visited_boxes(own, sizes, parameters, BOX)")
     axes = range(len(visits.axes))
 
     def load(tensor: str, letter: Letter, head: str, coordinates: list[str], buffer: str) -> str:
@@ -182,17 +180,10 @@ def _loads(names: Names, visits: GluonBoxVisits, descriptors: str) -> TileLoads:
     starts = [f"stage * {len(axes)} + {i}" if len(axes) > 1 else "stage" for i in axes]
     return TileLoads(
         prologue=prologue.text().rstrip("\n"),
-        found={
-            "own": "query_box({number}, sizes, parameters, BOX)",
-            "visits": "visited_boxes(own, sizes, parameters, BOX)",
-        },
-        names=own.text().rstrip("\n"),
+        visits=own.text().rstrip("\n"),
         count="visits[1]",
-        load_query=load(
-            "query", "q", "head", visits.half_coordinates("i"), f"q_ready.index(place), q_tiles.index({QUERY})"
-        ),
+        load_query=load("query", "q", "head", visits.half_coordinates("i"), "q_ready, q_tiles.index(i)"),
         start=f"{', '.join(f'k_at_{i}' for i in axes)}{',' if len(axes) == 1 else ''} = visited_box(t, visits, BOX)",
-        no_start=f"{', '.join(f'k_at_{i}' for i in axes)} = {', '.join('0' for _ in axes)}",
         write_start="\n".join(f"write(starts, {start}, k_at_{i})" for i, start in enumerate(starts)),
         load_key=load("key", "k", "kv_head", key_place, "k_ready.index(stage), k_tiles.index(stage)"),
         load_value=load("value", "k", "kv_head", key_place, "v_ready.index(stage), v_tiles.index(stage)"),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from ..ir.dependence import dependence
 from ..ir.nodes import TRUE, Expr
@@ -62,20 +60,11 @@ def add_scores(q_tile, k_tile, s):
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What shared memory has room for: the queries of so many tiles, and whether outputs leave from their place."""
-
-    queries: Literal[1, 2]
-    shared: bool
-
-
 class Consumer:
     """Prints ``attend``: for each tile of queries a first tile of keys, a masked loop, a loop without mask.
 
-    The first tile of keys comes beside the last values of the tile of queries before, and its scores beside the outputs
-    of that, if shared memory has room for the queries of both. What a tile is, is said by the methods that
-    :mod:`.gluon_box_consumer` overrides.
+    ``ahead``: the first tile of keys comes beside the last values of the tile of queries before, and its scores beside
+    the outputs of that. What a tile is, is said by the methods that :mod:`.gluon_box_consumer` overrides.
     """
 
     # Constants that ``attend`` takes, positions of the columns of a tile of scores, and whether masks need these.
@@ -85,10 +74,13 @@ class Consumer:
 
     def __init__(
         self, plan: TilePlan, problem: Problem, schedule: Schedule, parameters: Sequence[Argument],
-        unseen: Unseen, names: Names, room: Room,
+        unseen: Unseen, names: Names, shares_query: bool,
     ) -> None:  # fmt: skip
         self.parameters, self.unseen, self.names = parameters, unseen, names
-        self.consumers, self.room = schedule.block_m // 64, room
+        self.consumers, self.shares_query, self.ahead = schedule.block_m // 64, shares_query, schedule.ahead
+        # Which of two tiles of queries, where there is room for both.
+        self.own_query = "slot * CONSUMERS + GROUP" if self.ahead else "GROUP"
+        self.query_turn = (".index(slot)", "turn >> 1 & 1") if self.ahead else ("", "turn & 1")
         self.head, self.value = head_parts(problem.head_dim), head_parts(problem.value_dim)
         results: dict[str, Expr] = {}
         if plan.variant.mask != TRUE:
@@ -116,27 +108,26 @@ class Consumer:
         ):
             out.line('"""A consumer: four warps own ROWS queries of each tile."""')
             self._emit_prologue(out)
-            if self.room.queries == 2:
-                self._emit_query_prologue(out)
-                self._emit_first(out)
+            if self.ahead:
+                done = self._emit_query_prologue(out)
+                self._emit_first(out, done)
             with out.block("while program < programs:"):
-                if self.room.queries == 1:
-                    self._emit_query_prologue(out)
-                    self._emit_first(out)
-                self._emit_loops(out, loops)
-                self._emit_end(out)
+                if not self.ahead:
+                    done = self._emit_query_prologue(out)
+                    self._emit_first(out, done)
+                if loops.partial_count:
+                    out.comment("Tiles in which the mask decides.")
+                    with out.block("for t in range(1, partial_count):"):
+                        self._emit_step(out, done, masked=True)
+                if loops.full_count:
+                    out.comment("Tiles in which every pair is allowed.")
+                    with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
+                        self._emit_step(out, done, masked=False)
+                if self.ahead:
+                    self._emit_end_and_next(out)
+                else:
+                    self._emit_epilogue(out)
             out.line("tma.store_wait(0)")
-
-    def _emit_loops(self, out: Emitter, loops: TileLoops) -> None:
-        """All tiles of keys but the first."""
-        if loops.partial_count:
-            out.comment("Tiles in which the mask decides.")
-            with out.block("for t in range(1, partial_count):"):
-                self._emit_step(out, masked=True)
-        if loops.full_count:
-            out.comment("Tiles in which every pair is allowed.")
-            with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
-                self._emit_step(out, masked=False)
 
     def _emit_prologue(self, out: Emitter) -> None:
         asks = isinstance(self.unseen, UnseenByWeights)
@@ -144,6 +135,9 @@ class Consumer:
         out.line(f"q_ready, q_empty, k_ready, v_ready, order_ready, order_empty{more} = barriers")
         self.emit_sizes(out)
         emit_unpack(out, "parameters", self.parameters)
+        if not self.ahead:
+            for i, p in enumerate(self.head):
+                out.line(f"q_tile{p.suffix} = {self._query_tile(i)}")
         out.line("rows = tl.arange(0, ROWS, tl.SliceLayout(1, SCORES))")
         out.line("columns = tl.arange(0, BLOCK_N, tl.SliceLayout(0, SCORES))")
         if self.loads_columns:
@@ -158,53 +152,64 @@ class Consumer:
         if asks:
             out.line("cleared = 0  # tiles of which it was asked what no query sees")
 
-    def _emit_query_prologue(self, out: Emitter) -> None:
-        """What is known of tile number ``turn`` of queries."""
+    def _emit_query_prologue(self, out: Emitter) -> frozenset[str]:
         out.line("slot = turn & 1")
         out.line("partial_count = read(orders, slot * 3 + 1)")
         out.line("count = read(orders, slot * 3 + 2)")
         out.line("mbarrier.arrive(order_empty.index(slot))")
-        if self.room.queries == 2:
-            out.comment("Past the last one, what is computed goes nowhere.")
-        self.emit_place(out, "tl.minimum(program, programs - 1)" if self.room.queries == 2 else "program")
+        if self.ahead:
+            out.comment("Past the last tile, what is computed goes nowhere.")
+        self.emit_place(out, "tl.minimum(program, programs - 1)" if self.ahead else "program")
         out.line("q_index = q_row[:, None]")
         if not self.unseen.all_seen:
             self.unseen.emit_bounds(out)
         done = self.values.emit(out, "program", self.results, Guard())
-        self.done = self.values.emit(out, "query", self.results, Guard(query="(q_index < q_len)"), done)
+        done = self.values.emit(out, "query", self.results, Guard(query="(q_index < q_len)"), done)
+        if not self.ahead:
+            self._emit_no_outputs(out)
+        return done
+
+    def _query_tile(self, i: int) -> str:
+        """Part ``i`` of the columns of this consumer's queries, as text."""
+        tiles, width = tiles_of("q_tiles", self.head, i), self.head[i].width
+        return f"{tiles}.index({self.own_query}).reshape([ROWS, {width}])"
+
+    def _emit_no_outputs(self, out: Emitter) -> None:
+        for p in self.value:
+            out.line(f"acc{p.suffix} = tl.zeros([ROWS, {p.width}], tl.float32, OUTPUTS{p.suffix})")
+
+    def _emit_first(self, out: Emitter, done: frozenset[str]) -> None:
+        out.comment("The first tile, masked even if it is full: nothing to overlap with yet.")
+        self._emit_start_first(out, "s")
+        self._emit_weights_of_first(out, done, "s")
+        if self.ahead:
+            self._emit_no_outputs(out)
 
     def _emit_start_first(self, out: Emitter, name: str) -> None:
         """Starts the scores of the first tile of keys."""
+        at, phase = self.query_turn
+        out.line(f"mbarrier.wait(q_ready{at}, {phase})")
         out.line("stage, phase = ring(used)")
-        out.line("place, turn_phase = query_ring(turn)")
-        out.line("mbarrier.wait(q_ready.index(place), turn_phase)")
         self._emit_start_scores(out, name)
 
-    def _emit_first(self, out: Emitter) -> None:
-        out.comment("The first tile, masked even if it is full: nothing to overlap with yet.")
-        self._emit_start_first(out, "s")
-        self._emit_weights_of_first(out, "s")
-
-    def _emit_weights_of_first(self, out: Emitter, product: str) -> None:
+    def _emit_weights_of_first(self, out: Emitter, done: frozenset[str], product: str) -> None:
         """From its product to the weights of the first tile of keys, with which maxima and sums begin."""
         self.emit_start(out)
         out.line(f"s = warpgroup_mma_wait(0, deps=({product},))")
         out.line("release(stage)")
-        self._emit_scores(out, masked=True)
+        self._emit_scores(out, done, masked=True)
         out.comment("Finite, so never inf - inf: a row may see none of its first tile.")
         out.line(f"m = tl.maximum(row_max(s) * {self.unit}, -3.0e38)  # running maximum times log2(e)")
         out.line(f"p = tl.exp2(s * {self.unit} - m[:, None])")
         out.line("l = partial_sums(p)  # of exponentials")
-        self._emit_clear(out, " & (program < programs)" if self.room.queries == 2 else "")
-        for p in self.value:
-            out.line(f"acc{p.suffix} = tl.zeros([ROWS, {p.width}], tl.float32, OUTPUTS{p.suffix})")
+        self._emit_clear(out, exists="program < programs" if self.ahead else "")
 
     def _emit_start_scores(self, out: Emitter, name: str) -> None:
         out.line("mbarrier.wait(k_ready.index(stage), phase)")
         for i, p in enumerate(self.head):
-            query = f"{tiles_of('q_tiles', self.head, i)}.index(place * CONSUMERS + GROUP).reshape([ROWS, {p.width}])"
-            key = f"{tiles_of('k_tiles', self.head, i)}.index(stage)"
-            start = f"add_scores({query}, {key}, {name})" if i else f"start_scores({query}, {key})"
+            tile = f"{tiles_of('k_tiles', self.head, i)}.index(stage)"
+            query = self._query_tile(i) if self.ahead else f"q_tile{p.suffix}"
+            start = f"add_scores({query}, {tile}, {name})" if i else f"start_scores({query}, {tile})"
             out.line(f"{name} = {start}")
 
     def _emit_start_outputs(self, out: Emitter, prefix: str) -> None:
@@ -217,12 +222,12 @@ class Consumer:
             out.line(f"{prefix}acc{p.suffix} = start_outputs(weights{p.suffix}, {tile}, acc{p.suffix})")
 
     def _emit_wait_outputs(self, out: Emitter, prefix: str, behind: int = 0) -> None:
-        """``behind``: how many products started after these may go on."""
+        """``behind``: how many products that were started after these may go on."""
         names = ", ".join(f"acc{p.suffix}" for p in self.value)
         waited = ", ".join(f"{prefix}acc{p.suffix}" for p in self.value)
         out.line(f"{names} = warpgroup_mma_wait({behind}, deps=({waited}{',' if len(self.value) == 1 else ''}))")
 
-    def _emit_step(self, out: Emitter, *, masked: bool) -> None:
+    def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """Scores and weights of one tile of keys, overlapped with the values of the tile before."""
         out.line("last, last_phase = ring(used + t - 1)")
         out.line("stage, phase = ring(used + t)")
@@ -231,7 +236,7 @@ class Consumer:
         if masked or self.reads_keys:
             self.emit_start(out)
         out.line(f"s = warpgroup_mma_wait({len(self.value)}, deps=(next_s,))")
-        self._emit_scores(out, masked=masked)
+        self._emit_scores(out, done, masked=masked)
         out.line(f"m_new = tl.maximum(m, row_max(s) * {self.unit})")
         out.comment("Exponentials come after this wait anyway; so they must not delay the release of the buffers.")
         self._emit_wait_outputs(out, "next_")
@@ -246,10 +251,9 @@ class Consumer:
         if masked:
             self._emit_clear(out)
 
-    def _emit_scores(self, out: Emitter, *, masked: bool) -> None:
+    def _emit_scores(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """From products ``s`` to modified and masked scores."""
         wanted = self.results if masked else tuple(x for x in self.results if x != "mask")
-        done = self.done
         if self.reads_keys or (masked and self.masks_positions):
             guard = Guard(key="(kv_index < kv_len)" if masked else "")
             done = emit_columns(out, self.values, "key", wanted, guard, done, self.positions)
@@ -270,41 +274,57 @@ class Consumer:
         """After the scores of a partial tile: clears what must not be seen of its values, if it ``exists``."""
         if self.unseen.all_seen:
             return
-        some_unseen = f"({self.unseen.some_unseen}){exists}" if exists else self.unseen.some_unseen
+        some_unseen = f"({self.unseen.some_unseen}) & ({exists})" if exists else self.unseen.some_unseen
         with out.block(f"if {some_unseen}:"):
             out.line("mbarrier.wait(v_ready.index(stage), phase)")
             tiles = [f"{tiles_of('v_tiles', self.value, i)}.index(stage)" for i in range(len(self.value))]
             shapes = [f"[BLOCK_N, {p.width}]" for p in self.value]
             self.unseen.emit_clear(out, [f"{t}.reshape({s})" for t, s in zip(tiles, shapes, strict=True)])
 
-    def _emit_end(self, out: Emitter) -> None:
-        """The last values and the outputs of a tile of queries; the start of the next beside them if there is room."""
-        if not self.room.shared:
-            out.line("mbarrier.arrive(q_empty.index(place))")
+    def _emit_epilogue(self, out: Emitter) -> None:
+        if not self.shares_query:
+            out.line("mbarrier.arrive(q_empty)")
+        out.line("used += count")
+        out.line("last, last_phase = ring(used - 1)")
+        self._emit_start_outputs(out, "")
+        self._emit_wait_outputs(out, "")
+        out.line("release(STAGES + last)")
+        out.line()
+        self._emit_log_sums(out)
+        self.emit_outputs(out)
+        out.line()
+        self._emit_next_number(out)
+
+    def _emit_end_and_next(self, out: Emitter) -> None:
+        """The last values and the outputs of a tile of queries, and between them the first scores of the next."""
+        out.line("mbarrier.arrive(q_empty.index(slot))")
         out.line("used += count")
         out.line("last, last_phase = ring(used - 1)")
         self._emit_start_outputs(out, "next_")
+        self._emit_log_sums(out)
+        self.emit_keep(out)
+        self._emit_next_number(out)
+        done = self._emit_query_prologue(out)
+        self._emit_start_first(out, "next_s")
+        self._emit_wait_outputs(out, "next_", behind=len(self.head))
+        out.line("release(STAGES + last)")
+        self.emit_outputs(out)
+        self._emit_weights_of_first(out, done, "next_s")
+        self._emit_no_outputs(out)
+
+    def _emit_log_sums(self, out: Emitter) -> None:
+        """Sums ``l`` of whole rows, and their logarithms for the caller."""
         out.line("l = tl.convert_layout(tl.sum(l, 1), tl.SliceLayout(1, SCORES))")
         out.comment("A row that may attend to nothing gives 0, and -inf for the logarithm of its sum.")
         out.line('total = tl.where(l == 0.0, float("-inf"), (m + tl.log2(l)) * LN2)')
-        out.line(f"inside = {self.emit_inside(out)}")
-        out.line("tl.store(lse + entry.to(tl.int64) * q_len + q_row, total, mask=inside)")
-        self.emit_keep(out)
+        inside = self.emit_inside(out)
+        out.line(f"tl.store(lse + entry.to(tl.int64) * q_len + q_row, total, mask={inside})")
+
+    def _emit_next_number(self, out: Emitter) -> None:
+        """``program`` of the next tile of queries."""
         out.line("turn += 1")
         out.line("mbarrier.wait(order_ready.index(turn & 1), turn >> 1 & 1)")
         out.line("program = read(orders, (turn & 1) * 3)")
-        if self.room.queries == 2:
-            self._emit_query_prologue(out)
-            self._emit_start_first(out, "next_s")
-        self._emit_wait_outputs(out, "next_", behind=len(self.head) if self.room.queries == 2 else 0)
-        out.line("release(STAGES + last)")
-        self.emit_outputs(out)
-        if self.room.queries == 2:
-            self._emit_weights_of_first(out, "next_s")
-        if self.room.shared:
-            out.comment("Other queries come to where this tile leaves from.")
-            out.line("tma.store_wait(0)")
-            out.line("mbarrier.arrive(q_empty.index(left))")
 
     def emit_quotient(self, out: Emitter, p: Part) -> None:
         """Divides a part of the sums by those of the weights."""
@@ -346,29 +366,31 @@ class Consumer:
         return "q_row < q_len"
 
     def emit_keep(self, out: Emitter) -> None:
-        """What outputs need to know of their tile, whose other names the next one takes."""
+        """Keeps the place of outputs, whose names the next tile takes."""
         coordinates = self.emit_out_place(out).split(", ")
-        self.out_place = [f"out_at_{i}" for i in range(len(coordinates))]
-        out.line(f"{', '.join(self.out_place)} = {', '.join(coordinates)}")
-        if self.room.shared:
-            out.line("left = place")
+        self.kept = [f"out_at_{i}" for i in range(len(coordinates))]
+        out.line(f"{', '.join(self.kept)} = {', '.join(coordinates)}")
 
     def emit_outputs(self, out: Emitter) -> None:
         """Writes the outputs of this consumer, from ``acc`` and the sums ``l`` of weights."""
-        if not self.room.shared:
+        if not self.shares_query:
             out.comment("The copy of the tile before must have left the buffer.")
             out.line("tma.store_wait(0)")
         out.line(f"{self.names.barrier}()")
-        own = f"{'left * CONSUMERS + ' if self.room.shared else ''}GROUP"
         for i, p in enumerate(self.value):
             self.emit_quotient(out, p)
-            tile = f"{tiles_of('out_tiles', self.value, i)}.index({own})"
+            tile = f"{tiles_of('out_tiles', self.value, i)}.index(GROUP)"
             out.line(f"{tile}.reshape([ROWS, {p.width}]).store(acc{p.suffix}.to(ELEMENT))")
         out.line("fence_async_shared()")
         out.line(f"{self.names.barrier}()")
+        place = ", ".join(self.kept) if self.ahead else self.emit_out_place(out)
         for i, p in enumerate(self.value):
             target, tile = (tiles_of(x, self.value, i) for x in ("out", "out_tiles"))
-            out.line(f"{self.names.store}({target}, [{', '.join(self.out_place)}, {p.first}], {tile}.index({own}))")
+            out.line(f"{self.names.store}({target}, [{place}, {p.first}], {tile}.index(GROUP))")
+        if self.shares_query:
+            out.comment("The next queries come to where this tile leaves from.")
+            out.line("tma.store_wait(0)")
+            out.line("mbarrier.arrive(q_empty)")
 
     def emit_out_place(self, out: Emitter) -> str:
         """Where this consumer's queries are in the tensor of outputs, as text."""

@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from ..ir.dependence import dependence
-from ..ir.nodes import Load, Unary
+from ..ir.nodes import TILE_NAMES, Load, Unary
 from ..ir.tiles.plan import TilePlan
-from ..ir.traverse import walk
+from ..ir.traverse import index_names, walk
 from .defaults import heaviest_last
 from .emitter import Emitter
-from .gluon_consumer import Consumer, Room
+from .gluon_consumer import Consumer
 from .gluon_loader import emit_load_tiles, emit_place_function, run_loads
 from .gluon_module import DESCRIPTOR, emit_tables, finish, reason_against_target
 from .gluon_names import installed_names
@@ -47,10 +47,6 @@ KERNEL = "attention_forward"
 _HEAD_SIZES = (64, 96, 128, 192, 256)
 # Bytes of shared memory for buffers; barriers and small exchanges have the rest of 227 KiB.
 _BUFFERS = 225 << 10
-# Of them, what consumers take to tell each other which keys have weights.
-_WEIGHTY = 7 << 10
-# Of schedules that do not fit, which a tuner finds out.
-FEWEST = Room(1, shared=False)
 
 
 def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str | None:
@@ -70,25 +66,31 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
         for stages in (2,) if wide and keys == 128 else (4, 3, 2):
             reverse = heaviest_last(plan.keys)
             schedule = Schedule(128, keys, num_warps=4, num_stages=stages, reverse=reverse, descriptors=True)
-            found = room(problem, schedule, asks=UnseenKeys.of(plan) is None)
-            if found == Room(2, shared=False) or (found and stages == 2):
-                return schedule
+            least = _buffer_bytes(problem, schedule, apart=not _may_share_query(problem))
+            if least <= _BUFFERS and (stages == 2 or _buffer_bytes(problem, schedule, apart=True) <= _BUFFERS):
+                return replace(schedule, ahead=_gains_ahead(plan, problem))
     raise AssertionError(f"no schedule for head sizes {problem.head_dim} and {problem.value_dim}")
 
 
-def room(problem: Problem, schedule: Schedule, *, out_tiles: bool = True, asks: bool = False) -> Room | None:
-    """The buffers that fit into shared memory; None where the fewest do not.
+def _gains_ahead(plan: TilePlan, problem: Problem) -> bool:
+    """Whether tiles of queries overlap: where that was measured faster."""
+    if plan.variant.scores or uses_table(plan) or sees_few_keys(plan) or UnseenKeys.of(plan) is None:
+        return False
+    sizes = (problem.head_dim, problem.value_dim)
+    return sizes == (64, 64) or (sizes == (128, 128) and heaviest_last(plan.keys))
 
-    ``out_tiles``: outputs leave through buffers. ``asks``: consumers tell each other which keys have weights.
-    """
-    keys = schedule.num_stages * schedule.block_n * (problem.head_dim + problem.value_dim)
-    limit = _BUFFERS - (_WEIGHTY if asks else 0)
-    for found in (Room(2, shared=False), Room(2, shared=True), Room(1, shared=False), Room(1, shared=True)):
-        own = problem.value_dim if out_tiles and not found.shared else 0
-        rows = schedule.block_m * (found.queries * problem.head_dim + own)
-        if 2 * (rows + keys) <= limit and not (found.shared and not _may_share_query(problem)):
-            return found
-    return None
+
+def sees_few_keys(plan: TilePlan) -> bool:
+    """Whether the first key that a tile of queries sees moves with it."""
+    return any(index_names(x.start) & set(TILE_NAMES) for x in plan.keys.may)
+
+
+def _buffer_bytes(problem: Problem, schedule: Schedule, *, apart: bool) -> int:
+    """Shared memory for tiles; ``apart``: outputs have buffers besides those of queries."""
+    rows = problem.head_dim * (2 if schedule.ahead else 1) + (problem.value_dim if apart else 0)
+    return 2 * (
+        schedule.block_m * rows + schedule.num_stages * schedule.block_n * (problem.head_dim + problem.value_dim)
+    )
 
 
 def _may_share_query(problem: Problem) -> bool:
@@ -99,13 +101,19 @@ def _may_share_query(problem: Problem) -> bool:
 
 def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
     """Schedules worth timing, the default first."""
-    return variations(default_schedule(plan, problem))
+    default = default_schedule(plan, problem)
+    found = variations(default)
+    ahead = replace(default, ahead=True)
+    if not default.ahead and UnseenKeys.of(plan) and _buffer_bytes(problem, ahead, apart=True) <= _BUFFERS:
+        found += (ahead,)
+    return found
 
 
 def variations(default: Schedule) -> tuple[Schedule, ...]:
     """``default``, and other numbers of keys and stages; some may not fit into shared memory."""
     shapes = ((128, 2), (128, 3), (64, 2), (64, 3), (64, 4))
-    return tuple(dict.fromkeys((default, *(replace(default, block_n=n, num_stages=s) for n, s in shapes))))
+    others = (replace(default, block_n=n, num_stages=s, ahead=False) for n, s in shapes)
+    return tuple(dict.fromkeys((default, *others)))
 
 
 def takes_registers(plan: TilePlan) -> bool:
@@ -142,21 +150,20 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     ]
     head, out = Emitter(), Emitter()
     emit_header(head, "Forward kernel", plan, problem, schedule, target)
-    asks = isinstance(unseen, UnseenByWeights)
-    found = room(problem, schedule, asks=asks) or FEWEST
-    emit_constants(out, problem, schedule, found)
+    emit_constants(out, problem, schedule)
     out.definition(CELLS)
     emit_place_function(out, schedule.reverse)
     loops = emit_visits(out, plan, KEYS, SIZES, parameters)
-    Consumer(plan, problem, schedule, parameters, unseen, names, found).emit(out, loops)
-    emit_load_tiles(out, run_loads(names, problem, ahead=uses_table(plan)), ahead=found.queries == 2)
+    shares_query = _buffer_bytes(problem, schedule, apart=True) > _BUFFERS
+    Consumer(plan, problem, schedule, parameters, unseen, names, shares_query).emit(out, loops)
+    emit_load_tiles(out, run_loads(names, problem, schedule, from_table=uses_table(plan)), schedule.ahead)
     out.line("\n")
     with kernel(out, KERNEL, arguments, ()):
-        if found.shared:
+        if shares_query:
             out.comment("Outputs leave from where queries were.")
         emit_body(
-            out, problem, schedule, SIZES, parameters, own_out_tiles=not found.shared,
-            asks=asks,
+            out, problem, schedule, SIZES, parameters, own_out_tiles=not shares_query,
+            asks=isinstance(unseen, UnseenByWeights),
         )  # fmt: skip
     tables, kernels = emit_tables(plan, (schedule.block_m, schedule.block_n))
     _emit_run(out, plan, problem, schedule, arguments)
@@ -177,7 +184,7 @@ _REGISTERS = {2: 240, 3: 160}
 _REGISTERS_AT_START = {2: 168, 3: 128}
 
 
-def emit_constants(out: Emitter, problem: Problem, schedule: Schedule, found: Room, axes: int = 2) -> None:
+def emit_constants(out: Emitter, problem: Problem, schedule: Schedule, axes: int = 2) -> None:
     """Sizes and layouts of tiles, which have ``axes`` before that of the rows or, in boxes, among those of the rows."""
     element = {"f16": "tl.float16", "bf16": "tl.bfloat16"}[problem.dtype]
     rows, keys, consumers = 64, schedule.block_n, schedule.block_m // 64
@@ -189,7 +196,6 @@ def emit_constants(out: Emitter, problem: Problem, schedule: Schedule, found: Ro
         ("HEAD", problem.head_dim),
         ("VALUE", problem.value_dim),
         ("STAGES", schedule.num_stages),
-        ("QUERIES", found.queries),
         ("ELEMENT", element),
     ):
         out.line(f"{name} = tl.constexpr({value})")
@@ -234,7 +240,7 @@ def emit_body(
     """
     out.line(f"sizes = ({', '.join(a.name for a in sizes)})")
     out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
-    _emit_buffers(out, problem, own_out_tiles)
+    _emit_buffers(out, problem, schedule, own_out_tiles)
     consumers = schedule.block_m // 64
     out.lines(
         _KERNEL_BODY.format(
@@ -244,20 +250,22 @@ def emit_body(
             starts=f"STAGES * {starts}" if starts > 1 else "STAGES",
             descriptors=descriptors,
             constants=constants,
+            queries="2, " if schedule.ahead else "",
+            init=_INIT_BOTH if schedule.ahead else _INIT,
             weights=_WEIGHTS if asks else "",
             more=", weighty, weighty_ready" if asks else "",
         )
     )
 
 
-def _emit_buffers(out: Emitter, problem: Problem, own_out_tiles: bool) -> None:
+def _emit_buffers(out: Emitter, problem: Problem, schedule: Schedule, own_out_tiles: bool) -> None:
     """Buffers of tiles; tuples of them, and of descriptors, where heads have several parts."""
     head, value = head_parts(problem.head_dim), head_parts(problem.value_dim)
     for name, parts in (("query", head), ("key", head), ("value", value), ("out", value)):
         if len(parts) > 1:
             out.line(f"{name} = {together([name + p.suffix for p in parts])}")
     for name, number, tensor, parts, layout in (
-        ("q_tiles", "QUERIES * CONSUMERS", "query", head, "QUERY_TILE"),
+        ("q_tiles", "2 * CONSUMERS" if schedule.ahead else "CONSUMERS", "query", head, "QUERY_TILE"),
         ("k_tiles", "STAGES", "key", head, "KEY_TILE"),
         ("v_tiles", "STAGES", "value", value, "VALUE_TILE"),
         ("out_tiles", "CONSUMERS", "out", value, "OUT_TILE"),
@@ -275,21 +283,27 @@ def _emit_buffers(out: Emitter, problem: Problem, own_out_tiles: bool) -> None:
 _ATTEND = (
     "(attend, ({}, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts, sizes, parameters{})),"
 )
+_INIT = """\
+mbarrier.init(q_ready, count=1)
+mbarrier.init(q_empty, count=CONSUMERS)
+"""
+_INIT_BOTH = """\
+for i in gl.static_range(2):
+    mbarrier.init(q_ready.index(i), count=1)
+    mbarrier.init(q_empty.index(i), count=CONSUMERS)
+"""
 _KERNEL_BODY = """
 # Two tiles of queries in turn: number, how many partial tiles of keys, how many tiles; and the tiles' first keys.
 orders = gl.allocate_shared_memory(gl.int32, [6, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 starts = gl.allocate_shared_memory(gl.int32, [{starts}, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 # The producer makes buffers ready, all consumers make them empty.
-q_ready = gl.allocate_shared_memory(gl.int64, [QUERIES, 1], mbarrier.MBarrierLayout())
-q_empty = gl.allocate_shared_memory(gl.int64, [QUERIES, 1], mbarrier.MBarrierLayout())
+q_ready = gl.allocate_shared_memory(gl.int64, [{queries}1], mbarrier.MBarrierLayout())
+q_empty = gl.allocate_shared_memory(gl.int64, [{queries}1], mbarrier.MBarrierLayout())
 k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
 v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
 order_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
 order_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-for i in gl.static_range(QUERIES):
-    mbarrier.init(q_ready.index(i), count=1)
-    mbarrier.init(q_empty.index(i), count=CONSUMERS)
-for i in gl.static_range(2):
+{init}for i in gl.static_range(2):
     mbarrier.init(order_ready.index(i), count=1)
     mbarrier.init(order_empty.index(i), count=CONSUMERS)
 for i in gl.static_range(STAGES):
