@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..ir.bounds import interval
+from ..ir.bounds import POSITION, interval
 from ..ir.nodes import Const, Expr, Load, Param
 from ..ir.tiles.box_walk import Tiles, walk_boxes
 from ..ir.tiles.numeric import Array, Sizes, leaves, runs
@@ -22,9 +22,9 @@ from ..ir.traverse import loads, parameter_names, substitute, walk
 SHAPES = 4
 _SMALLEST = 16
 # What integer parameters of ranges are taken to be where shapes are chosen; and how many positions an axis of no
-# fixed length spans.
+# fixed length spans, and how many times as many where these are rows.
 _GUESSES = (5, 7, 9, 11, 13, 17, 21, 24, 33, 48, 64, 80)
-_LONG = 4096
+_LONG, _MORE = 4096, 4
 # The same where axes depend on each other, and where along an axis boxes are looked at, as shares of it.
 _NESTED_GUESSES = (5, 9, 16, 28)
 _PLACES = (0.5, 0.0, 0.25, 0.75)
@@ -68,32 +68,32 @@ def box_shapes(axes: tuple[BoxAxis, ...], own: Literal["q", "k"], block_m: int, 
     Boxes of ``own`` visit those of the other. The first shape is the best for most; classes that are smaller make
     boxes smaller. Where axes depend on each other, boxes are counted here, and a host chooses by each axis alone.
     """
-    extents = [_extent(a) for a in axes]
+    extents, *longer = _extents(axes)
     shapes = [Shape(q, k) for q in _boxes(extents, block_m) for k in _boxes(extents, block_n)]
     # Equal ones are told apart by their innermost sides: tokens that lie together in memory.
     shapes.sort(key=lambda s: [-x for x in (*s.queries[::-1], *s.keys[::-1])])
     if any((a.keys_within if own == "q" else a.queries_within) is not None for a in axes):
-        return _nested_shapes(axes, own, extents, shapes)
-    guesses = _guesses(axes, own, extents)
+        return _nested_shapes(axes, own, [extents, *longer][-1], shapes)
+    guesses = [list(zip(e, values, strict=True)) for e in (extents, *longer) for values in _guesses(axes, own, e)]
 
     @cache
     def guessed(axis: int, value: int) -> Ranges:
         return _guessed_ranges(axes[axis].keys if own == "q" else axes[axis].queries, value)
 
     @cache
-    def seen(axis: int, side: int, value: int) -> _Seen:
-        return _seen(guessed(axis, value), side, extents[axis], axes[axis].residue)
+    def seen(axis: int, side: int, extent: int, value: int) -> _Seen:
+        return _seen(guessed(axis, value), axes[axis], side, extent)
 
     @cache
-    def boxes(axis: int, side: int, other: int, value: int) -> tuple[float, float]:
-        return seen(axis, side, value).boxes(other)
+    def boxes(axis: int, side: int, other: int, extent: int, value: int) -> tuple[float, float]:
+        return seen(axis, side, extent, value).boxes(other)
 
     costs: dict[Shape, list[float]] = {}
     for s in shapes:
         sides = list(zip(s.queries, s.keys, strict=True) if own == "q" else zip(s.keys, s.queries, strict=True))
         costs[s] = []
-        for values in guesses:
-            counts = [boxes(i, *pair, value) for i, (pair, value) in enumerate(zip(sides, values, strict=True))]
+        for guess in guesses:
+            counts = [boxes(i, *pair, *of_axis) for i, (pair, of_axis) in enumerate(zip(sides, guess, strict=True))]
             visited, full = (prod(x) for x in zip(*counts, strict=True))
             costs[s].append(PARTIAL * visited - (PARTIAL - FULL) * full)
     table = np.array([costs[s] for s in shapes]).clip(min=1)
@@ -164,21 +164,29 @@ def _best(losses: Array, reached: Array) -> int:
     return int(np.minimum(losses, reached).sum(1).round(6).argmin())
 
 
-def _extent(axis: BoxAxis) -> int:
+def _extents(axes: Sequence[BoxAxis]) -> list[list[int]]:
+    """How long axes may be: where the length of a call alone says how many rows there are, few or more of them."""
+    few = [_extent(a) for a in axes]
+    more = [_extent(a, _MORE if a.key.stride > 1 else 1) for a in axes]
+    return [few] if more == few else [few, more]
+
+
+def _extent(axis: BoxAxis, times: int = 1) -> int:
     if axis.block:
         return axis.block // axis.residue
-    long = max(_LONG // axis.key.stride, 1) * axis.residue
-    sizes = [min(interval(s.size, {})[1], long) for s in (axis.query, axis.key)]
-    known = [x for x in sizes if x < long]  # queries that are the last tokens of a grid have no more rows than it
-    return max(-(-int(max(known or sizes)) // axis.residue), 1)
+    # Queries that are the last tokens of a grid have no more rows than it.
+    most = [(s.stride, int(min(interval(s.size, {})[1], POSITION[1]))) for s in (axis.query, axis.key)]
+    known = [size for stride, size in most if size < POSITION[1] // stride]
+    long = max(_LONG // axis.key.stride, 1) * times * axis.residue
+    return max(-(-max(known, default=long) // axis.residue), 1)
 
 
-def _seen(ranges: Ranges, side: int, extent: int, residue: int) -> _Seen:
-    """Of ``ranges`` without parameters, along an axis of ``extent`` in each of ``residue`` classes."""
+def _seen(ranges: Ranges, axis: BoxAxis, side: int, extent: int) -> _Seen:
+    """Of ``ranges`` without parameters, along an axis whose classes have ``extent`` coordinates."""
     first = np.arange(0, extent, side * max(extent // side // _SAMPLES, 1))
     last = np.minimum(first + side, extent) - 1
-    length = extent * residue
-    env = {**leaves(Sizes(1, 1, 1, length, length), {}), "block": 0, "residue": 0}
+    lengths = (extent * axis.residue * s.stride for s in (axis.query, axis.key))
+    env = {**leaves(Sizes(1, 1, 1, *lengths), {}), "block": 0, "residue": 0}
     some, every = (runs(union, first, last, extent, env) for union in (ranges.may, ranges.must))
     start, stop = (x[:, 0, 0] for x in (some.starts, some.stops))
     inner = [x[:1, 0, 0] for x in (every.starts, every.stops)]

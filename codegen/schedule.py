@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..ir.tiles.plan import Fit
+
 DType = Literal["f16", "bf16", "f32"]
 # Options of every compilation. Named, because Triton's default for fusing products with sums differs by release.
 COMPILER_OPTIONS = {"enable_fp_fusion": True}
@@ -23,11 +25,12 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Everything besides the plan that generated code is specialised on; no length, batch or head count.
+    """Everything besides the variant that generated code is specialised on; no length, batch or head count.
 
     ``aligned``: all bases and strides of query, key, value and outputs are multiples of 16 bytes.
     ``buffers``: storage dtypes of the captured tensors as torch names them without the module ("float32").
     ``buffer_gradients``: which of them need a gradient. ``deterministic``: gradients must repeat bit by bit.
+    ``fit``: how lengths fit the grids that the mask divides positions into, which the plan takes for granted.
     """
 
     dtype: DType
@@ -39,6 +42,7 @@ class Problem:
     tf32: bool = False
     debug: bool = False
     deterministic: bool = False
+    fit: Fit = "any"
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ def choose(plan: TilePlan, problem: Problem, target: Target, direction: Directio
     if not plan.boxes_decide_more:
         return choice
     reason = why_not_boxes(plan, target) or _why_not_these_gradients(plan, problem)
-    return Choice(choice.skeleton, f"{choice.reason}; boxes would decide more, but kernels cannot walk them: {reason}")
+    return Choice(choice.skeleton, f"{choice.reason}; boxes would decide more, but kernels do not walk them: {reason}")
 
 
 def _choose_for_boxes(

@@ -74,8 +74,7 @@ class BoxSpace:
 
     def is_uneven(self, letter: Letter) -> bool:
         """Whether the last row of the outermost axis may end before its inner axes do."""
-        side = _side(self.axes[0], letter)
-        return side.stride > 1 and not isinstance(side.size, Const)
+        return _side(self.axes[0], letter).is_cut
 
     def is_offset(self, letter: Letter) -> bool:
         """Whether the space starts at a later position."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
 from .errors import ArgumentError
 from .grids import read_in_grids, shape
-from .nodes import ZERO, Coordinate, Index
+from .nodes import ZERO, Binary, Coordinate, Index
 from .passes import run_pipeline
 from .tiles.boxes import is_checked
+from .tiles.divided import DividedGrid, divided_grids, fit_of
+from .tiles.plan import Fit
 from .tiles.token_space import FROM_END, Position, is_from_end
 from .traverse import index_names, walk
 from .types import I32
@@ -39,6 +42,17 @@ def check_lengths(v: Variant, q_len: int, kv_len: int) -> None:
                 location=e.loc,
                 hint="pass as many keys as queries at least",
             )
+
+
+def fit_of_lengths(v: Variant, q_len: int, kv_len: int) -> Fit:
+    """How lengths fit the grids that the mask of ``v`` divides positions into."""
+    return fit_of(_divided_by(v), q_len, kv_len)
+
+
+@lru_cache(maxsize=64)
+def _divided_by(v: Variant) -> Mapping[Position, DividedGrid]:
+    divides = any(isinstance(e, Binary) and e.op == "mod" for whole in (v.mask, *v.scores) for e in walk(whole))
+    return divided_grids(run_pipeline(v).mask) if divides else {}
 
 
 def _asks_for_its_end(v: Variant, e: Coordinate, last: bool) -> bool:

@@ -24,7 +24,7 @@ from . import cache, config, modules, toolchain
 from .storage import as_stored
 
 if TYPE_CHECKING:
-    from ..ir.tiles.plan import TilePlan
+    from ..ir.tiles.plan import Fit, TilePlan
     from .launch import Launcher
 
 
@@ -62,7 +62,7 @@ class Program:
     launcher: Launcher | None = None  # None where no kernel is launched
 
 
-_SOURCE = "source.py"
+_SOURCE, _FACTS = "source.py", "metadata.json"
 # Why a program has a skeleton that its request names.
 TUNED = "the fastest when it was tuned on this kind of GPU"
 
@@ -77,16 +77,17 @@ def program(request: Request) -> Program:
         if key not in _programs:
             found = _source(key, request)
             # A program for large calls that is no other than that for small ones is not loaded twice.
-            _programs[key] = load(key, *found, request.target) if found else program(replace(request, fills_gpu=False))
+            _programs[key] = program(found) if isinstance(found, Request) else load(key, *found, request.target)
         return _programs[key]
 
 
 class Generated(NamedTuple):
-    """A generated module, the schedule it follows, and which skeleton it is made of."""
+    """A generated module, the schedule it follows, which skeleton it is made of, and what it takes lengths for."""
 
     source: Source
     schedule: Schedule
     choice: Choice
+    fit: Fit
 
 
 def generate(request: Request) -> Generated:
@@ -100,7 +101,7 @@ def generate(request: Request) -> Generated:
     else:
         choice = choose(plan, problem, target, direction, request.fills_gpu)
     schedule = request.schedule or schedule_for(choice, plan, problem, target, direction)
-    return Generated(emit(choice, plan, problem, schedule, target, direction), schedule, choice)
+    return Generated(emit(choice, plan, problem, schedule, target, direction), schedule, choice, plan.fit)
 
 
 def plan_for(request: Request) -> TilePlan:
@@ -114,7 +115,7 @@ def plan_for(request: Request) -> TilePlan:
     verify(variant)
     by_pass = stages(variant, check=bool(config.debug_topics()))
     *_, lowered = by_pass.values()
-    plan = make_plan(lowered)
+    plan = make_plan(lowered, request.problem.fit)
     config.debug("ir", variant.name, print_variant(variant))
     for name, after in by_pass.items():
         config.debug("passes", name, print_variant(after))
@@ -137,13 +138,16 @@ def target_of(device: torch.device) -> Target:
             raise UnsupportedError(f"tensors are on a device of type {other}; supported are cpu and cuda (or ROCm)")
 
 
-def _source(key: str, request: Request) -> tuple[str, str] | None:
-    """Text of the generated module, and where it lies (or would lie); None where it is the one for small calls."""
+def _source(key: str, request: Request) -> tuple[str, str] | Request:
+    """Text of the generated module, and where it lies (or would lie), or the request that has the same one.
+
+    That is the one for small calls, or for lengths of which nothing is known.
+    """
     entry = cache.load(key)
     if entry is not None and config.debug_topics() & {"ir", "passes", "plan"}:
         plan_for(request)  # prints what was asked for, which a hit would leave unsaid
     if entry is None:
-        source, schedule, choice = generate(request)
+        source, schedule, choice, fit = generate(request)
         facts = {
             "variant": print_variant(request.variant),
             "problem": asdict(request.problem),
@@ -151,21 +155,28 @@ def _source(key: str, request: Request) -> tuple[str, str] | None:
             "direction": request.direction,
             "skeleton": asdict(choice),
             "schedule": asdict(schedule),
+            "fit": fit,
             "toolchain": toolchain.versions(),
             "kernels": source.kernels,
         }
-        files = {"metadata.json": json.dumps(facts, indent=2).encode()}
-        own = not request.fills_gpu or choice.skeleton == "gluon"
+        files = {_FACTS: json.dumps(facts, indent=2).encode()}
+        own = fit == request.problem.fit and (not request.fills_gpu or choice.skeleton == "gluon")
         if own:
             files[_SOURCE] = source.text.encode()
         entry = cache.store(key, files)
         if entry is None:
-            return (source.text, f"<regard {key}>") if own else None
+            return (source.text, f"<regard {key}>") if own else _same_as(request, fit)
     if _SOURCE not in entry.files:
-        return None
+        return _same_as(request, json.loads(entry.files[_FACTS])["fit"])
     text = entry.files[_SOURCE].decode()
     config.debug("source", f"{request.variant.name}, {request.direction}, {request.target}", text)
     return text, str(entry.path / _SOURCE)
+
+
+def _same_as(request: Request, fit: Fit) -> Request:
+    if fit != request.problem.fit:
+        return replace(request, problem=replace(request.problem, fit=fit))
+    return replace(request, fills_gpu=False)
 
 
 def load(key: str, text: str, path: str, target: Target) -> Program:

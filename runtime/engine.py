@@ -15,7 +15,7 @@ from ..codegen.defaults import Direction
 from ..codegen.schedule import Problem, Target
 from ..codegen.skeletons import fills
 from ..ir.dependence import load_class
-from ..ir.lengths import check_lengths
+from ..ir.lengths import check_lengths, fit_of_lengths
 from ..ir.nodes import Index
 from ..ir.traverse import loads, parameter_names
 from ..ir.types import F32
@@ -284,6 +284,7 @@ class Engine:
             tf32=not on_cpu and query.dtype is torch.float32 and tf32_allowed(),
             debug=bool(config.debug_topics()),
             deterministic=deterministic,
+            fit=fit_of_lengths(self.variant, sizes.q_len, sizes.kv_len),
         )
         length = sizes.q_len if direction == "forward" else sizes.kv_len
         fills_gpu = target.backend == "cuda" and _fills(length, sizes, query.device)

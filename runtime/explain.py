@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from math import prod
 from textwrap import indent
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 import torch
 from torch import Tensor
@@ -159,15 +159,29 @@ class Explanation:
             place = f"  ({_place(proof.loc)})" if proof.loc is not None else ""
             yield f"{print_expr(proof.atom)}: {proof.verdict}; {_short(proof.reason)}{place}"
         if self.plan.proofs:
-            grid = any(isinstance(term.axes[0].query.size, Const) for term in self.plan.boxes)
-            lengths = f"lengths below 2**28{' that fit the grid' if grid else ''}"
-            yield f"proved for all {lengths} and integer parameters within ±2**30; calls check both"
+            yield f"proved for all {self._lengths()} and integer parameters within ±2**30; calls check both"
+            if self.plan.fit != "any":
+                yield "calls of other lengths, which may cut grids short that nobody declares, run another program"
         yield self._contiguity()
         if not self.plan.rows_never_empty and self.counts is not None and self.counts.sees_itself:
             yield "no row of this call is empty: every query may attend to the key at its own position"
             return
         rows = "no row is empty" if self.plan.rows_never_empty else "rows may be empty (they give 0)"
         yield f"{rows}: {self.plan.rows_reason}"
+
+    def _lengths(self) -> str:
+        """What lengths must be for all that is said of tiles."""
+        below = "lengths below 2**28"
+        match self.plan.fit:
+            case "grid":
+                return f"{below} that are whole rows of the grids which positions are divided into"
+            case "repeats":
+                return f"{below} that are several of the grids which positions are divided into"
+            case "any":
+                grid = any(isinstance(term.axes[0].query.size, Const) for term in self.plan.boxes)
+                return f"{below} that fit the grid" if grid else below
+            case other:
+                assert_never(other)
 
     def _contiguity(self) -> str:
         """Whether what a tile visits is one stretch of keys, or several."""

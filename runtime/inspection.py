@@ -20,12 +20,13 @@ from ..codegen.binaries import Binary, compile_launches, sample_arguments
 from ..codegen.defaults import Direction
 from ..codegen.schedule import DType, Problem, Schedule, Target
 from ..ir.errors import ArgumentError, ParameterError, UnsupportedError
-from ..ir.lengths import check_lengths
+from ..ir.lengths import check_lengths, fit_of_lengths
 from ..ir.lowered import lower
 from ..ir.passes import run_pipeline, stages
 from ..ir.printer import print_lowered, print_plan, print_variant
 from ..ir.tiles import TilePlan, make_plan
 from ..ir.tiles.numeric import Sizes
+from ..ir.tiles.plan import Fit
 from ..ir.traverse import loads
 from ..ir.types import BOOL, F32, I32, I64, ScalarType
 from ..ir.variant import Variant
@@ -89,7 +90,12 @@ class Setting:
             buffers=self.storage(variant),
             buffer_gradients=wanted if direction == "backward" else (),
             deterministic=self.deterministic and direction == "backward",
+            fit=self.fit(variant),
         )
+
+    def fit(self, variant: Variant) -> Fit:
+        """How the lengths fit the grids that the mask divides positions into."""
+        return "any" if self.sizes is None else fit_of_lengths(variant, self.sizes.q_len, self.sizes.kv_len)
 
 
 def setting(
@@ -217,12 +223,12 @@ def ir(attn: Attention, stage: str = "lowered") -> str:
 
 def plan_of(attn: Attention, what: Setting) -> TilePlan:
     """The tile plan of a variant for captured tensors as they are stored."""
-    return _plan(as_stored(attn.variant, what.storage(attn.variant)))
+    return _plan(as_stored(attn.variant, what.storage(attn.variant)), what.fit(attn.variant))
 
 
 @lru_cache(maxsize=64)
-def _plan(variant: Variant) -> TilePlan:
-    return make_plan(run_pipeline(variant))
+def _plan(variant: Variant, fit: Fit) -> TilePlan:
+    return make_plan(run_pipeline(variant), fit)
 
 
 def parse_target(target: Target | str) -> Target:

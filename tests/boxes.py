@@ -131,6 +131,28 @@ def misjudged(term: BoxTerm, call: Call, side: int, by: Position) -> int:
     return wrong
 
 
+def check(plan: TilePlan, mask: Expr, call: Call, side: int) -> float:
+    """Asks that no claim is wrong; returns the share of pairs that single rows decide.
+
+    Where axes depend on each other, single pairs of boxes of one row and one key along the axes before.
+    """
+    truth = call.allowed(mask)
+    terms = [call.allowed(term.mask) for term in plan.boxes]
+    assert (np.sum(terms, axis=0, dtype=int) == truth).all(), "terms overlap, or are not the mask"
+    decided = 0.0
+    for term, keep in zip(plan.boxes, terms, strict=True):
+        by: Position
+        for by in ("q", "kv"):
+            for s in (1, side):
+                for within in (False, True):
+                    may, must = product_of_axes(term, call, s, by, within=within)
+                    assert not (keep & ~may).any(), f"an allowed pair outside of the boxes, by {by}, side {s}"
+                    assert not (must & ~keep).any(), f"a forbidden pair in a full box, by {by}, side {s}"
+                if s == 1:
+                    decided += float((may == must).mean()) / 2
+    return decided / len(plan.boxes)
+
+
 def plan_of(keep: str, parameters: str = "") -> tuple[TilePlan, Variant]:
     v, _ = parse_variant(f"attention mask({parameters}) {{ keep {keep} }}")
     return make_plan(run_pipeline(v)), v

@@ -17,6 +17,7 @@ from regard.codegen.schedule import Problem
 from regard.dsl import assemble
 from regard.ir.passes import run_pipeline
 from regard.ir.tiles import TilePlan, make_plan
+from regard.ir.tiles.plan import Fit
 
 BF16, F16 = torch.bfloat16, torch.float16
 
@@ -38,18 +39,19 @@ def module(
     direction: Literal["forward", "backward"] = "forward",
     deterministic: bool = False,
     gradients_of: Sequence[str] = (),
+    fit: Fit = "any",
     **schedule_changes: Any,
 ) -> Module:
     """The module for ``parts``, which the skeleton must support; ``deterministic``: gradients repeat bit by bit;
-    ``gradients_of``: names of captured tensors.
+    ``gradients_of``: names of captured tensors; ``fit``: what is known of lengths.
     """
     variant, binding = assemble(*parts, align=align)
-    plan = make_plan(run_pipeline(variant))
+    plan = make_plan(run_pipeline(variant), fit)
     values: dict[str, Any] = dict(binding)
     buffers = tuple(str(values[p.name].dtype).removeprefix("torch.") for p in plan.variant.buffers)
     problem = Problem(
         "bf16" if dtype is BF16 else "f16", *sizes, buffers=buffers, deterministic=deterministic,
-        buffer_gradients=tuple(p.name in gradients_of for p in plan.variant.buffers),
+        buffer_gradients=tuple(p.name in gradients_of for p in plan.variant.buffers), fit=fit,
     )  # fmt: skip
     boxes = gluon_box_forward if walks_boxes(plan, H100) else gluon_forward
     backward = gluon_repeatable if deterministic else gluon_backward

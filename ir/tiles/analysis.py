@@ -13,18 +13,19 @@ from .boxes import find_boxes
 from .classify import classify, decides, positions
 from .formula import Atom, Formula, atoms, to_formula
 from .overflow import with_bounded_loads
-from .plan import BoxTerm, Method, Ranges, TilePlan
+from .plan import BoxTerm, Fit, Method, Ranges, TilePlan
 from .proofs import is_coarse, prove
 from .ranges import is_solved, tile_ranges
 from .steps import steps
 
 
-def make_plan(v: Variant) -> TilePlan:
+def make_plan(v: Variant, fit: Fit = "any") -> TilePlan:
     """The tile structure of ``v``, which has been through the pipeline (statics inlined, rows aligned).
 
-    Takes milliseconds and no values: the plan holds for all lengths, parameters and tile sizes.
+    Takes milliseconds and no values: the plan holds for all parameters, tile sizes and lengths; its boxes for lengths
+    of which ``fit`` is true.
     """
-    boxes = find_boxes(v.mask)
+    boxes = find_boxes(v.mask, fit)
     v = expand_coordinates(v)
     mask = with_bounded_loads(v.mask)
     formula = to_formula(mask)

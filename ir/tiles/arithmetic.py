@@ -63,6 +63,17 @@ def interval(e: Expr, leaf: Callable[[Expr], Extremes | None]) -> Extremes | Non
             return None
 
 
+def chosen(some: Expr, every: Expr, first: Extremes, second: Extremes, always: Extremes) -> Extremes:
+    """Bounds of a choice between numbers with the bounds ``first`` and ``second``, where ``always`` are its own.
+
+    ``some`` is whether the first may be chosen anywhere, ``every`` whether it is everywhere.
+    """
+    # What is chosen nowhere leaves the bounds to the other one.
+    low = binary("min", select(some, first[0], always[1]), select(every, always[1], second[0]))
+    high = binary("max", select(some, first[1], always[0]), select(every, always[0], second[1]))
+    return low, high
+
+
 def _mod(low: Expr, high: Expr, w: int) -> Extremes:
     """Within one period the remainder is monotone; across periods it can be anything."""
     divisor = const(w)

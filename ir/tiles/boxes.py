@@ -32,10 +32,11 @@ from .box_ranges import (
     with_names,
 )
 from .classes import Classes, Relation, SameResidue, joined, relation, remainder_of
+from .divided import divided_space
 from .formula import All, Any, Atom, Formula, atoms, conjoin, disjoin, negated, to_condition, to_formula
 from .narrowing import Narrowing
 from .overflow import with_bounded_loads
-from .plan import BoxAxis, BoxTerm, Interval, Proof
+from .plan import BoxAxis, BoxTerm, Fit, Interval, Proof
 from .ranges import is_solved
 from .several_axes import implied_along
 from .token_space import (
@@ -59,7 +60,7 @@ class _Draft:
     """A term before what is proved about it is put in words, and axes are narrowed.
 
     ``rest`` are the parts of the formula that no class says, ``places`` the axes that decide them. ``declared``: the
-    axes are those of a grid that the mask names, not those that remainders of positions make.
+    axes are those of a grid that the mask names, or that lengths fit, not those that remainders of positions make.
     """
 
     formula: Formula
@@ -81,17 +82,21 @@ class _Draft:
         return tuple(dict.fromkeys(found))
 
 
-def find_boxes(mask: Expr) -> tuple[BoxTerm, ...]:
-    """``mask`` (after the pipeline, with its coordinates) as disjoint terms; none where boxes say no more than runs."""
+def find_boxes(mask: Expr, fit: Fit = "any") -> tuple[BoxTerm, ...]:
+    """``mask`` (after the pipeline, with its coordinates) as disjoint terms; none where boxes say no more than runs.
+
+    ``fit``: of the lengths that the boxes are for, in grids that positions are divided into.
+    """
     if not any(e.type.is_integer and _divides(e) for e in walk(mask)):
         return ()
-    formula = to_formula(mask)
-    best: tuple[_Draft, ...] = (_draft(formula, formula),)
+    formula, fitted = to_formula(mask), divided_space(mask, fit)
+    best: tuple[_Draft, ...] = (_draft(formula, formula, fitted),)
     for reverse in (False, True):
         if _vagueness(best):
-            parts = tuple(_draft(part, formula) for part in _disjoint(formula, reverse))
+            parts = tuple(_draft(part, formula, fitted) for part in _disjoint(formula, reverse))
             best = min(best, parts, key=_vagueness)
-    terms = tuple(_term(d) for d in best if all(a.keys.may for a in d.axes))  # the others hold no pair
+    drafts = [d for d in best if all(a.keys.may for a in d.axes)]  # the others hold no pair
+    terms = tuple(_term(d, fit if d.space is fitted else "any") for d in drafts)
     return terms if any(map(_says_more, terms)) else ()
 
 
@@ -146,8 +151,11 @@ def _alternatives(f: Any) -> tuple[Formula, ...]:
     return (disjoin(tuple(plain)), *(p for p in f.parts if p not in plain))
 
 
-def _draft(f: Formula, whole: Formula) -> _Draft:
-    """``f``, a part of ``whole``, over the declared axes, or, where remainders are left over, over those they make."""
+def _draft(f: Formula, whole: Formula, fitted: Space | None) -> _Draft:
+    """``f``, a part of ``whole``, over the declared axes, or, where remainders are left over, over those they make.
+
+    ``fitted``: the space of these, as good as declared, where it is known that lengths fit.
+    """
     mask, required = _comparisons(atoms(whole)), _required(f)
     declared = declared_space(atoms(f), required, mask)
     if declared is not None and len(declared.query) > 1:
@@ -158,6 +166,8 @@ def _draft(f: Formula, whole: Formula) -> _Draft:
         declared = LINE
     draft = _over(f, declared)
     if draft.remaining and len(declared.query) == 1:
+        if fitted is not None:
+            return _over(f, fitted)
         space = inferred_space([over_coordinates(a, declared) for a in draft.remaining])
         if space is not None:
             return _over(f, space, declared=False)
@@ -195,7 +205,7 @@ def _over(f: Formula, space: Space, *, declared: bool = True) -> _Draft:
     return _Draft(f, space, classes, relations, rest, places, axes, declared)
 
 
-def _term(d: _Draft) -> BoxTerm:
+def _term(d: _Draft, fit: Fit) -> BoxTerm:
     axes = d.axes
     # Along axes that nobody declared, as remainders make them, runs of positions say as much.
     if d.remaining and d.declared:
@@ -215,6 +225,7 @@ def _term(d: _Draft) -> BoxTerm:
         key_origin=d.space.key_origin,
         query_end=d.space.query_end,
         key_end=d.space.key_end,
+        fit=fit,
     )
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 from functools import partial, reduce
 from typing import Literal
 
+from .. import bounds
 from ..build import binary, cast, const, unary
 from ..nodes import FALSE, TRUE, Binary, BinaryOp, Cast, Expr, Load, Reduction, ReductionOp, Select, Unary
 from ..symbolic import NEGATED, Linear, linear, mentions, simplify, to_expr
 from ..types import BOOL, F32
-from .arithmetic import Extremes, interval
+from .arithmetic import Extremes, chosen, interval
 from .formula import expands
 from .overflow import is_exact
 from .plan import Classification
@@ -159,10 +160,20 @@ def _comparison(op: BinaryOp, left: Extremes | None, right: Extremes | None) -> 
 def _leaf(e: Expr) -> Extremes | None:
     axis = positions(e)
     if axis == "both":
-        return None
+        return _choice(e) if isinstance(e, Select) and e.type.is_integer else None
     if axis == "none":
         return e, e
     return _reductions(e, axis) if e.type.is_integer or e.type is F32 else None
+
+
+def _choice(e: Select) -> Extremes | None:
+    """Bounds of a choice that is made pair by pair: where a tile decides it, those of one side."""
+    first, second = interval(e.a, _leaf), interval(e.b, _leaf)
+    if first is None or second is None:
+        return None
+    low, high = bounds.interval(e, {})
+    always = const(int(low)), const(int(high))
+    return chosen(unary("not", _must(e.condition, True)), _must(e.condition, False), first, second, always)
 
 
 def _reductions(e: Expr, axis: Axis) -> Extremes:

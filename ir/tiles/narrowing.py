@@ -189,13 +189,7 @@ class Narrowing:
                 low, high = self._extremes(a)
                 return binary("mul", low, low), binary("mul", high, high)
             case Select(c, a, b) if e.type.is_integer:
-                some, every = self._decided(c)
-                (a_low, a_high), (b_low, b_high) = self._extremes(a), self._extremes(b)
-                # A branch that no pair takes leaves the choice to the other one.
-                least, most = self._always(e)
-                low = binary("min", select(some, a_low, most), select(every, most, b_low))
-                high = binary("max", select(some, a_high, least), select(every, least, b_high))
-                return low, high
+                return arithmetic.chosen(*self._decided(c), self._extremes(a), self._extremes(b), self._always(e))
             case _:
                 return None
 

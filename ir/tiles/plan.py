@@ -10,6 +10,10 @@ from ..nodes import Expr
 from ..traverse import index_names, loads
 from ..variant import Variant
 
+# How the lengths of a call fit the grids that divisions of positions make: not that anything were known, as whole grids
+# one after the other, or as one grid each.
+Fit = Literal["any", "repeats", "grid"]
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:
@@ -65,11 +69,12 @@ class Side:
     """Queries, or keys, along one axis of the token space.
 
     ``stride``: positions between neighbouring coordinates. ``size``: number of coordinates, a literal, or an
-    expression of a length where the axis is the outermost.
+    expression of a length where the axis is the outermost. ``is_cut``: its last row may end before inner axes do.
     """
 
     stride: int
     size: Expr
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,7 @@ class BoxTerm:
     ``mask`` says exactly which pairs belong to the term, on rows and columns. ``remaining`` are atoms that the axes
     only approximate; without any, the product of the axes is the mask. The point of all coordinates 0 has the position
     ``query_origin`` or ``key_origin``; no pair before it belongs to the term, nor one from ``query_end`` or ``key_end``
-    on, where there are positions after the grid.
+    on, where there are positions after the grid. ``fit``: of lengths for which its axes are right.
     """
 
     mask: Expr
@@ -131,6 +136,7 @@ class BoxTerm:
     key_origin: Expr
     query_end: Expr | None = None
     key_end: Expr | None = None
+    fit: Fit = "any"
 
     @property
     def is_nested(self) -> bool:
@@ -169,3 +175,8 @@ class TilePlan:
     rows_reason: str
     boxes: tuple[BoxTerm, ...] = ()
     boxes_decide_more: bool = False
+
+    @property
+    def fit(self) -> Fit:
+        """The lengths that all boxes are right for."""
+        return next((term.fit for term in self.boxes if term.fit != "any"), "any")

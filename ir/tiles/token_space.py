@@ -129,7 +129,7 @@ def _placed(
         return _sides(position, grid), origin, None
     if is_whole(position, origin, tokens, mask):
         if origin == ZERO:
-            return _sides(position, grid, tokens), ZERO, None
+            return _sides(position, grid, const(tokens)), ZERO, None
         # Queries are the last tokens: the rows before theirs are left out.
         grid = replace(grid, origin=_last_rows((*grid.cuts, 1)[0]))
         return _sides(position, grid), grid.origin, None
@@ -239,14 +239,18 @@ def _chain(cuts: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(kept, reverse=True))
 
 
-def _sides(position: Position, grid: _Found, tokens: int | None = None, most: int | None = None) -> tuple[Side, ...]:
-    """The axes of a grid of so many tokens, at most, or of as many as there are positions."""
+def axes_of(position: Position, cuts: tuple[int, ...], tokens: Expr | None = None) -> tuple[Side, ...]:
+    """The axes of a grid cut at ``cuts``, of ``tokens`` in whole rows, or of all positions there are."""
+    return _sides(position, _Found(cuts), tokens)
+
+
+def _sides(position: Position, grid: _Found, tokens: Expr | None = None, most: int | None = None) -> tuple[Side, ...]:
+    """The axes of a grid of so many tokens in whole rows, or of as many as there are positions, or at most so many."""
     strides = (*grid.cuts, 1)
-    length = binary("sub", Index(f"{position}_len", I32), grid.origin)
-    size: Expr = binary("floordiv", binary("add", length, const(strides[0] - 1)), const(strides[0]))
-    if tokens is not None:
-        size = const(tokens // strides[0])
-    elif most is not None:
+    length = binary("sub", Index(f"{position}_len", I32), grid.origin) if tokens is None else tokens
+    is_cut = tokens is None and strides[0] > 1
+    size = binary("floordiv", binary("add", length, const(strides[0] - 1 if is_cut else 0)), const(strides[0]))
+    if most is not None:
         size = binary("min", size, const(most // strides[0]))
     inner = (Side(stride, const(wider // stride)) for wider, stride in pairwise(strides))
-    return (Side(strides[0], simplify(size)), *inner)
+    return (Side(strides[0], simplify(size), is_cut), *inner)

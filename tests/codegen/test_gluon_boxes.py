@@ -17,6 +17,7 @@ from generated_gluon import BF16, F16, bias, module, tensors
 from generated_triton import H100, load
 from oracle import Part, allowed_pairs, assert_close_to_oracle, eager, oracle
 from regard.codegen.binaries import compile_launches
+from regard.codegen.box_support import walks_boxes
 from regard.codegen.gluon_box_forward import unsupported_reason
 from regard.codegen.schedule import Problem, Target
 from regard.codegen.skeletons import choose
@@ -42,6 +43,26 @@ def far_above(q, kv):
     return (c <= a - 3) & (abs(b - d) <= 3)
 
 
+@rg.mask
+def by_division(q, kv):
+    """Rows of 27, as many as there are."""
+    return (abs(q // 27 - kv // 27) <= 2) & (abs(q % 27 - kv % 27) <= 3)
+
+
+@rg.mask
+def by_remainder(q, kv):
+    """A cube whose outermost axis is a remainder too, the window shifted inwards along it."""
+    first = rg.clamp(q // 96 % 5 - 1, 0, 2)
+    frame = kv // 96 % 5
+    near = (abs(q // 12 % 8 - kv // 12 % 8) <= 2) & (abs(q % 12 - kv % 12) <= 2)
+    return (frame >= first) & (frame < first + 3) & near
+
+
+@rg.mask
+def in_every_image(q, kv):
+    return (abs(q // 12 % 20 - kv // 12 % 20) <= 3) & (abs(q % 12 - kv % 12) <= 2)
+
+
 @rg.score
 def key_bias(s, batch, kv, bias):
     return s + bias[batch, kv]
@@ -65,6 +86,10 @@ EMULATED: dict[str, tuple[list[Part], tuple[int, int, int, int, int], dict[str, 
     "classes of two lengths": ([rg.dilated(4), rg.sliding_window(100, 50)], (1, 1, 1, 1037, 1035), {}),
     "fewer tokens than classes": ([rg.dilated(16)], (1, 1, 1, 5, 7), {}),
     "shifted windows": ([rg.windows(rg.grid(24, 40), 16, shift=5)], (1, 1, 1, 960, 960), {}),
+    "rows of divisions": ([by_division()], (1, 2, 1, 540, 540), {"fit": "grid"}),
+    "rows of divisions, more of keys": ([by_division()], (1, 1, 1, 189, 405), {"fit": "grid"}),
+    "cube of divisions": ([by_remainder()], (1, 1, 1, 480, 480), {"fit": "grid"}),
+    "several images of divisions": ([in_every_image()], (1, 1, 1, 480, 960), {"fit": "repeats"}),
     "rows that see nothing": ([far_above()], (1, 1, 1, 540, 540), {}),
     "softcap": ([rg.neighborhood(WIDE, 13), rg.softcap(5.0)], (1, 1, 1, 768, 768), {"sizes": (128, 128)}),
     "bias by key": ([rg.neighborhood(IMAGE, 5), key_bias(bias=bias(2, 540))], (2, 1, 1, 540, 540), {}),
@@ -188,3 +213,20 @@ def test_chosen_where_calls_fill_the_gpu() -> None:
     assert choose(plan, problem, H100, "backward", True).skeleton == "triton"
     assert "sm_80" in choose(plan, problem, Target("cuda", 80), "forward", True).reason
     assert "no faster" in choose(plan, Problem("bf16", 64, 64), H100, "forward", True).reason
+
+
+@pytest.mark.parametrize(("tokens", "walks"), [(1024, False), (200, True)])
+def test_boxes_along_rows_of_whole_tiles_are_left_to_tables(tokens: int, walks: bool) -> None:
+    """A window that narrows with the distance of frames: where tiles cross frames, boxes hold far fewer pairs."""
+
+    @rg.mask
+    def narrowing(q, kv):
+        apart = abs(q // tokens - kv // tokens)
+        reach = rg.where(apart >= 4, tokens // 16, rg.where(apart >= 1, tokens // 8, tokens // 4))
+        return abs(q % tokens - kv % tokens) <= reach
+
+    plan = make_plan(run_pipeline(assemble(narrowing())[0]), "grid")
+    assert walks_boxes(plan, H100) == walks and walks_boxes(plan, Target("cuda", 80))
+    choice = choose(plan, Problem("bf16", 128, 128, fit="grid"), H100, "forward", True)
+    assert choice.skeleton == ("triton" if walks else "gluon")
+    assert ("hardly fewer pairs" in choice.reason) != walks

@@ -30,6 +30,13 @@ def from_table(q: Any, kv: Any, head: Any, table: Any) -> Any:
     return table[head, q, kv]
 
 
+@rg.mask
+def narrowing(q: Any, kv: Any) -> Any:
+    """A window in frames of 32 that narrows as their distance grows."""
+    apart = abs(q // 32 - kv // 32)
+    return abs(q % 32 - kv % 32) <= rg.where(apart >= 2, 2, rg.where(apart >= 1, 9, 20))
+
+
 def documents(length: int, dtype: torch.dtype) -> Tensor:
     return torch.randint(0, 5, (B, length), generator=torch.Generator().manual_seed(0)).to(dtype)
 
@@ -40,6 +47,7 @@ CASES: dict[str, Callable[[int, int], MaskPart]] = {
     "unsorted": lambda q, kv: rg.document(documents(max(q, kv), torch.int32)),
     "causal": lambda q, kv: rg.causal() & rg.document(documents(max(q, kv), torch.int32).sort().values),
     "blocks": lambda q, kv: rg.tiles(torch.rand(7, 8, generator=torch.Generator().manual_seed(2)) > 0.6, (16, 17)),
+    "narrowing": lambda q, kv: narrowing(),
     "table": lambda q, kv: from_table(table=torch.rand(H, q, kv, generator=torch.Generator().manual_seed(1)) > 0.98),
 }
 
@@ -84,7 +92,7 @@ def test_tables(case: str, q_len: int, kv_len: int) -> None:
     assert plan.method == ("exact" if case == "table" else "classified")
     table = classifier(plan, (16, 32))(*values, B, H, HKV, q_len, kv_len, torch.device("cpu"))
     keep = allowed_pairs([part], (B, H, HKV, q_len, kv_len))
-    check(table, *by_tile(keep, 16, 32), sharp=case in ("sorted", "table", "causal", "blocks"))
+    check(table, *by_tile(keep, 16, 32), sharp=case in ("sorted", "table", "causal", "blocks", "narrowing"))
 
 
 @pytest.mark.parametrize("pairs", [1, 5000])

@@ -117,6 +117,26 @@ def test_shapes_of_boxes() -> None:
         assert torch.Size(shape.queries).numel() == 16  # as few as a product takes
 
 
+def test_shapes_suit_all_of_a_large_grid() -> None:
+    """Published cases: tiles of a strided neighbourhood fill, and over half of the others' pairs are allowed."""
+    grid, window = rg.grid(30, 48, 80), (18, 24, 24)
+    for stride, least in ((1, 0.55), ((16, 8, 8), 1.0)):
+        attn = rg.attention(rg.neighborhood(grid, window, stride=stride))
+        counts = attn.explain((1, 1, 30 * 48 * 80, 128), target="sm_90").counts
+        assert counts is not None and counts.pairs.pairs >= least * counts.tiles.tile_pairs
+
+
+@rg.mask
+def near_on_rows(q: Any, kv: Any) -> Any:
+    return (abs(q // 128 - kv // 128) <= 10) & (abs(q % 128 - kv % 128) <= 10)
+
+
+def test_shapes_where_only_a_call_says_how_many_rows_there_are() -> None:
+    """One for few rows and one for many."""
+    few, many = box_shapes(term_of(near_on_rows()).axes, "q", 128, 128)
+    assert (few.queries, few.keys) == ((32, 4), (32, 4)) and (many.queries, many.keys) == ((8, 16), (32, 4))
+
+
 def test_golden(update_golden: bool) -> None:
     sources = generated([rg.causal(), rg.dilated(4), rg.sliding_window(100)], blocks=None).sources
     for direction, text in zip(("forward", "backward"), sources, strict=True):

@@ -226,12 +226,20 @@ def test_few_queries(name: str, q_len: int, kv_heads: int, dtype: torch.dtype) -
     assert_close_to_oracle(lse, exact[1], usual[1], "lse")
 
 
+@rg.mask
+def narrowing(q, kv):
+    """A window in frames of 32 that narrows as their distance grows."""
+    apart = abs(q // 32 - kv // 32)
+    return abs(q % 32 - kv % 32) <= rg.where(apart >= 2, 2, rg.where(apart >= 1, 9, 20))
+
+
 BLOCKS = torch.rand(4, 6, 5, generator=torch.Generator().manual_seed(0)) > 0.6
 TABLES: dict[str, Callable[[], Part]] = {
     "documents": lambda: rg.document(torch.arange(90, dtype=torch.int32) // 23),
     "documents in no order": lambda: rg.causal() & rg.document(torch.arange(90).expand(2, -1) // 9 % 4),
     "causal documents": lambda: rg.causal() & rg.document(torch.arange(90) // 31),
     "blocks": lambda: rg.tiles(BLOCKS, (16, 20)),
+    "narrowing": lambda: narrowing(),
     "pairs": lambda: listed(near=torch.rand(90, 90, generator=torch.Generator().manual_seed(3)) > 0.99),
     "nothing": lambda: listed(near=torch.zeros(90, 90, dtype=torch.bool)),
 }

@@ -70,6 +70,19 @@ def image_between_texts(q: Any, kv: Any, first: Any) -> Any:
 
 
 @rg.mask
+def by_division(q: Any, kv: Any) -> Any:
+    """A window on rows of 27 that no grid declares: lengths say how many there are, and whether all are whole."""
+    return (abs(q // 27 - kv // 27) <= 2) & (abs(q % 27 - kv % 27) <= 3)
+
+
+@rg.mask
+def radial_by_division(q: Any, kv: Any) -> Any:
+    apart = abs(q // 96 - kv // 96)
+    reach = rg.where(apart >= 2, 3, rg.where(apart >= 1, 12, 48))
+    return (abs(q % 96 - kv % 96) <= reach) | (kv < 96)
+
+
+@rg.mask
 def residue_of_a_head(q: Any, kv: Any, head: Any) -> Any:
     return (q >= kv) & ((q - kv + head) % 4 == 0)
 
@@ -113,6 +126,10 @@ VARIANTS: dict[str, tuple[int, Parts]] = {
     "residue of a head": (520, lambda: (residue_of_a_head(),)),
     "segments of a head": (600, lambda: (segments_of_a_head(),)),
     "windows of a head": (768, lambda: (windows_of_a_head(),)),
+    "divisions": (540, lambda: (by_division(),)),
+    "divisions, cut short": (531, lambda: (by_division(),)),
+    "radial divisions": (480, lambda: (radial_by_division(),)),
+    "radial divisions, cut short": (500, lambda: (radial_by_division(),)),
     "sliding tiles": (864, lambda: (rg.sliding_tile(rg.grid(6, 12, 12), 3, (2, 4, 4)),)),
 }
 # Masks that are several terms: up to seven kernels, each of which takes seconds to compile.
@@ -194,6 +211,7 @@ def test_several_terms(name: str, dim: int, backward: bool) -> None:
 WARP_SPECIALISED: dict[str, tuple[int, Parts]] = {
     **{name: VARIANTS[name] for name in ("dilated", "dilated, cut short", "neighbourhood", "wide neighbourhood")},
     **{name: VARIANTS[name] for name in ("strided neighbourhood", "causal neighbourhood", "three axes")},
+    "divisions": VARIANTS["divisions"],
     "shifted windows": (2400, lambda: (rg.windows(rg.grid(40, 60), 12, shift=5),)),
     "bias": (768, lambda: (rg.neighborhood(WIDE, 13), rg.alibi(torch.rand(32, device="cuda")))),
 }

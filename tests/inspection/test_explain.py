@@ -137,6 +137,26 @@ def test_queries_that_see_themselves(part: Part, sees: bool, target: str) -> Non
     assert counts.sees_itself == sees == bool(allowed_pairs([part], (1, 2, 2, 333, 333)).diagonal(0, 2, 3).all())
 
 
+@rg.mask
+def near_on_rows(q: Any, kv: Any) -> Any:
+    return (abs(q // 128 % 128 - kv // 128 % 128) <= 10) & (abs(q % 128 - kv % 128) <= 10)
+
+
+@pytest.mark.parametrize(
+    ("length", "skeleton", "lengths"),
+    [
+        (16384, "gluon", "lengths below 2**28 that are whole rows of the grids which positions are divided into"),
+        (32768, "gluon", "lengths below 2**28 that are several of the grids which positions are divided into"),
+        (16300, "triton", "lengths below 2**28 and integer"),
+    ],
+)
+def test_what_is_assumed_of_lengths(length: int, skeleton: str, lengths: str) -> None:
+    report = rg.attention(near_on_rows()).explain((1, 8, length, 128), target="sm_90")
+    assert f"proved for all {lengths}" in str(report)
+    assert ("calls of other lengths" in str(report)) == (skeleton == "gluon")
+    assert report.kernels[0].skeleton == f"{skeleton}_forward"
+
+
 def test_contiguity() -> None:
     def said(part: Part, target: str = "cpu") -> str:
         return str(rg.attention(part).explain(target=target))

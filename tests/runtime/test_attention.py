@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import regard as rg
+from oracle import oracle
 from regard import ArgumentError, ParameterError
 from regard.runtime import compile, engines
 from regard.runtime.compile import Request
@@ -119,6 +120,35 @@ def test_fifty_shapes_and_values_are_one_program(generated: list[Request]) -> No
         _, key, value = x(3 + 5 * i)
         attn(query[: 1 + i % 2], key[: 1 + i % 2], value[: 1 + i % 2])
     assert len(generated) == 1
+
+
+@rg.mask
+def near_on_rows_of_six(q: Any, kv: Any) -> Any:
+    return (abs(q // 6 - kv // 6) <= 1) & (abs(q % 6 - kv % 6) <= 2)
+
+
+@rg.mask
+def odd_to_odd(q: Any, kv: Any) -> Any:
+    return q % 2 == kv % 2
+
+
+@pytest.mark.parametrize(
+    ("part", "programs"), [(near_on_rows_of_six(), 2), (odd_to_odd(), 1)], ids=["a grid", "classes"]
+)
+def test_lengths_that_fit_a_grid_of_divisions_have_a_program_of_their_own(
+    generated: list[Request], part: Any, programs: int
+) -> None:
+    """Where they make a difference: few are loaded, whatever the lengths."""
+    attn = rg.attention(part)
+    loaded = set()
+    for lengths in ((24, 24), (30, 18), (23, 23), (24, 20), (1, 1), (6, 48)):
+        query, key, value = x(lengths[0])[0], *x(lengths[1])[:2]
+        found = attn(query, key, value)
+        expected, _ = oracle([part], query, key, value)
+        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+        engine = engines.engine_for(attn.variant)[1]
+        loaded |= {program.key for program in engine._programs.values()}
+    assert len(loaded) == programs
 
 
 def test_other_dtypes_and_head_sizes_are_other_programs(generated: list[Request]) -> None:

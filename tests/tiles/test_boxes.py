@@ -19,14 +19,13 @@ from boxes import (
     IMAGE,
     SHIFTS,
     Call,
-    Position,
     X,
     Y,
     along,
     calls,
+    check,
     every,
     plan_of,
-    product_of_axes,
 )  # fmt: skip
 from regard.ir.interpret import evaluate
 from regard.ir.nodes import Expr
@@ -34,33 +33,9 @@ from regard.ir.passes import run_pipeline
 from regard.ir.tiles import make_plan
 from regard.ir.tiles.count import pair_count
 from regard.ir.tiles.numeric import Sizes
-from regard.ir.tiles.plan import TilePlan
 from regard.ir.traverse import rewrite
 from regard.ir.variant import Variant
 from spellings import SPELLINGS
-
-
-def check(plan: TilePlan, mask: Expr, call: Call, side: int) -> float:
-    """Asks that no claim is wrong; returns the share of pairs that single rows decide.
-
-    Where axes depend on each other, single pairs of boxes of one row and one key along the axes before.
-    """
-    truth = call.allowed(mask)
-    terms = [call.allowed(term.mask) for term in plan.boxes]
-    assert (np.sum(terms, axis=0, dtype=int) == truth).all(), "terms overlap, or are not the mask"
-    decided = 0.0
-    for term, keep in zip(plan.boxes, terms, strict=True):
-        by: Position
-        for by in ("q", "kv"):
-            for s in (1, side):
-                for within in (False, True):
-                    may, must = product_of_axes(term, call, s, by, within=within)
-                    assert not (keep & ~may).any(), f"an allowed pair outside of the boxes, by {by}, side {s}"
-                    assert not (must & ~keep).any(), f"a forbidden pair in a full box, by {by}, side {s}"
-                if s == 1:
-                    decided += float((may == must).mean()) / 2
-    return decided / len(plan.boxes)
-
 
 VAGUE = {
     "fixed": (ANY, "q >= kv and (q // 8 == kv // 8 or kv % 8 == 7)"),
