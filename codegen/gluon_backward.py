@@ -19,11 +19,11 @@ from ..ir.tiles.plan import TilePlan
 from .defaults import heaviest_last
 from .emitter import Emitter
 from .gluon_grad_consumer import Consumer
-from .gluon_grad_loader import SIZES, emit_load_tiles, emit_place_function
+from .gluon_grad_loader import SIZES, emit_load_tiles
 from .gluon_grad_rows import emit_after, emit_before, row_kernels
 from .gluon_module import DESCRIPTOR, emit_layouts, emit_tables, finish, reason_against_target
 from .gluon_names import installed_names
-from .gluon_tiles import CELLS, QUERIES, emit_visits
+from .gluon_tiles import CELLS
 from .schedule import Problem, Schedule, Source, Target
 from .triton_backward import TIDY
 from .triton_gradients import contributions
@@ -120,16 +120,20 @@ def emit_key_kernel(
     """The kernel whose programs own tiles of keys, and all that it calls."""
     _emit_constants(out, schedule, consumer)
     out.definition(CELLS)
-    emit_place_function(out, schedule.reverse)
-    emit_visits(out, plan, QUERIES, SIZES, parameters)
+    consumer.emit_tile_functions(out, schedule)
     consumer.emit(out)
-    emit_load_tiles(out, consumer.names, consumer.barriers, consumer.wait)
+    loads = consumer.tile_loads()
+    emit_load_tiles(out, loads, consumer.barriers, consumer.wait)
     out.line("\n")
-    with kernel(out, name, arguments, ()):
+    with kernel(out, name, arguments, consumer.constant_names):
         out.line(f"sizes = ({', '.join(a.name for a in SIZES)})")
         out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
-        passed = indent(fill(consumer.arguments, 94), " " * 13).lstrip()
-        out.lines(_KERNEL_BODY.format(barriers=consumer.barriers, set_up=consumer.set_up, arguments=passed))
+        passed = indent(fill(consumer.arguments + consumer.constants_passed, 94), " " * 13).lstrip()
+        body = _KERNEL_BODY.format(
+            barriers=consumer.barriers, terms=consumer.terms, set_up=consumer.set_up, arguments=passed,
+            descriptors=loads.descriptors, constants=consumer.constants_passed,
+        )  # fmt: skip
+        out.lines(body)
 
 
 def _emit_constants(out: Emitter, schedule: Schedule, consumer: Consumer) -> None:
@@ -158,7 +162,7 @@ def _emit_constants(out: Emitter, schedule: Schedule, consumer: Consumer) -> Non
         registers.append(("QUERY_SUMS", half[1]))
         tiles.append(("SUM_TILE", *half, "tl.float32"))
     out.comment("Layouts in registers: transposed scores, sums, and scores as left operands.")
-    emit_layouts(out, registers, {"WEIGHTS": "VALUE_SUMS", "DIFFERENCES": "KEY_SUMS"}, tiles)
+    emit_layouts(out, registers, {"WEIGHTS": "VALUE_SUMS", "DIFFERENCES": "KEY_SUMS"}, tiles, consumer.axes)
     if half is not None:
         out.line(f"SCORE_TILE = tl.constexpr(tl.NVMMASharedLayout.get_default_for([{keys}, {queries}], {element}))")
     out.line("TERM_TILE = tl.constexpr(tl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2))")
@@ -166,12 +170,11 @@ def _emit_constants(out: Emitter, schedule: Schedule, consumer: Consumer) -> Non
 
 
 _KERNEL_BODY = """
-k_tiles = gl.allocate_shared_memory(ELEMENT, [2, 1, 1, KEYS, HEAD], KEY_TILE)
-v_tiles = gl.allocate_shared_memory(ELEMENT, [2, 1, 1, KEYS, VALUE], VALUE_TILE)
-q_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, BLOCK_M, HEAD], QUERY_TILE)
-do_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, BLOCK_M, VALUE], OUT_TILE)
-# Log-sum-exps and what dP starts at, in turn.
-term_tiles = gl.allocate_shared_memory(gl.float32, [STAGES * 2, 1, BLOCK_M], TERM_TILE)
+k_tiles = gl.allocate_shared_memory(ELEMENT, [2] + key.block_type.shape, KEY_TILE)
+v_tiles = gl.allocate_shared_memory(ELEMENT, [2] + value.block_type.shape, VALUE_TILE)
+q_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES] + query.block_type.shape, QUERY_TILE)
+do_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES] + grad_out.block_type.shape, OUT_TILE)
+{terms}
 {set_up}
 barriers = ({barriers})
 gl.warp_specialize(
@@ -186,8 +189,8 @@ gl.warp_specialize(
         ),
         (
             load_tiles,
-            (query, key, value, grad_out, terms, q_tiles, k_tiles, v_tiles, do_tiles, term_tiles, barriers, starts,
-             sizes, parameters),
+            (query, key, value, grad_out, terms, {descriptors}q_tiles, k_tiles, v_tiles, do_tiles, term_tiles, barriers,
+             starts, sizes, parameters{constants}),
         ),
     ],
     [4, 1],

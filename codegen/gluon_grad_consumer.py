@@ -8,12 +8,13 @@ from ..ir.dependence import LoadClass, dependence
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import loads
 from .emitter import Emitter
-from .gluon_columns import emit_columns, lanes
-from .gluon_grad_loader import SIZES
+from .gluon_columns import RUN, emit_columns, lanes
+from .gluon_grad_loader import SIZES, emit_place_function, run_loads
+from .gluon_loader import TileLoads
 from .gluon_names import Names
 from .gluon_seen import UnseenKeys
-from .gluon_tiles import emit_unpack, jit_function
-from .schedule import Problem
+from .gluon_tiles import QUERIES, emit_unpack, emit_visits, jit_function
+from .schedule import Problem, Schedule
 from .triton_gradients import Gradients, emit_select
 from .triton_module import Argument
 from .triton_program import INDICES
@@ -30,6 +31,10 @@ _HALVES = {
     ),
 }
 
+_TERMS = """
+# Log-sum-exps and what dP starts at, in turn.
+term_tiles = gl.allocate_shared_memory(gl.float32, [STAGES * 2, 1, BLOCK_M], TERM_TILE)
+""".strip("\n")
 _SET_UP = """
 # Gradients of scores of both consumers, twice; and of queries, on their way out.
 ds_tiles = gl.allocate_shared_memory(ELEMENT, [4, KEYS, BLOCK_M], SCORE_TILE)
@@ -68,7 +73,8 @@ def emit_final_score(
 class Consumer(Gradients):
     """Prints ``differentiate``: for each head of queries a loop with the mask and one without.
 
-    What becomes of the scores' gradient is said by the methods that :mod:`.gluon_grad_key` overrides.
+    What becomes of the scores' gradient is said by the methods that :mod:`.gluon_grad_key` overrides, and what a tile
+    is by those that :mod:`.gluon_box_grads` does.
     """
 
     arguments = (
@@ -78,6 +84,16 @@ class Consumer(Gradients):
     barriers = "kv_ready, tile_ready, tile_empty, ds_ready, finished"
     # Buffers and barriers, and how the producer waits for a buffer.
     set_up = _SET_UP
+    terms = _TERMS
+    # Constants that functions take, how they are passed on, and how many axes a tile's place has before its rows.
+    constants = constants_passed = ""
+    constant_names: tuple[str, ...] = ()
+    axes = 2
+    # Positions of the columns of a tile of scores, whether masks need these, and pairs of a full tile that may be read.
+    positions = RUN
+    masks_positions = True
+    full_pairs = ""
+    has_full_tiles = True
     wait = "mbarrier.wait(tile_empty.index(stage), phase ^ 1)"
 
     def __init__(
@@ -97,35 +113,32 @@ class Consumer(Gradients):
     def emit(self, out: Emitter) -> None:
         """The function."""
         self.emit_functions(out)
-        with jit_function(out, f"differentiate(GROUP: tl.constexpr, {self.arguments})"):
+        with jit_function(out, f"differentiate(GROUP: tl.constexpr, {self.arguments}{self.constants})"):
             out.line('"""A consumer: four warps own KEYS keys."""')
             self._emit_prologue(out)
             with out.block("for member in range(0, group):"):
                 done = self._emit_head(out)
-                out.comment("Tiles in which the mask decides; all tiles if some keys are past the end.")
                 with out.block("for t in range(0, masked):"):
                     self._emit_step(out, done, masked=True)
-                out.comment("Tiles in which every pair is allowed.")
-                with out.block("for t in range(masked, count):"):
-                    self._emit_step(out, done, masked=False)
+                if self.has_full_tiles:
+                    out.comment("Tiles in which every pair is allowed.")
+                    with out.block("for t in range(masked, count):"):
+                        self._emit_step(out, done, masked=False)
                 for c in self.here:
                     place = f"{c.name}_sums + (batch * heads + head).to(tl.int64) * kv_len + own_keys"
-                    out.line(f"tl.store({place}, {c.name}_total, mask=own_keys < kv_len)")
+                    out.line(f"tl.store({place}, {c.name}_total, mask={self.stored_keys})")
             self._emit_epilogue(out)
 
     def _emit_prologue(self, out: Emitter) -> None:
         out.line(f"{self.barriers} = barriers")
         emit_unpack(out, "sizes", SIZES)
         emit_unpack(out, "parameters", self.parameters)
-        out.line("batch, chunk, kv_head, tile_first = key_tile(tl.program_id(0), sizes)")
-        out.line("own_first = tile_first + GROUP * KEYS")
+        self.emit_place(out)
         out.line("k_tile = k_tiles.index(GROUP).reshape([KEYS, HEAD])")
         out.line("v_tile = v_tiles.index(GROUP).reshape([KEYS, VALUE])")
         self.emit_tiles(out)
-        out.line("kv_index = own_first + tl.arange(0, KEYS, tl.SliceLayout(1, SCORES))[:, None]")
-        if self.here:
-            out.line("own_keys = own_first + tl.arange(0, KEYS, tl.SliceLayout(1, SCORES))")
         self._emit_positions(out)
+        self.emit_lanes(out)
         self.emit_unit(out)
         out.line("dk = tl.zeros([KEYS, HEAD], tl.float32, KEY_SUMS)")
         out.line("dv = tl.zeros([KEYS, VALUE], tl.float32, VALUE_SUMS)")
@@ -169,9 +182,7 @@ class Consumer(Gradients):
 
     def _emit_head(self, out: Emitter) -> frozenset[str]:
         out.line("head = chunk * group + member")
-        out.line("visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)")
-        out.line("count = visits[0] + visits[1]")
-        out.line("masked = tl.where(tile_first + BLOCK_N > kv_len, count, visits[0])")
+        self.emit_counts(out)
         for c in self.here:
             out.line(f"{c.name}_total = tl.zeros([KEYS], tl.float32, tl.SliceLayout(1, SCORES))")
         needed = self.wanted(self.here, masked=True)
@@ -199,7 +210,7 @@ class Consumer(Gradients):
             out.line(product.format("zero, use_acc=False"))
         out.line("next_dp = warpgroup_mma(v_tile, do_tile.permute((1, 0)), first_dp, is_async=True)")
         out.line("s = warpgroup_mma_wait(1, deps=(next_s,))")
-        out.line("start = read(starts, stage)")
+        self.emit_start(out, needed=bool(wanted) or masked)
         if not self.folded:
             out.line(lse_row)
         self._emit_probabilities(out, wanted, done, masked=masked)
@@ -219,24 +230,69 @@ class Consumer(Gradients):
     ) -> None:
         """``p`` from products ``s``; queries past the end have an infinite log-sum-exp, so nothing of them counts."""
         values = self.expressions
-        if wanted or masked:
+        if wanted or (masked and self.masks_positions):
             guard = Guard(query="(q_index < q_len)" if masked else "")
-            done = emit_columns(out, values, "query", wanted, guard, done)
+            done = emit_columns(out, values, "query", wanted, guard, done, self.positions)
         if masked:
             done = self.emit_allowed(out, values, done)
-        score = emit_final_score(out, self, values, wanted, done, "allowed" if masked else "", "[KEYS, BLOCK_M]")
+        lanes = "allowed" if masked else self.full_pairs
+        score = emit_final_score(out, self, values, wanted, done, lanes, "[KEYS, BLOCK_M]")
         text = "tl.exp2(s * unit)" if self.folded else self.exponential(score, "lse_row[None, :]")
         out.line(f"p = {f'tl.where(allowed, {text}, 0.0)' if masked else text}")
 
     def _emit_epilogue(self, out: Emitter) -> None:
         out.line()
         self.emit_finish(out)
+        self.emit_store(out)
+
+    # --- what a tile is: a run of positions ---
+
+    # Which keys exist, as text.
+    stored_keys = "own_keys < kv_len"
+
+    def emit_tile_functions(self, out: Emitter, schedule: Schedule) -> None:
+        """Which tile of keys a program owns, and which tiles of queries it visits."""
+        emit_place_function(out, schedule.reverse)
+        emit_visits(out, self.plan, QUERIES, SIZES, self.parameters)
+
+    def tile_loads(self) -> TileLoads:
+        """The loads of the producer."""
+        return run_loads(self.names)
+
+    def emit_place(self, out: Emitter) -> None:
+        """``batch``, ``chunk``, ``kv_head`` and the positions ``kv_index`` of the tile of the program."""
+        out.line("batch, chunk, kv_head, tile_first = key_tile(tl.program_id(0), sizes)")
+        out.line("own_first = tile_first + GROUP * KEYS")
+        out.line("kv_index = own_first + tl.arange(0, KEYS, tl.SliceLayout(1, SCORES))[:, None]")
+        if self.here:
+            out.line("own_keys = own_first + tl.arange(0, KEYS, tl.SliceLayout(1, SCORES))")
+
+    def emit_lanes(self, out: Emitter) -> None:
+        """What follows from the numbers of ``columns`` in a tile."""
+
+    def emit_counts(self, out: Emitter) -> None:
+        """``masked`` and ``count``: how many tiles are visited."""
+        out.line("visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)")
+        out.line("count = visits[0] + visits[1]")
+        out.comment("Tiles in which the mask decides; all tiles if some keys are past the end.")
+        out.line("masked = tl.where(tile_first + BLOCK_N > kv_len, count, visits[0])")
+
+    def emit_start(self, out: Emitter, *, needed: bool) -> None:
+        """Where the tile of queries in buffer ``stage`` starts."""
+        out.line("start = read(starts, stage)")
+
+    def emit_store(self, out: Emitter) -> None:
+        """Writes ``dk`` and ``dv``."""
+        self.emit_store_tiles(out, "batch, chunk, own_first")
+
+    def emit_store_tiles(self, out: Emitter, place: str) -> None:
+        """Writes ``dk`` and ``dv`` by descriptor."""
         out.line("k_tile.store((dk * scale).to(ELEMENT))")
         out.line("v_tile.store(dv.to(ELEMENT))")
         out.line("fence_async_shared()")
         out.line(f"{self.names.barrier}()")
         for name, tile in (("grad_key", "k_tiles"), ("grad_value", "v_tiles")):
-            out.line(f"{self.names.store}({name}, [batch, chunk, own_first, 0], {tile}.index(GROUP))")
+            out.line(f"{self.names.store}({name}, [{place}, 0], {tile}.index(GROUP))")
         out.line("tma.store_wait(0)")
 
     # --- what becomes of the scores' gradient: it is exchanged, and added to that of queries ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .emitter import Emitter
+from .gluon_loader import TileLoads, filled
 from .gluon_names import Names
 from .gluon_tiles import emit_unpack, jit_function
 from .triton_module import Argument
@@ -31,41 +32,55 @@ def emit_place_function(out: Emitter, reverse: bool) -> None:
         out.line("return entry // chunks, chunk, chunk * group // (heads // kv_heads), tile * BLOCK_N")
 
 
-def emit_load_tiles(out: Emitter, names: Names, barriers: str, wait: str) -> None:
+def run_loads(names: Names) -> TileLoads:
+    """The loads of tiles that are runs of positions."""
+    own, visited = "[batch, kv_head, tile_first + KEYS * i, 0], kv_ready", "tile_ready.index(stage)"
+    return TileLoads(
+        prologue=f"{', '.join(a.name for a in SIZES)} = sizes\n"
+        "batch, chunk, kv_head, tile_first = key_tile(gl.program_id(0), sizes)",
+        load_key=f"{names.load}(key, {own}, k_tiles.index(i))",
+        load_value=f"{names.load}(value, {own}, v_tiles.index(i))",
+        visits="visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)",
+        count="visits[0] + visits[1]",
+        start="start = visited_start(t, visits)",
+        write_start="write(starts, stage, start)",
+        load_query=f"mbarrier.expect({visited}, BLOCK_M * (HEAD * 2 + VALUE * 2 + 8))\n"
+        f"{names.load}(terms, [0, row + start], {visited}, term_tiles.index(stage * 2))\n"
+        f"{names.load}(terms, [1, row + start], {visited}, term_tiles.index(stage * 2 + 1))\n"
+        f"{names.load}(query, [batch, head, start, 0], {visited}, q_tiles.index(stage))\n"
+        f"{names.load}(grad_out, [batch, head, start, 0], {visited}, do_tiles.index(stage))",
+    )
+
+
+def emit_load_tiles(out: Emitter, loads: TileLoads, barriers: str, wait: str) -> None:
     """The producer's function; ``wait`` makes it wait for buffer ``stage`` to be empty."""
-    sizes = ", ".join(a.name for a in SIZES)
-    wait = wait.replace("\n", "\n            ")
-    out.definition(_LOAD_TILES.format(load=names.load, sizes=sizes, barriers=barriers, wait=wait))
+    pieces = {name: getattr(loads, name) for name in loads.__slots__}
+    out.definition(filled(_LOAD_TILES, barriers=barriers, wait=wait, **pieces))
 
 
 _LOAD_TILES = """
 @gluon.jit
 def load_tiles(
-    query, key, value, grad_out, terms, q_tiles, k_tiles, v_tiles, do_tiles, term_tiles, barriers, starts, sizes,
-    parameters,
+    query, key, value, grad_out, terms, {descriptors}q_tiles, k_tiles, v_tiles, do_tiles, term_tiles, barriers, starts,
+    sizes, parameters{constants},
 ):
     \"\"\"The producer: one warp loads the tile of keys, then one tile of queries after the other.\"\"\"
     {barriers} = barriers
-    {sizes} = sizes
-    batch, chunk, kv_head, tile_first = key_tile(gl.program_id(0), sizes)
+    {prologue}
     mbarrier.expect(kv_ready, BLOCK_N * (HEAD + VALUE) * 2)
     for i in gl.static_range(2):
-        {load}(key, [batch, kv_head, tile_first + KEYS * i, 0], kv_ready, k_tiles.index(i))
-        {load}(value, [batch, kv_head, tile_first + KEYS * i, 0], kv_ready, v_tiles.index(i))
+        {load_key}
+        {load_value}
     loaded = 0
     for member in range(0, group):
         head = chunk * group + member
-        visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)
+        {visits}
         row = (batch * heads + head) * padded
-        for t in range(0, visits[0] + visits[1]):
-            start = visited_start(t, visits)
+        for t in range(0, {count}):
+            {start}
             stage, phase = ring(loaded)
             {wait}
-            write(starts, stage, start)
-            mbarrier.expect(tile_ready.index(stage), BLOCK_M * (HEAD * 2 + VALUE * 2 + 8))
-            {load}(terms, [0, row + start], tile_ready.index(stage), term_tiles.index(stage * 2))
-            {load}(terms, [1, row + start], tile_ready.index(stage), term_tiles.index(stage * 2 + 1))
-            {load}(query, [batch, head, start, 0], tile_ready.index(stage), q_tiles.index(stage))
-            {load}(grad_out, [batch, head, start, 0], tile_ready.index(stage), do_tiles.index(stage))
+            {write_start}
+            {load_query}
             loaded += 1
 """

@@ -12,10 +12,10 @@ from ..ir.dependence import LoadClass, dependence
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import loads
 from .emitter import Emitter
-from .gluon_columns import emit_columns
+from .gluon_columns import RUN, emit_columns
 from .gluon_columns import lanes as column_lanes
 from .gluon_grad_consumer import emit_final_score
-from .gluon_loader import emit_place_function
+from .gluon_loader import TileLoads, emit_place_function, filled
 from .gluon_module import emit_layouts
 from .gluon_names import Names
 from .gluon_releases import emit_releases
@@ -33,11 +33,22 @@ SUMMED_BY_QUERY: tuple[LoadClass, ...] = ("batch_head", "query")
 
 
 class QueryConsumer(Gradients):
-    """Prints the kernel and all that it calls; ``folded``: in which units log-sum-exps come."""
+    """Prints the kernel and all that it calls; ``folded``: in which units log-sum-exps come.
+
+    What a tile is, is said by the methods that :mod:`.gluon_box_grads` overrides.
+    """
 
     name = KERNEL
     # What consumers take before buffers.
     targets = "grad_query, terms"
+    # Constants that functions take, how they are passed on, and how many axes a tile's place has before its rows.
+    constants = constants_passed = ""
+    constant_names: tuple[str, ...] = ()
+    axes, starts = 2, "STAGES"
+    # Positions of the columns of a tile of scores, and whether masks need these.
+    positions = RUN
+    masks_positions = True
+    has_full_tiles = True
 
     def __init__(
         self, plan: TilePlan, problem: Problem, schedule: Schedule, parameters: Sequence[Argument], names: Names,
@@ -60,19 +71,22 @@ class QueryConsumer(Gradients):
         """The kernel, which is ``launched`` with these arguments, its functions and its constants."""
         self._emit_constants(out)
         out.definition(CELLS)
-        emit_place_function(out, self.schedule.reverse)
-        emit_visits(out, self.plan, KEYS, SIZES, self.parameters)
+        self.emit_tile_functions(out)
         emit_releases(out, 2)
         arguments = f"{self.targets}, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters"
-        self.emit_consumer(out, f"differentiate(GROUP: tl.constexpr, {arguments})")
-        sizes = ", ".join(a.name for a in SIZES)
-        out.definition(_LOAD_TILES.format(load=self.names.load, barriers=self.barriers, sizes=sizes))
+        self.emit_consumer(out, f"differentiate(GROUP: tl.constexpr, {arguments}{self.constants})")
+        loads = self.tile_loads()
+        pieces = {name: getattr(loads, name) for name in loads.__slots__}
+        out.definition(filled(_LOAD_TILES, barriers=self.barriers, **pieces))
         out.line("\n")
-        with kernel(out, self.name, launched, ()):
-            out.line(f"sizes = ({sizes})")
+        with kernel(out, self.name, launched, self.constant_names):
+            out.line(f"sizes = ({', '.join(a.name for a in SIZES)})")
             out.line(f"parameters = ({', '.join(a.name for a in self.parameters)},)")
-            weights = _WEIGHTS if self.asks else ""
-            out.lines(_KERNEL_BODY.format(barriers=self.barriers, weights=weights, targets=self.targets))
+            body = _KERNEL_BODY.format(
+                barriers=self.barriers, weights=_WEIGHTS if self.asks else "", targets=self.targets,
+                starts=self.starts, descriptors=loads.descriptors, constants=self.constants_passed,
+            )  # fmt: skip
+            out.lines(body)
 
     def _emit_constants(self, out: Emitter) -> None:
         schedule = self.schedule
@@ -91,7 +105,7 @@ class QueryConsumer(Gradients):
             ("VALUE_TILE", keys, value, element),
         ]
         operands = {"DIFFERENCES": "QUERY_SUMS", "LEFT": "SCORES"}
-        emit_layouts(out, [("SCORES", keys), ("QUERY_SUMS", head)], operands, tiles)
+        emit_layouts(out, [("SCORES", keys), ("QUERY_SUMS", head)], operands, tiles, self.axes)
 
     def emit_consumer(self, out: Emitter, signature: str) -> None:
         """The function of a consumer."""
@@ -113,9 +127,10 @@ class QueryConsumer(Gradients):
             out.comment("Tiles in which the mask decides.")
             with out.block("for t in range(1, partial_count):"):
                 self._emit_step(out, done, masked=True)
-            out.comment("Tiles in which every pair is allowed.")
-            with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
-                self._emit_step(out, done, masked=False)
+            if self.has_full_tiles:
+                out.comment("Tiles in which every pair is allowed.")
+                with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
+                    self._emit_step(out, done, masked=False)
             self._emit_epilogue(out)
 
     def emit_prologue(self, out: Emitter) -> frozenset[str]:
@@ -123,23 +138,22 @@ class QueryConsumer(Gradients):
         out.line(f"{self.barriers} = barriers")
         emit_unpack(out, "sizes", SIZES)
         emit_unpack(out, "parameters", self.parameters)
-        out.line("entry, batch, head, kv_head, tile_first = query_tile(tl.program_id(0), sizes)")
+        self.emit_place(out)
         out.line("q_tile = q_tiles.index(GROUP).reshape([ROWS, HEAD])")
         out.line("do_tile = do_tiles.index(GROUP).reshape([ROWS, VALUE])")
-        out.line("q_row = tile_first + GROUP * ROWS + tl.arange(0, ROWS, tl.SliceLayout(1, SCORES))")
         out.line("q_index = q_row[:, None]")
         out.line("columns = tl.arange(0, BLOCK_N, tl.SliceLayout(0, SCORES))")
         if self.loads_keys:
             out.line(f"lanes = {column_lanes('BLOCK_N')}")
+        self.emit_lanes(out)
         self.emit_unit(out)
         out.comment("Rows are padded to whole tiles.")
         out.line("padded = tl.cdiv(q_len, BLOCK_M) * BLOCK_M")
         unit = " * -unit" if self.folded else ""
-        out.line(f"lse_rows = tl.load(terms + entry.to(tl.int64) * padded + q_row){unit}")
-        out.line("delta_rows = -tl.load(terms + (all_heads + entry).to(tl.int64) * padded + q_row)")
-        out.line("visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)")
-        out.line("partial_count = visits[0]")
-        out.line("count = visits[0] + visits[1]")
+        exist = f", mask={self.stored_rows}, other=0.0" if self.checks_rows else ""
+        out.line(f"lse_rows = tl.load(terms + entry.to(tl.int64) * padded + q_row{exist}){unit}")
+        out.line(f"delta_rows = -tl.load(terms + (all_heads + entry).to(tl.int64) * padded + q_row{exist})")
+        self.emit_counts(out)
         wanted = self.wanted(self.here, masked=True)
         done = self.expressions.emit(out, "program", wanted, Guard())
         done = self.expressions.emit(out, "query", wanted, Guard(query="(q_index < q_len)"), done)
@@ -194,8 +208,10 @@ class QueryConsumer(Gradients):
         values, wanted = self.expressions, self.wanted(self.here, masked=masked)
         out.line(f"s = warpgroup_mma_wait({pending}, deps=(next_s,))")
         if wanted or masked:
-            out.line("start = read(starts, stage)")
-            done = emit_columns(out, values, "key", wanted, Guard(key=self.kv_exists if masked else ""), done)
+            self.emit_start(out)
+        if wanted or (masked and self.masks_positions):
+            guard = Guard(key=self.kv_exists if masked else "")
+            done = emit_columns(out, values, "key", wanted, guard, done, self.positions)
         if masked:
             done = self.emit_allowed(out, values, done)
         lanes = "allowed" if masked else self.q_exists
@@ -209,38 +225,93 @@ class QueryConsumer(Gradients):
         out.line("dq = warpgroup_mma_wait(0, deps=(next_dq,))")
         out.line()
         out.comment("The gradient leaves from where the queries were.")
+        self.emit_store(out)
+        for c in self.here:
+            place = f"{c.name}_sums + entry.to(tl.int64) * q_len + q_row"
+            out.line(f"tl.store({place}, {c.name}_total, mask={self.stored_rows})")
+        out.line("tma.store_wait(0)")
+
+    # --- what a tile is: a run of positions ---
+
+    # Which rows exist, as text, and whether there are others whose terms are not padded.
+    stored_rows = "q_row < q_len"
+    checks_rows = False
+
+    def emit_tile_functions(self, out: Emitter) -> None:
+        """Which tile of queries a program owns, and which tiles of keys it visits."""
+        emit_place_function(out, self.schedule.reverse)
+        emit_visits(out, self.plan, KEYS, SIZES, self.parameters)
+
+    def tile_loads(self) -> TileLoads:
+        """The loads of the producer."""
+        load = self.names.load
+        own = "[batch, head, tile_first + ROWS * i, 0], q_ready"
+        visited = "[batch, kv_head, start, 0], kv_ready.index(stage)"
+        return TileLoads(
+            prologue=f"{', '.join(a.name for a in SIZES)} = sizes\n"
+            "entry, batch, head, kv_head, tile_first = query_tile(gl.program_id(0), sizes)",
+            visits="visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)",
+            count="visits[0] + visits[1]",
+            load_query=f"{load}(query, {own}, q_tiles.index(i))\n{load}(grad_out, {own}, do_tiles.index(i))",
+            start="start = visited_start(t, visits)",
+            write_start="write(starts, stage, start)",
+            load_key=f"{load}(key, {visited}, k_tiles.index(stage))",
+            load_value=f"{load}(value, {visited}, v_tiles.index(stage))",
+        )
+
+    def emit_place(self, out: Emitter) -> None:
+        """``entry``, ``batch``, ``head``, ``kv_head`` and the positions ``q_row`` of the tile of the program."""
+        out.line("entry, batch, head, kv_head, tile_first = query_tile(tl.program_id(0), sizes)")
+        out.line("q_row = tile_first + GROUP * ROWS + tl.arange(0, ROWS, tl.SliceLayout(1, SCORES))")
+
+    def emit_lanes(self, out: Emitter) -> None:
+        """What follows from the numbers of ``columns`` in a tile."""
+
+    def emit_counts(self, out: Emitter) -> None:
+        """``partial_count`` and ``count``: how many tiles are visited."""
+        out.line("visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)")
+        out.line("partial_count = visits[0]")
+        out.line("count = visits[0] + visits[1]")
+
+    def emit_start(self, out: Emitter) -> None:
+        """Where the tile of keys in buffer ``stage`` starts."""
+        out.line("start = read(starts, stage)")
+
+    def emit_store(self, out: Emitter) -> None:
+        """Writes ``dq``."""
+        self.emit_store_tile(out, "batch, head, tile_first + GROUP * ROWS")
+
+    def emit_store_tile(self, out: Emitter, place: str) -> None:
+        """Writes ``dq`` by descriptor."""
         out.line("q_tile.store((dq * scale).to(ELEMENT))")
         out.line("fence_async_shared()")
         out.line(f"{self.names.barrier}()")
-        out.line(f"{self.names.store}(grad_query, [batch, head, tile_first + GROUP * ROWS, 0], q_tiles.index(GROUP))")
-        for c in self.here:
-            place = f"{c.name}_sums + entry.to(tl.int64) * q_len + q_row"
-            out.line(f"tl.store({place}, {c.name}_total, mask=q_row < q_len)")
-        out.line("tma.store_wait(0)")
+        out.line(f"{self.names.store}(grad_query, [{place}, 0], q_tiles.index(GROUP))")
 
 
 _LOAD_TILES = """
 @gluon.jit
-def load_tiles(query, grad_out, key, value, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters):
+def load_tiles(
+    query, grad_out, key, value, {descriptors}q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes,
+    parameters{constants},
+):
     \"\"\"The producer: one warp loads the tile of queries, then one tile of keys after the other.\"\"\"
     {barriers} = barriers
-    {sizes} = sizes
-    entry, batch, head, kv_head, tile_first = query_tile(gl.program_id(0), sizes)
-    visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)
+    {prologue}
+    {visits}
     mbarrier.expect(q_ready, BLOCK_M * (HEAD + VALUE) * 2)
     for i in gl.static_range(2):
-        {load}(query, [batch, head, tile_first + ROWS * i, 0], q_ready, q_tiles.index(i))
-        {load}(grad_out, [batch, head, tile_first + ROWS * i, 0], q_ready, do_tiles.index(i))
+        {load_query}
     # Even a tile of queries that sees nothing gets one tile of keys, and masks it.
-    for t in range(0, gl.maximum(visits[0] + visits[1], 1)):
-        start = visited_start(t, visits)
+    for t in range(0, gl.maximum({count}, 1)):
+        {start}
         stage, phase = ring(t)
         if t >= STAGES:
             acquire(stage)
-        write(starts, stage, start)
+        {write_start}
         mbarrier.expect(kv_ready.index(stage), BLOCK_N * (HEAD + VALUE) * 2)
-        {load}(key, [batch, kv_head, start, 0], kv_ready.index(stage), k_tiles.index(stage))
-        {load}(value, [batch, kv_head, start, 0], kv_ready.index(stage), v_tiles.index(stage))
+        {load_key}
+        {load_value}
 """
 _WEIGHTS = """\
 # Which keys of a tile have weights, for each consumer, twice; both make it ready.
@@ -249,11 +320,11 @@ weighty_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout
 mbarrier.init(weighty_ready, count=2)
 """
 _KERNEL_BODY = """
-q_tiles = gl.allocate_shared_memory(ELEMENT, [2, 1, 1, ROWS, HEAD], QUERY_TILE)
-do_tiles = gl.allocate_shared_memory(ELEMENT, [2, 1, 1, ROWS, VALUE], OUT_TILE)
-k_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, BLOCK_N, HEAD], KEY_TILE)
-v_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, BLOCK_N, VALUE], VALUE_TILE)
-starts = gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+q_tiles = gl.allocate_shared_memory(ELEMENT, [2] + query.block_type.shape, QUERY_TILE)
+do_tiles = gl.allocate_shared_memory(ELEMENT, [2] + grad_out.block_type.shape, OUT_TILE)
+k_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES] + key.block_type.shape, KEY_TILE)
+v_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES] + value.block_type.shape, VALUE_TILE)
+starts = gl.allocate_shared_memory(gl.int32, [{starts}, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 # The producer makes buffers ready.
 q_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
 kv_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -265,15 +336,18 @@ gl.warp_specialize(
     [
         (
             differentiate,
-            (0, {targets}, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters),
+            (0, {targets}, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters{constants}),
         ),
         (
             differentiate,
-            (1, {targets}, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters),
+            (1, {targets}, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters{constants}),
         ),
         (
             load_tiles,
-            (query, grad_out, key, value, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters),
+            (
+                query, grad_out, key, value, {descriptors}q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts,
+                sizes, parameters{constants},
+            ),
         ),
     ],
     [4, 1],

@@ -40,15 +40,17 @@ class RowConsumer(QueryConsumer):
             out.comment("Tiles in which the mask decides, and the first one, even if it is full or not visited.")
             with out.block("for t in range(0, tl.maximum(partial_count, 1)):"):
                 self._emit_sums(out, done, masked=True)
-            out.comment("Tiles in which every pair is allowed.")
-            with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
-                self._emit_sums(out, done, masked=False)
+            if self.has_full_tiles:
+                out.comment("Tiles in which every pair is allowed.")
+                with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
+                    self._emit_sums(out, done, masked=False)
             out.comment("The probabilities of a row sum to one, but for the rounding of the log-sum-exp, which moves.")
             out.line("total = tl.where(total == 0.0, 1.0, total)")
+            exist = f", mask={self.stored_rows}" if self.checks_rows else ""
             out.line("row = terms + entry.to(tl.int64) * padded + q_row")
-            out.line("tl.store(row, lse_rows + tl.log2(total))")
+            out.line(f"tl.store(row, lse_rows + tl.log2(total){exist})")
             out.line("row = terms + (all_heads + entry).to(tl.int64) * padded + q_row")
-            out.line("tl.store(row, -delta_rows - weighted / total)")
+            out.line(f"tl.store(row, -delta_rows - weighted / total{exist})")
 
     def _emit_sums(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         out.line("stage, phase = ring(t)")

@@ -98,13 +98,23 @@ def emit_load_tiles(out: Emitter, loads: TileLoads) -> None:
         f"counter, query, key, value, {pieces.pop('descriptors')}q_tiles, k_tiles, v_tiles, barriers, orders, starts, "
         f"sizes, parameters{pieces.pop('constants')}"
     )
+    out.definition(filled(LOAD_TILES, arguments=arguments, **pieces))
+
+
+def filled(template: str, **pieces: str) -> str:
+    """``template`` with ``pieces`` in their places, which may be several lines, or none that is left.
+
+    >>> filled("if x:\\n    {before}\\n    {what}", what="y()\\nz()", before="")
+    'if x:\\n    y()\\n    z()'
+    """
     lines = []
-    for line in LOAD_TILES.split("\n"):
-        if line.strip() == "{before}" and not loads.before:
+    for line in template.split("\n"):
+        place = line.strip()
+        if place.startswith("{") and place.endswith("}") and not pieces.get(place[1:-1], place):
             continue
         depth = " " * (len(line) - len(line.lstrip()))
-        lines.append(line.format(arguments=arguments, **{k: v.replace("\n", f"\n{depth}") for k, v in pieces.items()}))
-    out.definition("\n".join(lines))
+        lines.append(line.format(**{k: v.replace("\n", f"\n{depth}") for k, v in pieces.items()}))
+    return "\n".join(lines)
 
 
 def run_loads(names: Names, problem: Problem, ahead: bool) -> TileLoads:
