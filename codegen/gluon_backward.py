@@ -19,10 +19,11 @@ from ..ir.tiles.plan import TilePlan
 from .defaults import heaviest_last
 from .emitter import Emitter
 from .gluon_grad_consumer import Consumer
-from .gluon_grad_loader import SIZES, emit_load_tiles
+from .gluon_grad_loader import SIZES, emit_load_tiles, loader_arguments
 from .gluon_grad_rows import emit_after, emit_before, row_kernels
 from .gluon_module import DESCRIPTOR, emit_layouts, emit_tables, finish, reason_against_target
 from .gluon_names import installed_names
+from .gluon_parts import descriptors, emit_buffers, emit_together, widths
 from .gluon_tiles import CELLS
 from .schedule import Problem, Schedule, Source, Target
 from .triton_backward import TIDY
@@ -73,11 +74,11 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         "grad_query", "", "TensorDescriptor(sums, list(sums.shape), list(sums.stride()), "
         "[1, 1, DQ_ROWS.value, DQ_COLUMNS.value], SUM_TILE.value)",
     )  # fmt: skip
-    arguments = key_arguments(schedule, parameters, sums)
     head, out = Emitter(), Emitter()
     notes = ["Gradients of queries are added up in an order that varies: their last bits differ from run to run."]
     emit_header(head, "Backward kernel", plan, problem, schedule, target, notes)
     consumer = Consumer(plan, problem, schedule.block_m, parameters, installed_names())
+    arguments = key_arguments(schedule, consumer, parameters, sums)
     emit_key_kernel(out, KERNEL, plan, schedule, consumer, arguments, parameters)
     blocks = schedule.block_m, schedule.block_n
     tables, table_kernels = emit_tables(plan, blocks, blocks)
@@ -96,18 +97,27 @@ def parameters_of(plan: TilePlan, tiles: str) -> list[Argument]:
     return [Argument("scale", "fp32", "scale"), *table, *buffer_arguments(plan), *scalar_arguments(plan)]
 
 
-def key_arguments(schedule: Schedule, parameters: Sequence[Argument], *sums: Argument) -> list[Argument]:
+def key_arguments(
+    schedule: Schedule, consumer: Consumer, parameters: Sequence[Argument], *sums: Argument
+) -> list[Argument]:
     """Of a kernel whose programs own tiles of keys; ``sums`` stand before the other gradients."""
+    problem = consumer.problem
+    sizes = {"key": problem.head_dim, "value": problem.value_dim}
+    owned = (x for name in consumer.owned for x in descriptors(name, "KEYS", f"{name.upper()}_TILE", sizes[name]))
+    gradients = (
+        x
+        for name in ("key", "value")
+        if f"grad_{name}" in [x.target for x in consumer.sums]
+        for x in descriptors(f"grad_{name}", "KEYS", f"{name.upper()}_TILE", sizes[name], f"to_{name}")
+    )
     terms = f"[1, {schedule.block_m}], TERM_TILE.value"
     return [
-        Argument("query", "", "descriptor(query, BLOCK_M, QUERY_TILE)"),
-        Argument("key", "", "descriptor(key, KEYS, KEY_TILE)"),
-        Argument("value", "", "descriptor(value, KEYS, VALUE_TILE)"),
-        Argument("grad_out", "", "descriptor(grad_out, BLOCK_M, OUT_TILE)"),
+        *descriptors("query", "BLOCK_M", "QUERY_TILE", problem.head_dim),
+        *owned,
+        *descriptors("grad_out", "BLOCK_M", "OUT_TILE", problem.value_dim),
         Argument("terms", "", f"TensorDescriptor(terms, list(terms.shape), list(terms.stride()), {terms})"),
         *sums,
-        Argument("grad_key", "", "descriptor(to_key, KEYS, KEY_TILE)"),
-        Argument("grad_value", "", "descriptor(to_value, KEYS, VALUE_TILE)"),
+        *gradients,
         *parameters,
         *SIZES,
     ]
@@ -122,38 +132,57 @@ def emit_key_kernel(
     out.definition(CELLS)
     consumer.emit_tile_functions(out, schedule)
     consumer.emit(out)
-    loads = consumer.tile_loads()
-    emit_load_tiles(out, loads, consumer.barriers, consumer.wait)
+    owned = tuple(consumer.owned)
+    loader = loader_arguments(owned, consumer.more)
+    lines = {**consumer.producer(), "own": consumer.own_loads(), "visited": "\n".join(consumer.visited_loads())}
+    emit_load_tiles(out, loader + consumer.constants_typed, consumer.barriers, owned, lines)
     out.line("\n")
     with kernel(out, name, arguments, consumer.constant_names):
         out.line(f"sizes = ({', '.join(a.name for a in SIZES)})")
         out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
-        passed = indent(fill(consumer.arguments + consumer.constants_passed, 94), " " * 13).lstrip()
-        body = _KERNEL_BODY.format(
-            barriers=consumer.barriers, terms=consumer.terms, set_up=consumer.set_up, arguments=passed,
-            descriptors=loads.descriptors, constants=consumer.constants_passed,
-        )  # fmt: skip
-        out.lines(body)
+        _emit_buffers(out, consumer)
+        passed, loaded = (
+            indent(fill(x + consumer.constants_passed, 94), " " * 13).lstrip() for x in (consumer.arguments, loader)
+        )
+        facts = {"barriers": consumer.barriers, "set_up": consumer.set_up, "terms": consumer.term_buffers}
+        facts["starts"] = consumer.starts
+        out.lines(_KERNEL_BODY.format(arguments=passed, loaded=loaded, **facts))
+
+
+def _emit_buffers(out: Emitter, consumer: Consumer) -> None:
+    """Tiles in shared memory, and tuples of descriptors where heads have several parts."""
+    for name, parts in {"query": consumer.head, **consumer.owned, "grad_out": consumer.value}.items():
+        emit_together(out, name, parts)
+    for x in consumer.sums:
+        emit_together(out, x.target, x.parts)
+    for name, parts in consumer.owned.items():
+        emit_buffers(out, f"{name[0]}_tiles", "2", name, f"{name.upper()}_TILE", parts)
+    emit_buffers(out, "q_tiles", "STAGES", "query", "QUERY_TILE", consumer.head)
+    emit_buffers(out, "do_tiles", consumer.out_stages, "grad_out", "OUT_TILE", consumer.value)
 
 
 def _emit_constants(out: Emitter, schedule: Schedule, consumer: Consumer) -> None:
-    problem = consumer.problem
-    element = {"f16": "tl.float16", "bf16": "tl.bfloat16"}[problem.dtype]
+    element = {"f16": "tl.float16", "bf16": "tl.bfloat16"}[consumer.problem.dtype]
     queries, keys = schedule.block_m, schedule.block_n // 2
-    head, value = problem.head_dim, problem.value_dim
     half = consumer.half_of_queries(queries)
     out.line(f"KEYS = tl.constexpr({keys})  # keys of one consumer")
     for name, number in (
-        ("BLOCK_M", queries), ("BLOCK_N", schedule.block_n), ("HEAD", head), ("VALUE", value),
-        ("STAGES", schedule.num_stages), ("ELEMENT", element),
+        ("BLOCK_M", queries), ("BLOCK_N", schedule.block_n), *widths("HEAD", consumer.head),
+        *widths("VALUE", consumer.value), ("STAGES", schedule.num_stages), *consumer.constants(schedule),
+        ("ELEMENT", element),
     ):  # fmt: skip
         out.line(f"{name} = tl.constexpr({number})")
-    registers = [("SCORES", queries), ("KEY_SUMS", head), ("VALUE_SUMS", value)]
+    registers = [("SCORES", queries)]
+    registers += [(f"{x.layout}{p.suffix}", p.width) for x in consumer.sums for p in x.parts]
     tiles = [
-        ("QUERY_TILE", queries, head, element),
-        ("KEY_TILE", keys, head, element),
-        ("VALUE_TILE", keys, value, element),
-        ("OUT_TILE", queries, value, element),
+        (f"{name}{p.suffix}", rows, p.width, element)
+        for name, rows, parts in (
+            ("QUERY_TILE", queries, consumer.head),
+            ("KEY_TILE", keys, consumer.head),
+            ("VALUE_TILE", keys, consumer.value),
+            ("OUT_TILE", queries, consumer.value),
+        )
+        for p in parts
     ]
     if half is not None:
         out.comment("The half of a tile's gradient of queries that one consumer computes.")
@@ -162,7 +191,14 @@ def _emit_constants(out: Emitter, schedule: Schedule, consumer: Consumer) -> Non
         registers.append(("QUERY_SUMS", half[1]))
         tiles.append(("SUM_TILE", *half, "tl.float32"))
     out.comment("Layouts in registers: transposed scores, sums, and scores as left operands.")
-    emit_layouts(out, registers, {"WEIGHTS": "VALUE_SUMS", "DIFFERENCES": "KEY_SUMS"}, tiles, consumer.axes)
+    operands = {"WEIGHTS": "VALUE_SUMS", "DIFFERENCES": "KEY_SUMS"}
+    lefts = {
+        f"{name}{p.suffix}": f"{layout}{p.suffix}"
+        for name, layout in operands.items()
+        for x in consumer.sums
+        for p in x.parts * (x.layout == layout)
+    }
+    emit_layouts(out, registers, lefts, tiles, consumer.axes)
     if half is not None:
         out.line(f"SCORE_TILE = tl.constexpr(tl.NVMMASharedLayout.get_default_for([{keys}, {queries}], {element}))")
     out.line("TERM_TILE = tl.constexpr(tl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2))")
@@ -170,11 +206,8 @@ def _emit_constants(out: Emitter, schedule: Schedule, consumer: Consumer) -> Non
 
 
 _KERNEL_BODY = """
-k_tiles = gl.allocate_shared_memory(ELEMENT, [2] + key.block_type.shape, KEY_TILE)
-v_tiles = gl.allocate_shared_memory(ELEMENT, [2] + value.block_type.shape, VALUE_TILE)
-q_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES] + query.block_type.shape, QUERY_TILE)
-do_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES] + grad_out.block_type.shape, OUT_TILE)
 {terms}
+starts = gl.allocate_shared_memory(gl.int32, [{starts}, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 {set_up}
 barriers = ({barriers})
 gl.warp_specialize(
@@ -189,8 +222,7 @@ gl.warp_specialize(
         ),
         (
             load_tiles,
-            (query, key, value, grad_out, terms, {descriptors}q_tiles, k_tiles, v_tiles, do_tiles, term_tiles, barriers,
-             starts, sizes, parameters{constants}),
+            ({loaded}),
         ),
     ],
     [4, 1],

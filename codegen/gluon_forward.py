@@ -26,7 +26,7 @@ from .gluon_consumer import Consumer
 from .gluon_loader import emit_load_tiles, emit_place_function, run_loads
 from .gluon_module import DESCRIPTOR, emit_tables, finish, reason_against_target
 from .gluon_names import installed_names
-from .gluon_parts import tiles_of, together
+from .gluon_parts import descriptors, emit_together, tiles_of, together
 from .gluon_seen import UnseenByWeights, UnseenKeys
 from .gluon_tiles import CELLS, KEYS, emit_visits
 from .schedule import Problem, Schedule, Source, Target
@@ -122,10 +122,10 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     arguments = [
         Argument("lse", "", "lse"),
         Argument("counter", "", "counter"),
-        *_descriptors("query", "ROWS", "QUERY_TILE", problem.head_dim),
-        *_descriptors("key", "BLOCK_N", "KEY_TILE", problem.head_dim),
-        *_descriptors("value", "BLOCK_N", "VALUE_TILE", problem.value_dim),
-        *_descriptors("out", "ROWS", "OUT_TILE", problem.value_dim),
+        *descriptors("query", "ROWS", "QUERY_TILE", problem.head_dim),
+        *descriptors("key", "BLOCK_N", "KEY_TILE", problem.head_dim),
+        *descriptors("value", "BLOCK_N", "VALUE_TILE", problem.value_dim),
+        *descriptors("out", "ROWS", "OUT_TILE", problem.value_dim),
         *parameters,
         *SIZES,
     ]
@@ -149,15 +149,6 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     tables, kernels = emit_tables(plan, (schedule.block_m, schedule.block_n))
     _emit_run(out, plan, problem, schedule, arguments)
     return finish(out, plan, [*kernels, KERNEL], head, tables, short_tanh=True)
-
-
-def _descriptors(name: str, rows: str, layout: str, size: int) -> list[Argument]:
-    parts = head_parts(size)
-    columns = [f", {p.width}" if len(parts) > 1 else "" for p in parts]
-    return [
-        Argument(name + p.suffix, "", f"descriptor({name}, {rows}, {layout}{p.suffix}{c})")
-        for p, c in zip(parts, columns, strict=True)
-    ]
 
 
 # Registers of a thread, by the number of consumers; the producer has 24, and all threads start with the same number.
@@ -241,8 +232,7 @@ def _emit_buffers(out: Emitter, problem: Problem, own_out_tiles: bool) -> None:
     """Buffers of tiles; tuples of them, and of descriptors, where heads have several parts."""
     head, value = head_parts(problem.head_dim), head_parts(problem.value_dim)
     for name, parts in (("query", head), ("key", head), ("value", value), ("out", value)):
-        if len(parts) > 1:
-            out.line(f"{name} = {together([name + p.suffix for p in parts])}")
+        emit_together(out, name, parts)
     for name, number, tensor, parts, layout in (
         ("q_tiles", "CONSUMERS", "query", head, "QUERY_TILE"),
         ("k_tiles", "STAGES", "key", head, "KEY_TILE"),
@@ -255,8 +245,7 @@ def _emit_buffers(out: Emitter, problem: Problem, own_out_tiles: bool) -> None:
         for p in parts:
             shape = f"[{number}] + {tensor}{p.suffix}.block_type.shape"
             out.line(f"{name}{p.suffix} = tl.allocate_shared_memory(ELEMENT, {shape}, {layout}{p.suffix})")
-        if len(parts) > 1:
-            out.line(f"{name} = {together([name + p.suffix for p in parts])}")
+        emit_together(out, name, parts)
 
 
 _ATTEND = (

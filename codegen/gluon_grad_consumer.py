@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..ir.dependence import LoadClass, dependence
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import loads
 from .emitter import Emitter
-from .gluon_columns import RUN, emit_columns, lanes
-from .gluon_grad_loader import SIZES, emit_place_function, run_loads
-from .gluon_loader import TileLoads
+from .gluon_columns import emit_columns, lanes
+from .gluon_grad_loader import SIZES
+from .gluon_grad_runs import OwnKeys
 from .gluon_names import Names
+from .gluon_parts import emit_inner_product, emit_outer_product, emit_views, names_of, part_copies
 from .gluon_seen import UnseenKeys
-from .gluon_tiles import QUERIES, emit_unpack, emit_visits, jit_function
+from .gluon_tiles import emit_unpack, jit_function
 from .schedule import Problem, Schedule
 from .triton_gradients import Gradients, emit_select
-from .triton_module import Argument
+from .triton_module import Argument, Part
 from .triton_program import INDICES
 from .triton_values import Guard, Values, level_of
 
@@ -31,15 +33,11 @@ _HALVES = {
     ),
 }
 
-_TERMS = """
-# Log-sum-exps and what dP starts at, in turn.
-term_tiles = gl.allocate_shared_memory(gl.float32, [STAGES * 2, 1, BLOCK_M], TERM_TILE)
-""".strip("\n")
+_TERM_ROW = "term_tiles.index({}).reshape([BLOCK_M]).load(tl.SliceLayout(0, SCORES))"
 _SET_UP = """
 # Gradients of scores of both consumers, twice; and of queries, on their way out.
 ds_tiles = gl.allocate_shared_memory(ELEMENT, [4, KEYS, BLOCK_M], SCORE_TILE)
 dq_tiles = gl.allocate_shared_memory(gl.float32, [2, 1, 1, DQ_ROWS, DQ_COLUMNS], SUM_TILE)
-starts = gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 # The producer makes buffers ready, both consumers make them empty; both make gradients of scores ready.
 kv_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
 tile_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -70,11 +68,31 @@ def emit_final_score(
     return "final"
 
 
-class Consumer(Gradients):
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """A gradient that a consumer keeps in registers: its ``name``, part by part of its columns, how it is called in
+    constants, and the tensor and the tiles through which it leaves.
+    """
+
+    name: str
+    size: str
+    parts: tuple[Part, ...]
+    target: str
+    tile: str
+    factor: str = ""
+
+    @property
+    def layout(self) -> str:
+        """The layout of its registers."""
+        return "KEY_SUMS" if self.name == "dk" else "VALUE_SUMS"
+
+
+class Consumer(OwnKeys):
     """Prints ``differentiate``: for each head of queries a loop with the mask and one without.
 
-    What becomes of the scores' gradient is said by the methods that :mod:`.gluon_grad_key` overrides, and what a tile
-    is by those that :mod:`.gluon_box_grads` does.
+    What becomes of the scores' gradient is said by the methods that :mod:`.gluon_grad_key` overrides; which sums there
+    are, and how tiles of queries come, by those of :mod:`.gluon_grad_wide`; what a tile is by those of
+    :mod:`.gluon_box_grads`.
     """
 
     arguments = (
@@ -84,17 +102,9 @@ class Consumer(Gradients):
     barriers = "kv_ready, tile_ready, tile_empty, ds_ready, finished"
     # Buffers and barriers, and how the producer waits for a buffer.
     set_up = _SET_UP
-    terms = _TERMS
-    # Constants that functions take, how they are passed on, and how many axes a tile's place has before its rows.
-    constants = constants_passed = ""
-    constant_names: tuple[str, ...] = ()
-    axes = 2
-    # Positions of the columns of a tile of scores, whether masks need these, and pairs of a full tile that may be read.
-    positions = RUN
-    masks_positions = True
-    full_pairs = ""
-    has_full_tiles = True
     wait = "mbarrier.wait(tile_empty.index(stage), phase ^ 1)"
+    # How many buffers there are of the gradient of outputs, and of rows of terms: log-sum-exps and deltas in turn.
+    out_stages, term_rows = "STAGES", "STAGES * 2"
 
     def __init__(
         self, plan: TilePlan, problem: Problem, block_m: int, parameters: Sequence[Argument], names: Names
@@ -105,19 +115,26 @@ class Consumer(Gradients):
         self.expressions = self.values()
         self.split_columns = block_m == 64
         # Measured 4 % faster at D 128; at D 64 with larger tiles it takes registers.
-        self.folded = not self.has_scores and self.split_columns
+        self.folded = not self.has_scores and block_m <= 64
         found = [x for e in self.results.values() for x in loads(e)]
         self.loads_queries = any(dependence(x) & {"q", "kv"} == {"q"} for x in found)
         self.here = self.of_kinds(*SUMMED_BY_KEY)
+        # Tiles of keys that a consumer holds in shared memory, and what it sums.
+        self.owned = {"key": self.head, "value": self.value}
+        self.sums = [
+            Sum("dk", "HEAD", self.head, "grad_key", "k_tile", " * scale"),
+            Sum("dv", "VALUE", self.value, "grad_value", "v_tile"),
+        ]
 
     def emit(self, out: Emitter) -> None:
         """The function."""
         self.emit_functions(out)
-        with jit_function(out, f"differentiate(GROUP: tl.constexpr, {self.arguments}{self.constants})"):
+        with jit_function(out, f"differentiate(GROUP: tl.constexpr, {self.arguments}{self.constants_typed})"):
             out.line('"""A consumer: four warps own KEYS keys."""')
             self._emit_prologue(out)
             with out.block("for member in range(0, group):"):
                 done = self._emit_head(out)
+                out.comment(f"Tiles in which the mask decides{self.masked_too}.")
                 with out.block("for t in range(0, masked):"):
                     self._emit_step(out, done, masked=True)
                 if self.has_full_tiles:
@@ -126,7 +143,7 @@ class Consumer(Gradients):
                         self._emit_step(out, done, masked=False)
                 for c in self.here:
                     place = f"{c.name}_sums + (batch * heads + head).to(tl.int64) * kv_len + own_keys"
-                    out.line(f"tl.store({place}, {c.name}_total, mask={self.stored_keys})")
+                    out.line(f"tl.store({place}, {c.name}_total, mask={self.inside})")
             self._emit_epilogue(out)
 
     def _emit_prologue(self, out: Emitter) -> None:
@@ -134,14 +151,18 @@ class Consumer(Gradients):
         emit_unpack(out, "sizes", SIZES)
         emit_unpack(out, "parameters", self.parameters)
         self.emit_place(out)
-        out.line("k_tile = k_tiles.index(GROUP).reshape([KEYS, HEAD])")
-        out.line("v_tile = v_tiles.index(GROUP).reshape([KEYS, VALUE])")
+        for name, parts in self.owned.items():
+            size = "HEAD" if name == "key" else "VALUE"
+            emit_views(out, f"{name[0]}_tile", f"{name[0]}_tiles", "GROUP", "KEYS", size, parts)
         self.emit_tiles(out)
+        self.emit_own_positions(out)
         self._emit_positions(out)
         self.emit_lanes(out)
         self.emit_unit(out)
-        out.line("dk = tl.zeros([KEYS, HEAD], tl.float32, KEY_SUMS)")
-        out.line("dv = tl.zeros([KEYS, VALUE], tl.float32, VALUE_SUMS)")
+        for x in self.sums:
+            for p in x.parts:
+                zeros = f"tl.zeros([KEYS, {x.size}{p.suffix}], tl.float32, {x.layout}{p.suffix})"
+                out.line(f"{x.name}{p.suffix} = {zeros}")
         out.line("step = 0  # tiles of queries of all heads")
         out.line("mbarrier.wait(kv_ready, 0)")
         self.emit_clear(out)
@@ -194,36 +215,93 @@ class Consumer(Gradients):
         wanted = self.wanted(self.here, masked=masked)
         out.line("stage, phase = ring(step)")
         out.line("mbarrier.wait(tile_ready.index(stage), phase)")
-        out.line("q_tile = q_tiles.index(stage).reshape([BLOCK_M, HEAD])")
-        out.line("do_tile = do_tiles.index(stage).reshape([BLOCK_M, VALUE])")
-        lse_row = "lse_row = term_tiles.index(stage * 2).reshape([BLOCK_M]).load(tl.SliceLayout(0, SCORES))"
+        self.emit_queries(out)
+        self.emit_grad_out(out, "stage")
         out.line("zero = tl.zeros([KEYS, BLOCK_M], tl.float32, SCORES)")
-        out.comment("Sums of products start at what would be subtracted from them.")
-        out.line("delta_row = term_tiles.index(stage * 2 + 1).reshape([BLOCK_M]).load(tl.SliceLayout(0, SCORES))")
-        out.line("first_dp = zero + delta_row[None, :]")
-        product = "next_s = warpgroup_mma(k_tile, q_tile.permute((1, 0)), {}, is_async=True)"
-        if self.folded:
-            out.line(lse_row)
-            out.line("first_s = zero + lse_row[None, :]")
-            out.line(product.format("first_s"))
-        else:
-            out.line(product.format("zero, use_acc=False"))
-        out.line("next_dp = warpgroup_mma(v_tile, do_tile.permute((1, 0)), first_dp, is_async=True)")
-        out.line("s = warpgroup_mma_wait(1, deps=(next_s,))")
-        self.emit_start(out, needed=bool(wanted) or masked)
-        if not self.folded:
-            out.line(lse_row)
+        self.emit_delta(out, "stage * 2 + 1")
+        self.emit_start_scores(out, "stage * 2")
+        self.emit_start_dp(out)
+        self.emit_wait_scores(out, len(self.value), "stage * 2", positions=bool(wanted) or masked)
         self._emit_probabilities(out, wanted, done, masked=masked)
-        out.line("weights = tl.convert_layout(p.to(ELEMENT), WEIGHTS)")
-        out.line("next_dv = warpgroup_mma(weights, do_tile, dv, is_async=True)")
-        out.line("dp = warpgroup_mma_wait(1, deps=(next_dp,))")
+        self.emit_start_values(out)
+        out.line(f"dp = warpgroup_mma_wait({len(self.value)}, deps=(next_dp,))")
+        self.emit_score_gradients(out, masked=masked)
+        self.emit_differences(out)
+        out.line("step += 1")
+
+    def constants(self, schedule: Schedule) -> list[tuple[str, int]]:
+        """Further constants of the kernel."""
+        return []
+
+    def own_loads(self) -> str:
+        """Lines of the producer: it loads half ``i`` of the owned tile of keys."""
+        owned = self.owned.items()
+        return "\n".join(x for name, p in owned for x in self.copies(name, p, f"{name[0]}_tiles", "i", "kv_ready"))
+
+    def visited_loads(self) -> list[str]:
+        """Lines of the producer: it loads a tile of queries, with their terms and the gradient of outputs."""
+        ready = "tile_ready.index(stage)"
+        return [
+            "stage, phase = ring(loaded)",
+            *self.wait.split("\n"),
+            *self.written_starts(),
+            f"mbarrier.expect({ready}, BLOCK_M * (HEAD * 2 + VALUE * 2{self.term_bytes}))",
+            *self.copied_terms(ready),
+            *self.copies("query", self.head, "q_tiles", "stage", ready),
+            *self.copies("grad_out", self.value, "do_tiles", "stage", ready),
+            *self.written_terms(),
+        ]
+
+    def emit_queries(self, out: Emitter) -> None:
+        """``q_tile``, from the buffer ``stage``."""
+        emit_views(out, "q_tile", "q_tiles", "stage", "BLOCK_M", "HEAD", self.head)
+
+    def emit_grad_out(self, out: Emitter, stage: str) -> None:
+        """``do_tile``, from a buffer."""
+        emit_views(out, "do_tile", "do_tiles", stage, "BLOCK_M", "VALUE", self.value)
+
+    def emit_delta(self, out: Emitter, i: str) -> None:
+        """``first_dp``, from the ``i``-th row of terms."""
+        out.comment("Sums of products start at what would be subtracted from them.")
+        out.line(f"delta_row = {_TERM_ROW.format(i)}")
+        out.line("first_dp = zero + delta_row[None, :]")
+
+    def emit_start_scores(self, out: Emitter, i: str) -> None:
+        """``next_s``; the ``i``-th row of terms has log-sum-exps."""
+        first = "zero"
+        if self.folded:
+            out.line(f"lse_row = {_TERM_ROW.format(i)}")
+            out.line("first_s = zero + lse_row[None, :]")
+            first = "first_s"
+        self._emit_inner(out, "next_s", "k_tile", "q_tile", first, self.head, begins=self.folded)
+
+    def emit_start_dp(self, out: Emitter) -> None:
+        """``next_dp``."""
+        self._emit_inner(out, "next_dp", "v_tile", "do_tile", "first_dp", self.value)
+
+    def _emit_inner(
+        self, out: Emitter, result: str, own: str, other: str, first: str, parts: tuple[Part, ...], begins: bool = True
+    ) -> None:
+        emit_inner_product(out, result, names_of(own, parts), names_of(other, parts), first, begins)
+
+    def emit_wait_scores(self, out: Emitter, pending: int, i: str, *, positions: bool) -> None:
+        """``s``, and what tells the scores apart from it; whether these ask for ``positions``."""
+        out.line(f"s = warpgroup_mma_wait({pending}, deps=(next_s,))")
+        self.emit_start(out, needed=positions)
+        if not self.folded:
+            out.line(f"lse_row = {_TERM_ROW.format(i)}")
+
+    def emit_start_values(self, out: Emitter) -> None:
+        """``next_dv``."""
+        emit_outer_product(out, "dv", "p", "WEIGHTS", names_of("do_tile", self.value), self.value)
+
+    def emit_score_gradients(self, out: Emitter, *, masked: bool) -> None:
+        """``ds`` and sums of contributions, from ``p`` and ``dp``."""
         found = self.emit_score_gradient(out, self.expressions, self.here, delta="")
         if masked:
             emit_select(out, found)
         for c in self.here:
             out.line(f"{c.name}_total += tl.sum({c.name}, 1)")
-        self.emit_differences(out)
-        out.line("step += 1")
 
     def _emit_probabilities(
         self, out: Emitter, wanted: Sequence[str], done: frozenset[str], *, masked: bool
@@ -243,56 +321,19 @@ class Consumer(Gradients):
     def _emit_epilogue(self, out: Emitter) -> None:
         out.line()
         self.emit_finish(out)
-        self.emit_store(out)
+        self.emit_gradients(out)
 
-    # --- what a tile is: a run of positions ---
-
-    # Which keys exist, as text.
-    stored_keys = "own_keys < kv_len"
-
-    def emit_tile_functions(self, out: Emitter, schedule: Schedule) -> None:
-        """Which tile of keys a program owns, and which tiles of queries it visits."""
-        emit_place_function(out, schedule.reverse)
-        emit_visits(out, self.plan, QUERIES, SIZES, self.parameters)
-
-    def tile_loads(self) -> TileLoads:
-        """The loads of the producer."""
-        return run_loads(self.names)
-
-    def emit_place(self, out: Emitter) -> None:
-        """``batch``, ``chunk``, ``kv_head`` and the positions ``kv_index`` of the tile of the program."""
-        out.line("batch, chunk, kv_head, tile_first = key_tile(tl.program_id(0), sizes)")
-        out.line("own_first = tile_first + GROUP * KEYS")
-        out.line("kv_index = own_first + tl.arange(0, KEYS, tl.SliceLayout(1, SCORES))[:, None]")
-        if self.here:
-            out.line("own_keys = own_first + tl.arange(0, KEYS, tl.SliceLayout(1, SCORES))")
-
-    def emit_lanes(self, out: Emitter) -> None:
-        """What follows from the numbers of ``columns`` in a tile."""
-
-    def emit_counts(self, out: Emitter) -> None:
-        """``masked`` and ``count``: how many tiles are visited."""
-        out.line("visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)")
-        out.line("count = visits[0] + visits[1]")
-        out.comment("Tiles in which the mask decides; all tiles if some keys are past the end.")
-        out.line("masked = tl.where(tile_first + BLOCK_N > kv_len, count, visits[0])")
-
-    def emit_start(self, out: Emitter, *, needed: bool) -> None:
-        """Where the tile of queries in buffer ``stage`` starts."""
-        out.line("start = read(starts, stage)")
-
-    def emit_store(self, out: Emitter) -> None:
-        """Writes ``dk`` and ``dv``."""
-        self.emit_store_tiles(out, "batch, chunk, own_first")
-
-    def emit_store_tiles(self, out: Emitter, place: str) -> None:
-        """Writes ``dk`` and ``dv`` by descriptor."""
-        out.line("k_tile.store((dk * scale).to(ELEMENT))")
-        out.line("v_tile.store(dv.to(ELEMENT))")
+    def emit_gradients(self, out: Emitter) -> None:
+        """Writes the sums by descriptor."""
+        for x in self.sums:
+            for p in x.parts:
+                total = f"({x.name}{p.suffix}{x.factor})" if x.factor else f"{x.name}{p.suffix}"
+                out.line(f"{x.tile}{p.suffix}.store({total}.to(ELEMENT))")
         out.line("fence_async_shared()")
         out.line(f"{self.names.barrier}()")
-        for name, tile in (("grad_key", "k_tiles"), ("grad_value", "v_tiles")):
-            out.line(f"{self.names.store}({name}, [{place}, 0], {tile}.index(GROUP))")
+        where = self.emit_gradients_place(out)
+        for x in self.sums:
+            out.lines("\n".join(part_copies(self.names.store, x.target, where, f"{x.tile}s", "GROUP", x.parts)))
         out.line("tma.store_wait(0)")
 
     # --- what becomes of the scores' gradient: it is exchanged, and added to that of queries ---

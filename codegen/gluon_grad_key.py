@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from .emitter import Emitter
 from .gluon_grad_consumer import Consumer
+from .gluon_parts import emit_outer_product, emit_wait, names_of
 from .gluon_releases import emit_releases
 
 _SET_UP = """
-starts = gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 # The producer makes buffers ready.
 kv_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
 tile_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -43,10 +43,9 @@ class KeyConsumer(Consumer):
 
     def emit_differences(self, out: Emitter) -> None:
         """What follows from ``ds``, and the release of the buffers."""
-        out.line("differences = tl.convert_layout(ds.to(ELEMENT), DIFFERENCES)")
-        out.line("next_dk = warpgroup_mma(differences, q_tile, dk, is_async=True)")
-        out.line("dv = warpgroup_mma_wait(1, deps=(next_dv,))")
-        out.line("dk = warpgroup_mma_wait(0, deps=(next_dk,))")
+        emit_outer_product(out, "dk", "ds", "DIFFERENCES", names_of("q_tile", self.head), self.head)
+        emit_wait(out, "dv", self.value, len(self.head))
+        emit_wait(out, "dk", self.head, 0)
         out.line("release(stage)")
 
     def emit_finish(self, out: Emitter) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from textwrap import fill, indent
+
 from .emitter import Emitter
-from .gluon_loader import TileLoads, filled
-from .gluon_names import Names
+from .gluon_loader import filled
 from .gluon_tiles import emit_unpack, jit_function
 from .triton_module import Argument
 from .triton_program import emit_place
@@ -32,55 +34,44 @@ def emit_place_function(out: Emitter, reverse: bool) -> None:
         out.line("return entry // chunks, chunk, chunk * group // (heads // kv_heads), tile * BLOCK_N")
 
 
-def run_loads(names: Names) -> TileLoads:
-    """The loads of tiles that are runs of positions."""
-    own, visited = "[batch, kv_head, tile_first + KEYS * i, 0], kv_ready", "tile_ready.index(stage)"
-    return TileLoads(
-        prologue=f"{', '.join(a.name for a in SIZES)} = sizes\n"
-        "batch, chunk, kv_head, tile_first = key_tile(gl.program_id(0), sizes)",
-        load_key=f"{names.load}(key, {own}, k_tiles.index(i))",
-        load_value=f"{names.load}(value, {own}, v_tiles.index(i))",
-        visits="visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)",
-        count="visits[0] + visits[1]",
-        start="start = visited_start(t, visits)",
-        write_start="write(starts, stage, start)",
-        load_query=f"mbarrier.expect({visited}, BLOCK_M * (HEAD * 2 + VALUE * 2 + 8))\n"
-        f"{names.load}(terms, [0, row + start], {visited}, term_tiles.index(stage * 2))\n"
-        f"{names.load}(terms, [1, row + start], {visited}, term_tiles.index(stage * 2 + 1))\n"
-        f"{names.load}(query, [batch, head, start, 0], {visited}, q_tiles.index(stage))\n"
-        f"{names.load}(grad_out, [batch, head, start, 0], {visited}, do_tiles.index(stage))",
-    )
+def loader_arguments(owned: Sequence[str], more: str = "") -> str:
+    """What the producer takes; ``owned``: the tensors of which programs own tiles, by first letter and name."""
+    tensors = [name for name in ("key", "value") if name in owned]
+    tiles = [f"{name[0]}_tiles" for name in tensors]
+    passed = ["query", *tensors, "grad_out", "terms", f"{more}q_tiles", *tiles, "do_tiles", "term_tiles"]
+    return ", ".join([*passed, "barriers", "starts", "sizes", "parameters"])
 
 
-def emit_load_tiles(out: Emitter, loads: TileLoads, barriers: str, wait: str) -> None:
-    """The producer's function; ``wait`` makes it wait for buffer ``stage`` to be empty."""
-    pieces = {name: getattr(loads, name) for name in loads.__slots__}
-    out.definition(filled(_LOAD_TILES, barriers=barriers, wait=wait, **pieces))
+def emit_load_tiles(
+    out: Emitter, arguments: str, barriers: str, owned: Sequence[str], lines: Mapping[str, str]
+) -> None:
+    """The producer's function, which takes ``arguments``.
+
+    ``lines``: what it knows at first (``prologue``), how it loads the owned keys (``own``), what it knows of a head
+    (``visits``) and the ``count`` of tiles, where the next one starts (``start``), and what it does then (``visited``).
+    """
+    widths = " + ".join({"key": "HEAD", "value": "VALUE"}[name] for name in owned)
+    text = filled(_LOAD_TILES, barriers=barriers, widths=f"({widths})" if len(owned) > 1 else widths, **lines)
+    out.definition(text.replace("    {arguments}", indent(fill(arguments + ",", 111), " " * 4)))
 
 
 _LOAD_TILES = """
 @gluon.jit
 def load_tiles(
-    query, key, value, grad_out, terms, {descriptors}q_tiles, k_tiles, v_tiles, do_tiles, term_tiles, barriers, starts,
-    sizes, parameters{constants},
+    {{arguments}}
 ):
     \"\"\"The producer: one warp loads the tile of keys, then one tile of queries after the other.\"\"\"
     {barriers} = barriers
     {prologue}
-    mbarrier.expect(kv_ready, BLOCK_N * (HEAD + VALUE) * 2)
+    mbarrier.expect(kv_ready, BLOCK_N * {widths} * 2)
     for i in gl.static_range(2):
-        {load_key}
-        {load_value}
+        {own}
     loaded = 0
     for member in range(0, group):
         head = chunk * group + member
         {visits}
-        row = (batch * heads + head) * padded
         for t in range(0, {count}):
             {start}
-            stage, phase = ring(loaded)
-            {wait}
-            {write_start}
-            {load_query}
+            {visited}
             loaded += 1
 """

@@ -6,33 +6,48 @@ its keys: the exponentials of one tile are computed beside products of both. Not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..ir.dependence import LoadClass, dependence
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import loads
 from .emitter import Emitter
-from .gluon_columns import RUN, emit_columns
+from .gluon_columns import emit_columns
 from .gluon_columns import lanes as column_lanes
 from .gluon_grad_consumer import emit_final_score
-from .gluon_loader import TileLoads, emit_place_function, filled
+from .gluon_grad_runs import OwnQueries
+from .gluon_loader import filled
 from .gluon_module import emit_layouts
 from .gluon_names import Names
+from .gluon_parts import (
+    emit_buffers,
+    emit_inner_product,
+    emit_outer_product,
+    emit_together,
+    emit_views,
+    emit_wait,
+    names_of,
+    part_copies,
+    views,
+    widths,
+)
 from .gluon_releases import emit_releases
 from .gluon_seen import UnseenByWeights, UnseenKeys
-from .gluon_tiles import CELLS, KEYS, emit_unpack, emit_visits, jit_function
+from .gluon_tiles import CELLS, OTHER_RING, emit_unpack, jit_function, ring_loads
 from .schedule import Problem, Schedule
-from .triton_gradients import Gradients, emit_select
-from .triton_module import Argument, kernel
+from .triton_gradients import emit_select
+from .triton_module import Argument, Part, kernel
 from .triton_program import SIZES
 from .triton_values import Guard
 
 KERNEL = "attention_grad_query"
+# Of a thread: for sums, scores, their gradient and its predecessor, and left operands; more were measured to spill.
+_REGISTERS = 192
 # Captured tensors whose gradients are summed for each query.
 SUMMED_BY_QUERY: tuple[LoadClass, ...] = ("batch_head", "query")
 
 
-class QueryConsumer(Gradients):
+class QueryConsumer(OwnQueries):
     """Prints the kernel and all that it calls; ``folded``: in which units log-sum-exps come.
 
     What a tile is, is said by the methods that :mod:`.gluon_box_grads` overrides.
@@ -41,14 +56,6 @@ class QueryConsumer(Gradients):
     name = KERNEL
     # What consumers take before buffers.
     targets = "grad_query, terms"
-    # Constants that functions take, how they are passed on, and how many axes a tile's place has before its rows.
-    constants = constants_passed = ""
-    constant_names: tuple[str, ...] = ()
-    axes, starts = 2, "STAGES"
-    # Positions of the columns of a tile of scores, and whether masks need these.
-    positions = RUN
-    masks_positions = True
-    has_full_tiles = True
 
     def __init__(
         self, plan: TilePlan, problem: Problem, schedule: Schedule, parameters: Sequence[Argument], names: Names,
@@ -62,10 +69,29 @@ class QueryConsumer(Gradients):
         self.loads_keys = any(dependence(x) & {"q", "kv"} == {"kv"} for x in found)
         self.asks = isinstance(self.unseen, UnseenByWeights)
         self.here = self.of_kinds(*SUMMED_BY_QUERY)
-        # What fits into registers is not read again from shared memory, which products of 64 by 64 keep busy.
-        fits = {"q_tile": schedule.block_n == 64, "do_tile": schedule.block_n == problem.head_dim == 64}
-        self.lefts = {name: name.removesuffix("_tile") for name, does in fits.items() if does}
-        self.barriers = "q_ready, kv_ready" + (", weighty, weighty_ready" if self.asks else "")
+        self.lefts = self._left_operands()
+        # With wide heads few tiles fit, and values are done with before keys.
+        self.apart = max(problem.head_dim, problem.value_dim) > 128
+        self.ready = ("k_ready", "v_ready") if self.apart else ("kv_ready",)
+        # Sums of the widest leave no room for the gradient of another tile's scores.
+        self.overlaps = problem.head_dim <= 192
+
+    @property
+    def barriers(self) -> str:
+        """All that consumers share, as text."""
+        return ", ".join(["q_ready", *self.ready, *(["weighty", "weighty_ready"] if self.asks else [])])
+
+    def _left_operands(self) -> dict[str, str]:
+        """Names in registers of what fits there: it is not read again from shared memory, which products of 64 by 64
+        keep busy.
+        """
+        free = _REGISTERS - self.problem.head_dim // 2 - 3 * self.schedule.block_n // 2
+        found: dict[str, str] = {}
+        for name, size in (("q_tile", self.problem.head_dim), ("do_tile", self.problem.value_dim)):
+            free -= size // 4
+            if free >= 0:
+                found[name] = name.removesuffix("_tile")
+        return found
 
     def emit(self, out: Emitter, launched: Sequence[Argument]) -> None:
         """The kernel, which is ``launched`` with these arguments, its functions and its constants."""
@@ -73,39 +99,76 @@ class QueryConsumer(Gradients):
         out.definition(CELLS)
         self.emit_tile_functions(out)
         emit_releases(out, 2)
+        if self.apart:
+            out.definition(OTHER_RING)
         arguments = f"{self.targets}, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters"
-        self.emit_consumer(out, f"differentiate(GROUP: tl.constexpr, {arguments}{self.constants})")
-        loads = self.tile_loads()
-        pieces = {name: getattr(loads, name) for name in loads.__slots__}
-        out.definition(filled(_LOAD_TILES, barriers=self.barriers, **pieces))
+        self.emit_consumer(out, f"differentiate(GROUP: tl.constexpr, {arguments}{self.constants_typed})")
+        constants = {"more": self.more, "constants": self.constants_typed}
+        out.definition(filled(_LOAD_TILES, barriers=self.barriers, **constants, **self._loads(), **self.producer()))
         out.line("\n")
         with kernel(out, self.name, launched, self.constant_names):
             out.line(f"sizes = ({', '.join(a.name for a in SIZES)})")
             out.line(f"parameters = ({', '.join(a.name for a in self.parameters)},)")
-            body = _KERNEL_BODY.format(
-                barriers=self.barriers, weights=_WEIGHTS if self.asks else "", targets=self.targets,
-                starts=self.starts, descriptors=loads.descriptors, constants=self.constants_passed,
-            )  # fmt: skip
-            out.lines(body)
+            self._emit_buffers(out)
+            weights = _WEIGHTS if self.asks else ""
+            init = "\n".join(f"    mbarrier.init({x}.index(i), count=1)" for x in self.ready)
+            kinds = "\n".join(
+                f"{x} = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())" for x in self.ready
+            )
+            facts = {"barriers": self.barriers, "weights": weights, "targets": self.targets, "starts": self.starts}
+            constants["constants"] = self.constants_passed
+            out.lines(_KERNEL_BODY.format(init=init, kinds=kinds, **constants, **facts))
+
+    def _loads(self) -> dict[str, str]:
+        """Lines of the producer: what it loads once, and for each tile of keys from its start on."""
+        keys, values = (
+            self.copies(name, parts, f"{name[0]}_tiles", "stage", f"{ready}.index(stage)")
+            for name, parts, ready in (("key", self.head, self.ready[0]), ("value", self.value, self.ready[-1]))
+        )
+        starts = self.written_starts()
+        visited = ring_loads("t", "kv_ready", "BLOCK_N * (HEAD + VALUE) * 2", keys + values, starts)
+        if self.apart:
+            visited = ring_loads("t", "k_ready", "BLOCK_N * HEAD * 2", keys, starts)
+            visited += ring_loads("t", "v_ready", "BLOCK_N * VALUE * 2", values, (), other=True)
+        own = self.copies("query", self.head, "q_tiles", "i", "q_ready")
+        own += self.copies("grad_out", self.value, "do_tiles", "i", "q_ready")
+        return {"own": "\n".join(own), "visited": "\n".join(visited)}
+
+    def _emit_buffers(self, out: Emitter) -> None:
+        targets = [("grad_query", self.head)] if "grad_query" in self.targets else []
+        tensors = [("query", self.head), ("grad_out", self.value), ("key", self.head), ("value", self.value)]
+        for name, parts in (*targets, *tensors):
+            emit_together(out, name, parts)
+        emit_buffers(out, "q_tiles", "2", "query", "QUERY_TILE", self.head)
+        emit_buffers(out, "do_tiles", "2", "grad_out", "OUT_TILE", self.value)
+        emit_buffers(out, "k_tiles", "STAGES", "key", "KEY_TILE", self.head)
+        stages = "OTHER_STAGES" if self.apart else "STAGES"
+        emit_buffers(out, "v_tiles", stages, "value", "VALUE_TILE", self.value)
 
     def _emit_constants(self, out: Emitter) -> None:
         schedule = self.schedule
         element = {"f16": "tl.float16", "bf16": "tl.bfloat16"}[self.problem.dtype]
-        head, value, keys = self.problem.head_dim, self.problem.value_dim, schedule.block_n
+        rows, keys = schedule.block_m // 2, schedule.block_n
         for name, number in (
-            ("ROWS", schedule.block_m // 2), ("BLOCK_M", schedule.block_m), ("BLOCK_N", keys), ("HEAD", head),
-            ("VALUE", value), ("STAGES", schedule.num_stages), ("ELEMENT", element),
+            ("ROWS", rows), ("BLOCK_M", schedule.block_m), ("BLOCK_N", keys), *widths("HEAD", self.head),
+            *widths("VALUE", self.value), ("STAGES", schedule.num_stages),
+            *([("OTHER_STAGES", schedule.num_stages - 1)] if self.apart else []), ("ELEMENT", element),
         ):  # fmt: skip
             out.line(f"{name} = tl.constexpr({number})")
         out.comment("Layouts in registers: scores, sums, and left operands of both.")
         tiles = [
-            ("QUERY_TILE", schedule.block_m // 2, head, element),
-            ("OUT_TILE", schedule.block_m // 2, value, element),
-            ("KEY_TILE", keys, head, element),
-            ("VALUE_TILE", keys, value, element),
+            (f"{name}{p.suffix}", height, p.width, element)
+            for name, height, parts in (
+                ("QUERY_TILE", rows, self.head),
+                ("OUT_TILE", rows, self.value),
+                ("KEY_TILE", keys, self.head),
+                ("VALUE_TILE", keys, self.value),
+            )
+            for p in parts
         ]
-        operands = {"DIFFERENCES": "QUERY_SUMS", "LEFT": "SCORES"}
-        emit_layouts(out, [("SCORES", keys), ("QUERY_SUMS", head)], operands, tiles, self.axes)
+        registers = [("SCORES", keys), *((f"QUERY_SUMS{p.suffix}", p.width) for p in self.head)]
+        operands = {f"DIFFERENCES{p.suffix}": f"QUERY_SUMS{p.suffix}" for p in self.head} | {"LEFT": "SCORES"}
+        emit_layouts(out, registers, operands, tiles, self.axes)
 
     def emit_consumer(self, out: Emitter, signature: str) -> None:
         """The function of a consumer."""
@@ -117,21 +180,47 @@ class QueryConsumer(Gradients):
                 out.line("cleared = 0  # tiles of which it was asked what no query sees")
             if not self.unseen.all_seen:
                 self.unseen.emit_bounds(out)
-            out.line("dq = tl.zeros([ROWS, HEAD], tl.float32, QUERY_SUMS)")
+            for p in self.head:
+                out.line(f"dq{p.suffix} = tl.zeros([ROWS, HEAD{p.suffix}], tl.float32, QUERY_SUMS{p.suffix})")
             for c in self.here:
                 out.line(f"{c.name}_total = tl.zeros([ROWS], tl.float32, tl.SliceLayout(1, SCORES))")
-            out.comment("The first tile, masked even if it is full: nothing to overlap with yet.")
-            out.line("stage, phase = ring(0)")
-            self.emit_start_products(out)
-            self._emit_gradient(out, done, masked=True, last=False)
-            out.comment("Tiles in which the mask decides.")
-            with out.block("for t in range(1, partial_count):"):
-                self._emit_step(out, done, masked=True)
-            if self.has_full_tiles:
-                out.comment("Tiles in which every pair is allowed.")
-                with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
-                    self._emit_step(out, done, masked=False)
+            if self.overlaps:
+                out.comment("The first tile, masked even if it is full: nothing to overlap with yet.")
+                out.line("stage, phase = ring(0)")
+                self.emit_start_products(out, "0")
+                self._emit_gradient(out, done, masked=True, last=False)
+                out.comment("Tiles in which the mask decides.")
+                with out.block("for t in range(1, partial_count):"):
+                    self._emit_step(out, done, masked=True)
+                if self.has_full_tiles:
+                    out.comment("Tiles in which every pair is allowed.")
+                    with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
+                        self._emit_step(out, done, masked=False)
+                out.line("last, _ = ring(tl.maximum(count, 1) - 1)")
+                self._emit_start_sums(out, "last")
+                emit_wait(out, "dq", self.head, 0)
+            else:
+                self.emit_loops(out, lambda masked: self._emit_lone_step(out, done, masked=masked))
             self._emit_epilogue(out)
+
+    def emit_loops(self, out: Emitter, step: Callable[[bool], None]) -> None:
+        """Two loops over tiles of keys, where nothing of one tile is done beside another; ``step`` may be masked."""
+        out.comment("Tiles in which the mask decides, and the first one, even if it is full or not visited.")
+        with out.block("for t in range(0, tl.maximum(partial_count, 1)):"):
+            step(True)
+        if self.has_full_tiles:
+            out.comment("Tiles in which every pair is allowed.")
+            with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
+                step(False)
+
+    def _emit_lone_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
+        """One tile of keys: all three products."""
+        out.line("stage, phase = ring(t)")
+        self.emit_start_products(out, "t")
+        self._emit_gradient(out, done, masked=masked, last=False)
+        self._emit_start_sums(out, "stage")
+        emit_wait(out, "dq", self.head, 0)
+        out.line("release(stage)")
 
     def emit_prologue(self, out: Emitter) -> frozenset[str]:
         """What is known before the first tile of keys; returns the steps done."""
@@ -139,8 +228,9 @@ class QueryConsumer(Gradients):
         emit_unpack(out, "sizes", SIZES)
         emit_unpack(out, "parameters", self.parameters)
         self.emit_place(out)
-        out.line("q_tile = q_tiles.index(GROUP).reshape([ROWS, HEAD])")
-        out.line("do_tile = do_tiles.index(GROUP).reshape([ROWS, VALUE])")
+        emit_views(out, "q_tile", "q_tiles", "GROUP", "ROWS", "HEAD", self.head)
+        emit_views(out, "do_tile", "do_tiles", "GROUP", "ROWS", "VALUE", self.value)
+        self.emit_rows(out)
         out.line("q_index = q_row[:, None]")
         out.line("columns = tl.arange(0, BLOCK_N, tl.SliceLayout(0, SCORES))")
         if self.loads_keys:
@@ -150,7 +240,7 @@ class QueryConsumer(Gradients):
         out.comment("Rows are padded to whole tiles.")
         out.line("padded = tl.cdiv(q_len, BLOCK_M) * BLOCK_M")
         unit = " * -unit" if self.folded else ""
-        exist = f", mask={self.stored_rows}, other=0.0" if self.checks_rows else ""
+        exist = f", mask={self.rows_with_terms}, other=0.0" if self.rows_with_terms else ""
         out.line(f"lse_rows = tl.load(terms + entry.to(tl.int64) * padded + q_row{exist}){unit}")
         out.line(f"delta_rows = -tl.load(terms + (all_heads + entry).to(tl.int64) * padded + q_row{exist})")
         self.emit_counts(out)
@@ -159,47 +249,63 @@ class QueryConsumer(Gradients):
         done = self.expressions.emit(out, "query", wanted, Guard(query="(q_index < q_len)"), done)
         out.line("mbarrier.wait(q_ready, 0)")
         for name, left in self.lefts.items():
-            out.line(f"{left} = {name}.load(LEFT)")
+            for p in self.head if name == "q_tile" else self.value:
+                out.line(f"{left}{p.suffix} = {name}{p.suffix}.load(LEFT)")
         return done
 
-    def emit_start_products(self, out: Emitter) -> None:
-        """Of the tile of keys in buffer ``stage``: ``next_s`` and ``next_dp``."""
+    def emit_start_products(self, out: Emitter, number: str) -> None:
+        """Of the tile of keys with this number, in buffer ``stage``: ``next_s`` and ``next_dp``."""
         out.line("zero = tl.zeros([ROWS, BLOCK_N], tl.float32, SCORES)")
-        out.line("mbarrier.wait(kv_ready.index(stage), phase)")
-        for name, own, tiles, size in (("s", "q_tile", "k_tiles", "HEAD"), ("dp", "do_tile", "v_tiles", "VALUE")):
-            left = self.lefts.get(own, own)
-            tile = f"{tiles}.index(stage).reshape([BLOCK_N, {size}]).permute((1, 0))"
-            out.line(f"next_{name} = warpgroup_mma({left}, {tile}, zero, use_acc=False, is_async=True)")
+        out.line(f"mbarrier.wait({self.ready[0]}.index(stage), phase)")
+        self._emit_product(out, "next_s", "q_tile", "k_tiles", "stage", "HEAD", self.head)
+        stage = "stage"
+        if self.apart:
+            stage = "other"
+            out.line(f"other, phase = other_ring({number})")
+            out.line("mbarrier.wait(v_ready.index(other), phase)")
+        self._emit_product(out, "next_dp", "do_tile", "v_tiles", stage, "VALUE", self.value)
 
-    def _emit_start_sums(self, out: Emitter) -> None:
+    def _emit_product(
+        self, out: Emitter, result: str, own: str, tiles: str, stage: str, size: str, parts: tuple[Part, ...]
+    ) -> None:
+        left = names_of(self.lefts.get(own, own), parts)
+        emit_inner_product(out, result, left, views(tiles, stage, "BLOCK_N", size, parts), "zero", begins=False)
+
+    def emit_wait_gradient(self, out: Emitter, pending: int) -> None:
+        """``dp``, after which values are not needed any more."""
+        out.line(f"dp = warpgroup_mma_wait({pending}, deps=(next_dp,))")
+        if self.apart:
+            out.line("release(STAGES + other)")
+
+    def _emit_start_sums(self, out: Emitter, stage: str) -> None:
         """From the last ``ds``, which is rounded here and not before: loops would carry halves of registers."""
-        out.line("differences = tl.convert_layout(ds.to(ELEMENT), DIFFERENCES)")
-        out.line("k_tile = k_tiles.index(last).reshape([BLOCK_N, HEAD])")
-        out.line("next_dq = warpgroup_mma(differences, k_tile, dq, is_async=True)")
+        emit_views(out, "k_tile", "k_tiles", stage, "BLOCK_N", "HEAD", self.head)
+        emit_outer_product(out, "dq", "ds", "DIFFERENCES", names_of("k_tile", self.head), self.head)
 
     def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """The gradient of the scores of one tile of keys, overlapped with the sums of the tile before."""
         out.line("last, _ = ring(t - 1)")
         out.line("stage, phase = ring(t)")
-        self.emit_start_products(out)
-        self._emit_start_sums(out)
+        self.emit_start_products(out, "t")
+        self._emit_start_sums(out, "last")
         self._emit_gradient(out, done, masked=masked, last=True)
 
     def _emit_gradient(self, out: Emitter, done: frozenset[str], *, masked: bool, last: bool) -> None:
         """``ds`` from products on their way; with ``last`` the sums of the tile before are, too."""
-        self.emit_probabilities_of_tile(out, done, masked=masked, pending=2 if last else 1)
-        out.line(f"dp = warpgroup_mma_wait({1 if last else 0}, deps=(next_dp,))")
+        sums = len(self.head) if last else 0
+        self.emit_probabilities_of_tile(out, done, masked=masked, pending=len(self.value) + sums)
+        self.emit_wait_gradient(out, sums)
         found = self.emit_score_gradient(out, self.expressions, self.here, delta="delta_rows[:, None]")
         if masked:
             emit_select(out, found)
         for c in self.here:
             out.line(f"{c.name}_total += tl.sum({c.name}, 1)")
         if last:
-            out.line("dq = warpgroup_mma_wait(0, deps=(next_dq,))")
+            emit_wait(out, "dq", self.head, 0)
             out.line("release(last)")
         if masked and not self.unseen.all_seen:
             with out.block(f"if {self.unseen.some_unseen}:"):
-                self.unseen.emit_clear(out, ["k_tiles.index(stage).reshape([BLOCK_N, HEAD])"])
+                self.unseen.emit_clear(out, views("k_tiles", "stage", "BLOCK_N", "HEAD", self.head))
 
     def emit_probabilities_of_tile(
         self, out: Emitter, done: frozenset[str], *, masked: bool, pending: int
@@ -220,98 +326,40 @@ class QueryConsumer(Gradients):
         out.line(f"p = {f'tl.where(allowed, {text}, 0.0)' if masked else text}")
 
     def _emit_epilogue(self, out: Emitter) -> None:
-        out.line("last, _ = ring(tl.maximum(count, 1) - 1)")
-        self._emit_start_sums(out)
-        out.line("dq = warpgroup_mma_wait(0, deps=(next_dq,))")
         out.line()
-        out.comment("The gradient leaves from where the queries were.")
-        self.emit_store(out)
+        self.emit_gradient(out)
         for c in self.here:
             place = f"{c.name}_sums + entry.to(tl.int64) * q_len + q_row"
-            out.line(f"tl.store({place}, {c.name}_total, mask={self.stored_rows})")
+            out.line(f"tl.store({place}, {c.name}_total, mask={self.inside})")
         out.line("tma.store_wait(0)")
 
-    # --- what a tile is: a run of positions ---
-
-    # Which rows exist, as text, and whether there are others whose terms are not padded.
-    stored_rows = "q_row < q_len"
-    checks_rows = False
-
-    def emit_tile_functions(self, out: Emitter) -> None:
-        """Which tile of queries a program owns, and which tiles of keys it visits."""
-        emit_place_function(out, self.schedule.reverse)
-        emit_visits(out, self.plan, KEYS, SIZES, self.parameters)
-
-    def tile_loads(self) -> TileLoads:
-        """The loads of the producer."""
-        load = self.names.load
-        own = "[batch, head, tile_first + ROWS * i, 0], q_ready"
-        visited = "[batch, kv_head, start, 0], kv_ready.index(stage)"
-        return TileLoads(
-            prologue=f"{', '.join(a.name for a in SIZES)} = sizes\n"
-            "entry, batch, head, kv_head, tile_first = query_tile(gl.program_id(0), sizes)",
-            visits="visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)",
-            count="visits[0] + visits[1]",
-            load_query=f"{load}(query, {own}, q_tiles.index(i))\n{load}(grad_out, {own}, do_tiles.index(i))",
-            start="start = visited_start(t, visits)",
-            write_start="write(starts, stage, start)",
-            load_key=f"{load}(key, {visited}, k_tiles.index(stage))",
-            load_value=f"{load}(value, {visited}, v_tiles.index(stage))",
-        )
-
-    def emit_place(self, out: Emitter) -> None:
-        """``entry``, ``batch``, ``head``, ``kv_head`` and the positions ``q_row`` of the tile of the program."""
-        out.line("entry, batch, head, kv_head, tile_first = query_tile(tl.program_id(0), sizes)")
-        out.line("q_row = tile_first + GROUP * ROWS + tl.arange(0, ROWS, tl.SliceLayout(1, SCORES))")
-
-    def emit_lanes(self, out: Emitter) -> None:
-        """What follows from the numbers of ``columns`` in a tile."""
-
-    def emit_counts(self, out: Emitter) -> None:
-        """``partial_count`` and ``count``: how many tiles are visited."""
-        out.line("visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)")
-        out.line("partial_count = visits[0]")
-        out.line("count = visits[0] + visits[1]")
-
-    def emit_start(self, out: Emitter) -> None:
-        """Where the tile of keys in buffer ``stage`` starts."""
-        out.line("start = read(starts, stage)")
-
-    def emit_store(self, out: Emitter) -> None:
-        """Writes ``dq``."""
-        self.emit_store_tile(out, "batch, head, tile_first + GROUP * ROWS")
-
-    def emit_store_tile(self, out: Emitter, place: str) -> None:
+    def emit_gradient(self, out: Emitter) -> None:
         """Writes ``dq`` by descriptor."""
-        out.line("q_tile.store((dq * scale).to(ELEMENT))")
+        out.comment("The gradient leaves from where the queries were.")
+        for p in self.head:
+            out.line(f"q_tile{p.suffix}.store((dq{p.suffix} * scale).to(ELEMENT))")
         out.line("fence_async_shared()")
         out.line(f"{self.names.barrier}()")
-        out.line(f"{self.names.store}(grad_query, [{place}, 0], q_tiles.index(GROUP))")
+        where = self.emit_gradient_place(out)
+        out.lines("\n".join(part_copies(self.names.store, "grad_query", where, "q_tiles", "GROUP", self.head)))
 
 
 _LOAD_TILES = """
 @gluon.jit
 def load_tiles(
-    query, grad_out, key, value, {descriptors}q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes,
+    query, grad_out, key, value, {more}q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes,
     parameters{constants},
 ):
     \"\"\"The producer: one warp loads the tile of queries, then one tile of keys after the other.\"\"\"
     {barriers} = barriers
     {prologue}
-    {visits}
     mbarrier.expect(q_ready, BLOCK_M * (HEAD + VALUE) * 2)
     for i in gl.static_range(2):
-        {load_query}
+        {own}
     # Even a tile of queries that sees nothing gets one tile of keys, and masks it.
     for t in range(0, gl.maximum({count}, 1)):
         {start}
-        stage, phase = ring(t)
-        if t >= STAGES:
-            acquire(stage)
-        {write_start}
-        mbarrier.expect(kv_ready.index(stage), BLOCK_N * (HEAD + VALUE) * 2)
-        {load_key}
-        {load_value}
+        {visited}
 """
 _WEIGHTS = """\
 # Which keys of a tile have weights, for each consumer, twice; both make it ready.
@@ -320,17 +368,13 @@ weighty_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout
 mbarrier.init(weighty_ready, count=2)
 """
 _KERNEL_BODY = """
-q_tiles = gl.allocate_shared_memory(ELEMENT, [2] + query.block_type.shape, QUERY_TILE)
-do_tiles = gl.allocate_shared_memory(ELEMENT, [2] + grad_out.block_type.shape, OUT_TILE)
-k_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES] + key.block_type.shape, KEY_TILE)
-v_tiles = gl.allocate_shared_memory(ELEMENT, [STAGES] + value.block_type.shape, VALUE_TILE)
 starts = gl.allocate_shared_memory(gl.int32, [{starts}, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 # The producer makes buffers ready.
 q_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-kv_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+{kinds}
 mbarrier.init(q_ready, count=1)
 for i in gl.static_range(STAGES):
-    mbarrier.init(kv_ready.index(i), count=1)
+{init}
 {weights}barriers = ({barriers})
 gl.warp_specialize(
     [
@@ -345,8 +389,8 @@ gl.warp_specialize(
         (
             load_tiles,
             (
-                query, grad_out, key, value, {descriptors}q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts,
-                sizes, parameters{constants},
+                query, grad_out, key, value, {more}q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes,
+                parameters{constants},
             ),
         ),
     ],

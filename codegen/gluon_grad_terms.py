@@ -23,7 +23,7 @@ class RowConsumer(QueryConsumer):
         q = queries
         super().__init__(q.plan, q.problem, q.schedule, q.parameters, q.names, q.folded)
         self.here = []
-        self.asks, self.barriers = False, "q_ready, kv_ready"
+        self.asks = False
         assert not self.folded, "captured tensors are read by scores"
 
     def wanted(self, here: object, *, masked: bool) -> list[str]:
@@ -37,16 +37,10 @@ class RowConsumer(QueryConsumer):
             done = self.emit_prologue(out)
             out.line("total = tl.zeros([ROWS], tl.float32, tl.SliceLayout(1, SCORES))")
             out.line("weighted = tl.zeros([ROWS], tl.float32, tl.SliceLayout(1, SCORES))")
-            out.comment("Tiles in which the mask decides, and the first one, even if it is full or not visited.")
-            with out.block("for t in range(0, tl.maximum(partial_count, 1)):"):
-                self._emit_sums(out, done, masked=True)
-            if self.has_full_tiles:
-                out.comment("Tiles in which every pair is allowed.")
-                with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
-                    self._emit_sums(out, done, masked=False)
+            self.emit_loops(out, lambda masked: self._emit_sums(out, done, masked=masked))
             out.comment("The probabilities of a row sum to one, but for the rounding of the log-sum-exp, which moves.")
             out.line("total = tl.where(total == 0.0, 1.0, total)")
-            exist = f", mask={self.stored_rows}" if self.checks_rows else ""
+            exist = f", mask={self.rows_with_terms}" if self.rows_with_terms else ""
             out.line("row = terms + entry.to(tl.int64) * padded + q_row")
             out.line(f"tl.store(row, lse_rows + tl.log2(total){exist})")
             out.line("row = terms + (all_heads + entry).to(tl.int64) * padded + q_row")
@@ -54,9 +48,9 @@ class RowConsumer(QueryConsumer):
 
     def _emit_sums(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         out.line("stage, phase = ring(t)")
-        self.emit_start_products(out)
-        self.emit_probabilities_of_tile(out, done, masked=masked, pending=1)
-        out.line("dp = warpgroup_mma_wait(0, deps=(next_dp,))")
+        self.emit_start_products(out, "t")
+        self.emit_probabilities_of_tile(out, done, masked=masked, pending=len(self.value))
+        self.emit_wait_gradient(out, 0)
         out.line("release(stage)")
         out.line("total += tl.sum(p, 1)")
         out.line(f"weighted += tl.sum({'tl.where(allowed, p * dp, 0.0)' if masked else 'p * dp'}, 1)")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .emitter import Emitter
 from .gluon_names import Names
-from .gluon_parts import tiles_of
+from .gluon_parts import part_copies
 from .gluon_tiles import emit_unpack, jit_function
 from .schedule import Problem
 from .triton_module import Part, head_parts
@@ -128,11 +128,7 @@ def run_loads(names: Names, problem: Problem, ahead: bool) -> TileLoads:
         start = "start = next_start\nnext_start = visited_start(t + 1, visits)"
 
     def loads(source: str, where: str, ready: str, tiles: str, i: str, parts: tuple[Part, ...]) -> str:
-        return "\n".join(
-            f"{names.load}({tiles_of(source, parts, n)}, [{where}, {p.first}], {ready}, "
-            f"{tiles_of(tiles, parts, n)}.index({i}))"
-            for n, p in enumerate(parts)
-        )
+        return "\n".join(part_copies(names.load, source, where, tiles, i, parts, ready))
 
     return TileLoads(
         prologue=f"{', '.join(a.name for a in SIZES)} = sizes\nprograms = gl.cdiv(q_len, BLOCK_M) * all_heads",

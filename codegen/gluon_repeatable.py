@@ -82,7 +82,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     emit_header(head, "Backward kernels", plan, problem, schedule, target)
     parameters = [*parameters_of(plan, "tiles[1]"), *_sums(plan, problem, SUMMED_BY_KEY)]
     consumer = KeyConsumer(plan, problem, schedule.block_m, parameters, names)
-    arguments = key_arguments(schedule, parameters)
+    arguments = key_arguments(schedule, consumer, parameters)
     emit_key_kernel(out, KERNEL, plan, schedule, consumer, arguments, parameters)
 
     query_parameters = [*parameters_of(plan, "tiles[0]"), *_sums(plan, problem, SUMMED_BY_QUERY)]

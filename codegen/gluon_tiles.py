@@ -42,6 +42,32 @@ def ring(number):
     \"\"\"Buffer of the tile with this number, counted from the first that was loaded, and its turn's parity.\"\"\"
     return number % STAGES, number // STAGES & 1
 """
+# Where one of the tensors is needed for a shorter time, it has buffers of its own.
+OTHER_RING = """
+@gluon.jit
+def other_ring(number):
+    \"\"\"The same for the tensor that has OTHER_STAGES buffers.\"\"\"
+    return number % OTHER_STAGES, number // OTHER_STAGES & 1
+"""
+
+
+def ring_loads(
+    count: str, ready: str, needs: str, loads: Sequence[str], starts: Sequence[str], other: bool = False
+) -> list[str]:
+    """Lines of a producer that fill the next buffer of a ring, after ``count`` tiles; ``needs``: so many bytes.
+
+    ``starts``: lines that tell where the tile starts. ``other``: of the second ring, whose buffers are numbered after
+    those of the first.
+    """
+    ring, stages, buffer = ("other_ring", "OTHER_STAGES", "STAGES + stage") if other else ("ring", "STAGES", "stage")
+    return [
+        f"stage, phase = {ring}({count})",
+        f"if {count} >= {stages}:",
+        f"    acquire({buffer})",
+        *starts,
+        f"mbarrier.expect({ready}.index(stage), {needs})",
+        *loads,
+    ]
 
 
 @dataclass(frozen=True, slots=True)
