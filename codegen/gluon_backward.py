@@ -84,7 +84,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     tables, table_kernels = emit_tables(plan, blocks, blocks)
     with run_function(out, plan, problem, consumer.folded):
         emit_before(out, problem, schedule.block_m, sums=True)
-        emit_groups(out, plan, schedule)
+        emit_groups(out, plan, consumer.emit_programs(out, schedule))
         emit_launch(out, KERNEL, KEY_PROGRAMS, arguments, "**BACKWARD")
         emit_after(out)
     kernels = [*table_kernels, "row_terms", KERNEL, "convert_sums"]
@@ -268,16 +268,16 @@ def run_function(out: Emitter, plan: TilePlan, problem: Problem, folded: bool) -
         out.line(f"return grad_query, grad_key, grad_value{captured}")
 
 
-def emit_groups(out: Emitter, plan: TilePlan, schedule: Schedule) -> None:
-    """How many heads of queries a program that owns keys sums over, and where their sums go."""
+def emit_groups(out: Emitter, plan: TilePlan, tiles: str) -> None:
+    """How many heads of queries a program that owns keys sums over, and where their sums go; ``tiles`` of a head."""
     # Keys that one head of a group does not see may be non-finite: such heads cannot share a tile of them.
     apart = "head" in dependence(plan.variant.mask)
     few = "" if apart else " and tiles_of_keys * batches * kv_heads < 2 * multiprocessors"
-    out.lines(_GROUPS.format(keys=schedule.block_n, few=few))
+    out.lines(_GROUPS.format(tiles=tiles, few=few))
 
 
 _GROUPS = """
-tiles_of_keys = triton.cdiv(kv_len, {keys})
+tiles_of_keys = {tiles}
 multiprocessors, cache = device_limits(query.device)
 group, to_key, to_value = heads // kv_heads, grad_key, grad_value
 spread = group > 1{few}

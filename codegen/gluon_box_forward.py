@@ -12,7 +12,8 @@ from ..ir.tiles.plan import TilePlan
 from .defaults import heaviest_last
 from .emitter import Emitter
 from .gluon_box_consumer import BoxConsumer
-from .gluon_box_seen import emit_clean_value, emit_seen_keys
+from .gluon_box_seen import emit_clean, emit_seen_keys
+from .gluon_box_support import reason_against_boxes
 from .gluon_box_tiles import BOXES, boxes, copies, emit_axes, is_whole, load_box, next_start
 from .gluon_box_visits import BOX_SIZES, GluonBoxVisits, units_of
 from .gluon_forward import (
@@ -29,10 +30,9 @@ from .gluon_module import finish, reason_against_target
 from .gluon_names import Names, installed_names
 from .gluon_tiles import CELLS
 from .schedule import Problem, Schedule, Source, Target
-from .triton_box_options import emit_choice, emit_chosen, emit_sides, is_known, note_of, programs, shapes_of
+from .triton_box_options import emit_choice, emit_chosen, emit_sides, note_of, programs, shapes_of
 from .triton_box_skeleton import plan_of_boxes
-from .triton_box_tiles import can_describe
-from .triton_box_visits import BoxVisits
+from .triton_box_space import BoxSpace
 from .triton_module import Argument, buffer_arguments, emit_header, kernel, scalar_arguments
 from .triton_tiles import TileLoops
 
@@ -48,23 +48,10 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
     for size in (problem.head_dim, problem.value_dim):
         if size not in _HEAD_SIZES:
             return f"head size {size} is not one of {', '.join(map(str, _HEAD_SIZES))}"
-    if len(plan.boxes) > 1:
-        return "its boxes are of one token space, and this mask takes several"
-    (term,) = plan.boxes
-    spaces = [BoxVisits(term, "q"), BoxVisits(term, "k")]
-    if any(spaces[0].ends_unevenly(x) for x in ("q", "k")):
-        return "a grid that starts at a later position, or that no declared grid says the end of, may be cut short"
-    if not all(space.is_product for space in spaces):
-        return "the mask is no product of one range along each axis, so that which keys no query sees is not known"
-    if spaces[0].by_head:
-        return "classes differ from head to head"
-    if not all(map(is_known, spaces)):
-        return "what a box sees depends on captured tensors or on the head"
-    if any(len(axis.keys.must) > 1 for axis in term.axes):
-        return "keys that all queries of a box see are several ranges along one axis"
-    if not can_describe(spaces[0]):
-        return "tensor descriptors have no more than five axes, and classes along an axis must be equally long"
-    shape = shapes_of(spaces[0], default_schedule(plan, problem))[0]
+    reason = reason_against_boxes(plan)
+    if reason is not None:
+        return reason
+    shape = shapes_of(BoxSpace(plan.boxes[0], "q"), default_schedule(plan, problem))[0]
     if prod(shape.queries) < _ROWS:
         return f"classes hold fewer than {_ROWS} queries"
     return reason_against_target(problem, target)
@@ -159,7 +146,7 @@ def _emit_run(
     emit_choice(out, plan, visits, schedule)
     emit_seen_keys(out, plan, visits)
     with run_function(out, plan, problem):
-        emit_clean_value(out, plan)
+        emit_clean(out, plan, "value")
         out.line(f"options = {emit_chosen(out, plan, visits, schedule, 'FORWARD')}")
         emit_axes(out, visits)
         out.line(f"programs = {programs(visits, 'q')} * batches * heads")

@@ -40,6 +40,8 @@ class OwnKeys(Gradients):
     constants_typed = constants_passed = more = ""
     # How many axes a tile has before its rows, and numbers that say where one starts.
     axes, starts = 2, "STAGES"
+    # Options of the launch.
+    options = "**BACKWARD"
     # Buffers of terms of rows, and how many bytes of them are copied for each row.
     term_bytes = " + 8"
     # Positions of the columns of a tile of scores, whether masks need these, and whether any tile needs no mask.
@@ -52,6 +54,10 @@ class OwnKeys(Gradients):
     def term_buffers(self) -> str:
         """Buffers of terms of rows, as text."""
         return _TERM_BUFFERS.format(rows=self.term_rows)
+
+    def emit_programs(self, out: Emitter, schedule: Schedule) -> str:
+        """What ``run`` needs before the launch; returns how many tiles a head has, as text."""
+        return f"triton.cdiv(kv_len, {schedule.block_n})"
 
     def emit_tile_functions(self, out: Emitter, schedule: Schedule) -> None:
         """Which tile of keys a program owns, and which tiles of queries it visits."""
@@ -133,8 +139,14 @@ class OwnQueries(Gradients):
     # Positions of the columns of a tile of scores, whether masks need these, and whether any tile needs no mask.
     positions = RUN
     masks_positions = has_full_tiles = True
+    # Options of the launch.
+    options = "**BACKWARD"
     # Which rows exist, and which have terms if not all: these are padded.
     inside, rows_with_terms = "q_row < q_len", ""
+
+    def emit_programs(self, out: Emitter) -> str:
+        """What ``run`` needs before the launch; returns how many tiles a head has, as text."""
+        return f"triton.cdiv(q_len, {self.schedule.block_m})"
 
     def emit_tile_functions(self, out: Emitter) -> None:
         """Which tile of queries a program owns, and which tiles of keys it visits."""

@@ -9,6 +9,7 @@ products; but the turn of a tile would have to be counted from the ranges of all
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ..ir.dependence import LoadClass
@@ -78,17 +79,17 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     by_query = schedule.grad_query
     assert by_query is not None, "a schedule of the other form"
     names = installed_names()
-    head, out, second = Emitter(), Emitter(), Emitter()
+    head, out = Emitter(), Emitter()
     emit_header(head, "Backward kernels", plan, problem, schedule, target)
-    parameters = [*parameters_of(plan, "tiles[1]"), *_sums(plan, problem, SUMMED_BY_KEY)]
+    parameters = [*parameters_of(plan, "tiles[1]"), *sums_of(plan, problem, SUMMED_BY_KEY)]
     consumer = KeyConsumer(plan, problem, schedule.block_m, parameters, names)
     arguments = key_arguments(schedule, consumer, parameters)
     emit_key_kernel(out, KERNEL, plan, schedule, consumer, arguments, parameters)
 
-    query_parameters = [*parameters_of(plan, "tiles[0]"), *_sums(plan, problem, SUMMED_BY_QUERY)]
+    query_parameters = [*parameters_of(plan, "tiles[0]"), *sums_of(plan, problem, SUMMED_BY_QUERY)]
     queries = QueryConsumer(plan, problem, by_query, query_parameters, names, consumer.folded)
-    target_argument = Argument("grad_query", "", "descriptor(grad_query, ROWS, QUERY_TILE)")
     inputs = [
+        Argument("grad_query", "", "descriptor(grad_query, ROWS, QUERY_TILE)"),
         Argument("query", "", "descriptor(query, ROWS, QUERY_TILE)"),
         Argument("grad_out", "", "descriptor(grad_out, ROWS, OUT_TILE)"),
         Argument("key", "", "descriptor(key, BLOCK_N, KEY_TILE)"),
@@ -97,39 +98,62 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         *query_parameters,
         *SIZES,
     ]
-    queries.emit(second, [target_argument, *inputs])
-    exact = bool(queries.contributions)
-    if exact:
-        third = Emitter()
-        RowConsumer(queries).emit(third, inputs)
-        text, _ = apart(third.text(), second.text(), "_of_rows")
-        second.section(text.strip("\n"))
-    text, renamed = apart(second.text(), out.text(), "_by_query")
-    out.section(text.strip("\n"))
-    target_argument, *inputs = (replace(a, value=renamed(a.value)) for a in (target_argument, *inputs))
+    rows_of = RowConsumer(queries) if queries.contributions else None
+    launched = emit_query_kernels(out, queries, rows_of, inputs)
 
     blocks = ((s.block_m, s.block_n) for s in (by_query, schedule))
-    tables, table_kernels = emit_tables(plan, *blocks)
+    tables, kernels = emit_tables(plan, *blocks)
     before = len(out.text())
     with run_function(out, plan, problem, consumer.folded):
-        for c in (*queries.here, *consumer.here):
-            length = "kv_len" if c in consumer.here else "q_len"
-            out.line(f"{c.name}_sums = lse.new_empty((batches, heads, {length}))")
-        emit_before(out, problem, max(schedule.block_m, by_query.block_m), sums=False)
-        programs = f"(triton.cdiv(q_len, {by_query.block_m}) * batches * heads,)"
-        if exact:
-            emit_launch(out, ROW_KERNEL, programs, inputs, "**BACKWARD")
-        emit_launch(out, QUERY_KERNEL, programs, [target_argument, *inputs], "**BACKWARD")
-        emit_groups(out, plan, schedule)
-        emit_launch(out, KERNEL, KEY_PROGRAMS, arguments, "**BACKWARD")
-        emit_scatter(out, plan, queries.contributions)
+        emit_launches(out, plan, schedule, consumer, arguments, queries, launched)
     emit_helpers(out, out.text()[before:], queries.contributions)
-    kernels = [*table_kernels, "row_terms", *([ROW_KERNEL] if exact else []), QUERY_KERNEL, KERNEL]
-    rows = row_kernels(problem, consumer.folded, sums=False, exact=exact)
-    return finish(out, plan, kernels, head, tables + rows)
+    rows = row_kernels(problem, consumer.folded, sums=False, exact=bool(queries.contributions))
+    return finish(out, plan, [*kernels, *kernels_of(queries)], head, tables + rows)
 
 
-def _sums(plan: TilePlan, problem: Problem, kinds: tuple[LoadClass, ...]) -> list[Argument]:
+def emit_query_kernels(
+    out: Emitter, queries: QueryConsumer, rows: RowConsumer | None, arguments: Sequence[Argument]
+) -> list[Argument]:
+    """The kernels that own queries, after that which owns keys: first that for ``rows``, if there is one.
+
+    ``arguments`` of that for dQ begin with its target, which the other lacks; returns them as they are called then.
+    """
+    own = Emitter()
+    queries.emit(own, arguments)
+    if rows is not None:
+        third = Emitter()
+        rows.emit(third, arguments[1:])
+        text, _ = apart(third.text(), own.text(), "_of_rows")
+        own.section(text.strip("\n"))
+    text, renamed = apart(own.text(), out.text(), "_by_query")
+    out.section(text.strip("\n"))
+    return [replace(a, value=renamed(a.value)) for a in arguments]
+
+
+def emit_launches(
+    out: Emitter, plan: TilePlan, schedule: Schedule, consumer: KeyConsumer, by_key: Sequence[Argument],
+    queries: QueryConsumer, by_query: Sequence[Argument],
+) -> None:  # fmt: skip
+    """The part of ``run`` that launches all kernels, with these arguments, and adds up what they leave."""
+    for c in (*queries.here, *consumer.here):
+        length = "kv_len" if c in consumer.here else "q_len"
+        out.line(f"{c.name}_sums = lse.new_empty((batches, heads, {length}))")
+    emit_before(out, queries.problem, max(schedule.block_m, queries.schedule.block_m), sums=False)
+    programs = f"({queries.emit_programs(out)} * batches * heads,)"
+    if queries.contributions:
+        emit_launch(out, ROW_KERNEL, programs, by_query[1:], queries.options)
+    emit_launch(out, QUERY_KERNEL, programs, by_query, queries.options)
+    emit_groups(out, plan, consumer.emit_programs(out, schedule))
+    emit_launch(out, KERNEL, KEY_PROGRAMS, by_key, consumer.options)
+    emit_scatter(out, plan, queries.contributions)
+
+
+def kernels_of(queries: QueryConsumer) -> list[str]:
+    """Names of the kernels."""
+    return ["row_terms", *([ROW_KERNEL] if queries.contributions else []), QUERY_KERNEL, KERNEL]
+
+
+def sums_of(plan: TilePlan, problem: Problem, kinds: tuple[LoadClass, ...]) -> list[Argument]:
     """Where a kernel stores sums of its contributions to gradients of captured tensors."""
     names = (f"{c.name}_sums" for c in contributions(plan, problem) if c.kind in kinds)
     return [Argument(x, "", x) for x in names]
