@@ -11,6 +11,7 @@ from math import prod
 
 from ..ir.tiles.plan import TilePlan
 from . import gluon_repeatable
+from .box_groups import Letter
 from .defaults import heaviest_last
 from .emitter import Emitter
 from .gluon_backward import emit_key_kernel, parameters_of, run_function
@@ -53,7 +54,8 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
         return "queries that see all keys of a box are several ranges along one axis"
     schedule = default_schedule(plan, problem)
     assert schedule.grad_query is not None
-    for own, s in (("k", schedule), ("q", schedule.grad_query)):
+    kernels: dict[Letter, Schedule] = {"k": schedule, "q": schedule.grad_query}
+    for own, s in kernels.items():
         shape = shapes_of(BoxSpace(term, own), s)[0]
         if (prod(shape.queries), prod(shape.keys)) != (s.block_m, s.block_n):
             return f"classes hold fewer than {max(s.block_m, s.block_n)} {'keys' if own == 'k' else 'queries'}"
@@ -61,13 +63,16 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
 
 
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
-    """Tile sizes and pipelines for a plan and problem that :func:`unsupported_reason` has nothing against."""
+    """Tile sizes and pipelines for a plan and problem that :func:`unsupported_reason` has nothing against.
+
+    Coordinates take registers, which leaves no room for more queries a tile.
+    """
     found = gluon_repeatable.default_schedule(plan, problem)
     assert found.grad_query is not None
     (term,) = plan.boxes
     by_query = replace(found.grad_query, reverse=any(heaviest_last(axis.keys) for axis in term.axes))
     late = any(heaviest_last(axis.queries) for axis in term.axes)
-    return replace(found, reverse=late, grad_query=by_query)
+    return replace(found, block_m=64, reverse=late, grad_query=by_query)
 
 
 def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:

@@ -53,7 +53,7 @@ class OverBoxes(Gradients):
     ``whole``: no owned box reaches past the end of its class into another one, so that gradients leave by descriptor.
     """
 
-    constant_names = ("BOX",)
+    constant_names: tuple[str, ...] = ("BOX",)
     constants_typed, constants_passed = ", BOX: tl.constexpr", ", BOX"
     options = "BOX=tuple(options.values()), **BACKWARD"
     masks_positions = False
@@ -203,6 +203,8 @@ class BoxKeyConsumer(OverBoxes, KeyConsumer):
     """Prints the consumer of the kernel for dK and dV, whose producer brings terms of rows through its registers."""
 
     full_pairs, masked_too = "(kv_index < kv_len)", ""
+    # Pairs that are not allowed have no weight; to ask that takes less registers than to remember which are.
+    counting = "p != 0.0"
     term_buffers, term_bytes = _TERM_BUFFERS, ""
 
     def __init__(

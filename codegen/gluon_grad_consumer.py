@@ -299,7 +299,7 @@ class Consumer(OwnKeys):
         """``ds`` and sums of contributions, from ``p`` and ``dp``."""
         found = self.emit_score_gradient(out, self.expressions, self.here, delta="")
         if masked:
-            emit_select(out, found)
+            emit_select(out, found, self.counting)
         for c in self.here:
             out.line(f"{c.name}_total += tl.sum({c.name}, 1)")
 

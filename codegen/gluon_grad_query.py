@@ -297,7 +297,7 @@ class QueryConsumer(OwnQueries):
         self.emit_wait_gradient(out, sums)
         found = self.emit_score_gradient(out, self.expressions, self.here, delta="delta_rows[:, None]")
         if masked:
-            emit_select(out, found)
+            emit_select(out, found, self.counting)
         for c in self.here:
             out.line(f"{c.name}_total += tl.sum({c.name}, 1)")
         if last:

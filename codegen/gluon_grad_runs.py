@@ -42,6 +42,8 @@ class OwnKeys(Gradients):
     axes, starts = 2, "STAGES"
     # Options of the launch.
     options = "**BACKWARD"
+    # Which pairs have gradients of scores.
+    counting = "allowed"
     # Buffers of terms of rows, and how many bytes of them are copied for each row.
     term_bytes = " + 8"
     # Positions of the columns of a tile of scores, whether masks need these, and whether any tile needs no mask.
@@ -141,6 +143,8 @@ class OwnQueries(Gradients):
     masks_positions = has_full_tiles = True
     # Options of the launch.
     options = "**BACKWARD"
+    # Which pairs have gradients of scores.
+    counting = "allowed"
     # Which rows exist, and which have terms if not all: these are padded.
     inside, rows_with_terms = "q_row < q_len", ""
 
