@@ -9,7 +9,7 @@ that of FlashAttention-3 (Shah et al., 2024, https://arxiv.org/abs/2407.08608).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from textwrap import fill, indent
@@ -43,13 +43,13 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
         return "it adds gradients of queries in an order that varies, and they must repeat bit by bit"
     if contributions(plan, problem):
         return "gradients of captured tensors take sums that it does not keep"
-    return reason_against_sizes(problem) or reason_against_target(problem, target)
+    return reason_against_sizes(problem, _BLOCK_M) or reason_against_target(problem, target)
 
 
-def reason_against_sizes(problem: Problem) -> str | None:
-    """The same for both forms of the backward pass: this one and that of :mod:`.gluon_repeatable`."""
+def reason_against_sizes(problem: Problem, possible: Collection[tuple[int, int]]) -> str | None:
+    """Why heads and values of these sizes are not ``possible``, in one sentence; None where they are."""
     sizes = problem.head_dim, problem.value_dim
-    return None if sizes in _BLOCK_M else f"head sizes {sizes} are none of {', '.join(map(str, _BLOCK_M))}"
+    return None if sizes in possible else f"head sizes {sizes} are none of {', '.join(map(str, possible))}"
 
 
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
@@ -168,7 +168,7 @@ def _emit_constants(out: Emitter, schedule: Schedule, consumer: Consumer) -> Non
     out.line(f"KEYS = tl.constexpr({keys})  # keys of one consumer")
     for name, number in (
         ("BLOCK_M", queries), ("BLOCK_N", schedule.block_n), *widths("HEAD", consumer.head),
-        *widths("VALUE", consumer.value), ("STAGES", schedule.num_stages), *consumer.constants(schedule),
+        *widths("VALUE", consumer.value), ("STAGES", schedule.num_stages), *consumer.rings(schedule),
         ("ELEMENT", element),
     ):  # fmt: skip
         out.line(f"{name} = tl.constexpr({number})")

@@ -14,7 +14,7 @@ from . import gluon_repeatable
 from .box_groups import Letter
 from .defaults import heaviest_last
 from .emitter import Emitter
-from .gluon_backward import emit_key_kernel, parameters_of, run_function
+from .gluon_backward import emit_key_kernel, parameters_of, reason_against_sizes, run_function
 from .gluon_box_grads import OPTIONS, BoxKeyConsumer, BoxQueryConsumer, BoxRowConsumer
 from .gluon_box_seen import emit_clean, emit_seen_keys
 from .gluon_box_support import reason_against_boxes
@@ -32,9 +32,12 @@ from .triton_backward import emit_helpers
 from .triton_box_options import emit_choice, emit_sides, note_of, shapes_of
 from .triton_box_skeleton import plan_of_boxes
 from .triton_box_space import BoxSpace
+from .triton_gradients import emit_scatter
 from .triton_module import Argument, emit_header
 from .triton_program import SIZES
 
+# Sizes of heads and values.
+_SIZES = ((64, 64), (128, 64), (128, 128))
 _INPUTS: dict[str, Tensor] = {
     "query": ("query", "q", "QUERY_TILE"), "key": ("key", "k", "KEY_TILE"),
     "value": ("value", "k", "VALUE_TILE"), "grad_out": ("grad_out", "q", "OUT_TILE"),
@@ -46,7 +49,8 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
 
     The plan's boxes are some that kernels walk: see :mod:`.box_support`.
     """
-    reason = gluon_repeatable.unsupported_reason(plan, problem, target) or reason_against_boxes(plan)
+    reason = reason_against_sizes(problem, _SIZES) or gluon_repeatable.unsupported_reason(plan, problem, target)
+    reason = reason or reason_against_boxes(plan)
     if reason is not None:
         return reason
     (term,) = plan.boxes
@@ -121,11 +125,10 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     inputs = copies(visits, list(_INPUTS.values()))
     short = [a.name for a in inputs[4:]]
     queries = BoxQueryConsumer(plan, problem, by_query, names, consumer.folded, visits, short, whole=whole)
-    target_argument = _target(visits, ("grad_query", "q", "QUERY_TILE"), "grad_query", whole)
+    targets = [_target(visits, ("grad_query", "q", "QUERY_TILE"), "grad_query", whole)]
+    inputs += [Argument("terms", "", "terms"), *of_queries, *SIZES]
     rows = BoxRowConsumer(queries, short) if queries.contributions else None
-    launched = emit_query_kernels(
-        out, queries, rows, [target_argument, *inputs, Argument("terms", "", "terms"), *of_queries, *SIZES]
-    )
+    targets, inputs = emit_query_kernels(out, queries, rows, targets, inputs)
     out.definition(BOXES)
     for consumed, s in ((consumer, schedule), (queries, by_query)):
         emit_choice(out, plan, consumed.visits, s)
@@ -134,9 +137,10 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     with run_function(out, plan, problem, consumer.folded):
         emit_clean(out, plan, "key")
         emit_axes(out, visits)
-        emit_launches(out, plan, schedule, consumer, arguments, queries, launched)
+        emit_launches(out, plan, schedule, consumer, arguments, queries, targets, inputs)
+        emit_scatter(out, plan, queries.contributions)
     emit_helpers(out, out.text()[before:], queries.contributions)
-    kernels = row_kernels(problem, consumer.folded, sums=False, exact=bool(queries.contributions))
+    kernels = row_kernels(problem, consumer.folded, sums=False, exact=rows is not None)
     return finish(out, plan, kernels_of(queries), head, kernels)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ..ir.dependence import LoadClass, dependence
 from ..ir.tiles.plan import TilePlan
@@ -13,7 +14,7 @@ from .gluon_columns import emit_columns, lanes
 from .gluon_grad_loader import SIZES
 from .gluon_grad_runs import OwnKeys
 from .gluon_names import Names
-from .gluon_parts import emit_inner_product, emit_outer_product, emit_views, names_of, part_copies
+from .gluon_parts import emit_inner_product, emit_outer_product, emit_rounded, emit_views, names_of, part_copies
 from .gluon_seen import UnseenKeys
 from .gluon_tiles import emit_unpack, jit_function
 from .schedule import Problem, Schedule
@@ -229,8 +230,8 @@ class Consumer(OwnKeys):
         self.emit_differences(out)
         out.line("step += 1")
 
-    def constants(self, schedule: Schedule) -> list[tuple[str, int]]:
-        """Further constants of the kernel."""
+    def rings(self, schedule: Schedule) -> list[tuple[str, int]]:
+        """Constants: how many buffers other rings have."""
         return []
 
     def own_loads(self) -> str:
@@ -273,16 +274,15 @@ class Consumer(OwnKeys):
             out.line(f"lse_row = {_TERM_ROW.format(i)}")
             out.line("first_s = zero + lse_row[None, :]")
             first = "first_s"
-        self._emit_inner(out, "next_s", "k_tile", "q_tile", first, self.head, begins=self.folded)
+        emit_inner_product(out, "next_s", self.own("key"), names_of("q_tile", self.head), first, begins=self.folded)
 
     def emit_start_dp(self, out: Emitter) -> None:
         """``next_dp``."""
-        self._emit_inner(out, "next_dp", "v_tile", "do_tile", "first_dp", self.value)
+        emit_inner_product(out, "next_dp", self.own("value"), names_of("do_tile", self.value), "first_dp")
 
-    def _emit_inner(
-        self, out: Emitter, result: str, own: str, other: str, first: str, parts: tuple[Part, ...], begins: bool = True
-    ) -> None:
-        emit_inner_product(out, result, names_of(own, parts), names_of(other, parts), first, begins)
+    def own(self, tensor: Literal["key", "value"]) -> list[str]:
+        """The tile that this consumer owns, part by part, as text."""
+        return names_of(f"{tensor[0]}_tile", self.owned[tensor])
 
     def emit_wait_scores(self, out: Emitter, pending: int, i: str, *, positions: bool) -> None:
         """``s``, and what tells the scores apart from it; whether these ask for ``positions``."""
@@ -293,7 +293,8 @@ class Consumer(OwnKeys):
 
     def emit_start_values(self, out: Emitter) -> None:
         """``next_dv``."""
-        emit_outer_product(out, "dv", "p", "WEIGHTS", names_of("do_tile", self.value), self.value)
+        emit_rounded(out, "p", "WEIGHTS", self.value)
+        emit_outer_product(out, "dv", "WEIGHTS", names_of("do_tile", self.value), self.value)
 
     def emit_score_gradients(self, out: Emitter, *, masked: bool) -> None:
         """``ds`` and sums of contributions, from ``p`` and ``dp``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .emitter import Emitter
 from .gluon_grad_consumer import Consumer
-from .gluon_parts import emit_outer_product, emit_wait, names_of
+from .gluon_parts import emit_outer_product, emit_rounded, emit_wait, names_of
 from .gluon_releases import emit_releases
 
 _SET_UP = """
@@ -43,7 +43,8 @@ class KeyConsumer(Consumer):
 
     def emit_differences(self, out: Emitter) -> None:
         """What follows from ``ds``, and the release of the buffers."""
-        emit_outer_product(out, "dk", "ds", "DIFFERENCES", names_of("q_tile", self.head), self.head)
+        emit_rounded(out, "ds", "DIFFERENCES", self.head)
+        emit_outer_product(out, "dk", "DIFFERENCES", names_of("q_tile", self.head), self.head)
         emit_wait(out, "dv", self.value, len(self.head))
         emit_wait(out, "dk", self.head, 0)
         out.line("release(stage)")

@@ -23,6 +23,7 @@ from .gluon_parts import (
     emit_buffers,
     emit_inner_product,
     emit_outer_product,
+    emit_rounded,
     emit_together,
     emit_views,
     emit_wait,
@@ -33,7 +34,7 @@ from .gluon_parts import (
 )
 from .gluon_releases import emit_releases
 from .gluon_seen import UnseenByWeights, UnseenKeys
-from .gluon_tiles import CELLS, OTHER_RING, emit_unpack, jit_function, ring_loads
+from .gluon_tiles import CELLS, WIDE, emit_unpack, jit_function, ring_loads
 from .schedule import Problem, Schedule
 from .triton_gradients import emit_select
 from .triton_module import Argument, Part, kernel
@@ -81,16 +82,16 @@ class QueryConsumer(OwnQueries):
         """All that consumers share, as text."""
         return ", ".join(["q_ready", *self.ready, *(["weighty", "weighty_ready"] if self.asks else [])])
 
-    def _left_operands(self) -> dict[str, str]:
-        """Names in registers of what fits there: it is not read again from shared memory, which products of 64 by 64
-        keep busy.
+    def _left_operands(self) -> list[str]:
+        """Which tiles fit into registers: they are not read again from shared memory, which products of 64 by 64 keep
+        busy.
         """
         free = _REGISTERS - self.problem.head_dim // 2 - 3 * self.schedule.block_n // 2
-        found: dict[str, str] = {}
-        for name, size in (("q_tile", self.problem.head_dim), ("do_tile", self.problem.value_dim)):
-            free -= size // 4
-            if free >= 0:
-                found[name] = name.removesuffix("_tile")
+        found: list[str] = []
+        for name, size in (("q", self.problem.head_dim), ("do", self.problem.value_dim)):
+            if size // 4 <= free:
+                free -= size // 4
+                found.append(name)
         return found
 
     def emit(self, out: Emitter, launched: Sequence[Argument]) -> None:
@@ -100,7 +101,7 @@ class QueryConsumer(OwnQueries):
         self.emit_tile_functions(out)
         emit_releases(out, 2)
         if self.apart:
-            out.definition(OTHER_RING)
+            out.definition(WIDE)
         arguments = f"{self.targets}, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters"
         self.emit_consumer(out, f"differentiate(GROUP: tl.constexpr, {arguments}{self.constants_typed})")
         constants = {"more": self.more, "constants": self.constants_typed}
@@ -189,6 +190,7 @@ class QueryConsumer(OwnQueries):
                 out.line("stage, phase = ring(0)")
                 self.emit_start_products(out, "0")
                 self._emit_gradient(out, done, masked=True, last=False)
+                self._emit_clear(out)
                 out.comment("Tiles in which the mask decides.")
                 with out.block("for t in range(1, partial_count):"):
                     self._emit_step(out, done, masked=True)
@@ -197,6 +199,7 @@ class QueryConsumer(OwnQueries):
                     with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
                         self._emit_step(out, done, masked=False)
                 out.line("last, _ = ring(tl.maximum(count, 1) - 1)")
+                emit_rounded(out, "ds", "DIFFERENCES", self.head)
                 self._emit_start_sums(out, "last")
                 emit_wait(out, "dq", self.head, 0)
             else:
@@ -218,6 +221,9 @@ class QueryConsumer(OwnQueries):
         out.line("stage, phase = ring(t)")
         self.emit_start_products(out, "t")
         self._emit_gradient(out, done, masked=masked, last=False)
+        emit_rounded(out, "ds", "DIFFERENCES", self.head)
+        if masked:
+            self._emit_clear(out)
         self._emit_start_sums(out, "stage")
         emit_wait(out, "dq", self.head, 0)
         out.line("release(stage)")
@@ -248,28 +254,31 @@ class QueryConsumer(OwnQueries):
         done = self.expressions.emit(out, "program", wanted, Guard())
         done = self.expressions.emit(out, "query", wanted, Guard(query="(q_index < q_len)"), done)
         out.line("mbarrier.wait(q_ready, 0)")
-        for name, left in self.lefts.items():
-            for p in self.head if name == "q_tile" else self.value:
-                out.line(f"{left}{p.suffix} = {name}{p.suffix}.load(LEFT)")
+        for name in self.lefts:
+            for p in self.head if name == "q" else self.value:
+                out.line(f"{name}{p.suffix} = {name}_tile{p.suffix}.load(LEFT)")
         return done
 
     def emit_start_products(self, out: Emitter, number: str) -> None:
         """Of the tile of keys with this number, in buffer ``stage``: ``next_s`` and ``next_dp``."""
         out.line("zero = tl.zeros([ROWS, BLOCK_N], tl.float32, SCORES)")
         out.line(f"mbarrier.wait({self.ready[0]}.index(stage), phase)")
-        self._emit_product(out, "next_s", "q_tile", "k_tiles", "stage", "HEAD", self.head)
+        if self.apart:
+            out.line("own = own_tile(GROUP)")
+        keys = views("k_tiles", "stage", "BLOCK_N", "HEAD", self.head)
+        emit_inner_product(out, "next_s", self._left("q", "HEAD", self.head), keys, "zero", begins=False)
         stage = "stage"
         if self.apart:
             stage = "other"
             out.line(f"other, phase = other_ring({number})")
             out.line("mbarrier.wait(v_ready.index(other), phase)")
-        self._emit_product(out, "next_dp", "do_tile", "v_tiles", stage, "VALUE", self.value)
+        values = views("v_tiles", stage, "BLOCK_N", "VALUE", self.value)
+        emit_inner_product(out, "next_dp", self._left("do", "VALUE", self.value), values, "zero", begins=False)
 
-    def _emit_product(
-        self, out: Emitter, result: str, own: str, tiles: str, stage: str, size: str, parts: tuple[Part, ...]
-    ) -> None:
-        left = names_of(self.lefts.get(own, own), parts)
-        emit_inner_product(out, result, left, views(tiles, stage, "BLOCK_N", size, parts), "zero", begins=False)
+    def _left(self, name: str, size: str, parts: tuple[Part, ...]) -> list[str]:
+        if name in self.lefts:
+            return names_of(name, parts)
+        return views(f"{name}_tiles", "own", "ROWS", size, parts) if self.apart else names_of(f"{name}_tile", parts)
 
     def emit_wait_gradient(self, out: Emitter, pending: int) -> None:
         """``dp``, after which values are not needed any more."""
@@ -278,17 +287,21 @@ class QueryConsumer(OwnQueries):
             out.line("release(STAGES + other)")
 
     def _emit_start_sums(self, out: Emitter, stage: str) -> None:
-        """From the last ``ds``, which is rounded here and not before: loops would carry halves of registers."""
+        """From the gradient of the scores of the tile in buffer ``stage``."""
         emit_views(out, "k_tile", "k_tiles", stage, "BLOCK_N", "HEAD", self.head)
-        emit_outer_product(out, "dq", "ds", "DIFFERENCES", names_of("k_tile", self.head), self.head)
+        emit_outer_product(out, "dq", "DIFFERENCES", names_of("k_tile", self.head), self.head)
 
     def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """The gradient of the scores of one tile of keys, overlapped with the sums of the tile before."""
         out.line("last, _ = ring(t - 1)")
         out.line("stage, phase = ring(t)")
         self.emit_start_products(out, "t")
+        out.comment("Rounded here and not before: loops would carry halves of registers.")
+        emit_rounded(out, "ds", "DIFFERENCES", self.head)
         self._emit_start_sums(out, "last")
         self._emit_gradient(out, done, masked=masked, last=True)
+        if masked:
+            self._emit_clear(out)
 
     def _emit_gradient(self, out: Emitter, done: frozenset[str], *, masked: bool, last: bool) -> None:
         """``ds`` from products on their way; with ``last`` the sums of the tile before are, too."""
@@ -303,7 +316,10 @@ class QueryConsumer(OwnQueries):
         if last:
             emit_wait(out, "dq", self.head, 0)
             out.line("release(last)")
-        if masked and not self.unseen.all_seen:
+
+    def _emit_clear(self, out: Emitter) -> None:
+        """Keys that no query sees may hold anything: as factors of gradients of scores they must be zeros."""
+        if not self.unseen.all_seen:
             with out.block(f"if {self.unseen.some_unseen}:"):
                 self.unseen.emit_clear(out, views("k_tiles", "stage", "BLOCK_N", "HEAD", self.head))
 

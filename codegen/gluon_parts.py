@@ -83,12 +83,17 @@ def emit_inner_product(
         out.line(f"{result} = warpgroup_mma({a}, {b}.permute((1, 0)), {added}, is_async=True)")
 
 
-def emit_outer_product(
-    out: Emitter, sums: str, left: str, operand: str, right: Sequence[str], parts: tuple[Part, ...]
-) -> None:
-    """Starts ``sums`` plus ``left``, which becomes an ``operand``, times ``right``, for each part of the columns."""
-    for p, b in zip(parts, right, strict=True):
+def emit_rounded(out: Emitter, left: str, operand: str, parts: tuple[Part, ...]) -> None:
+    """``left`` as an ``operand`` of products with each part."""
+    for p in parts:
         out.line(f"{operand.lower()}{p.suffix} = tl.convert_layout({left}.to(ELEMENT), {operand}{p.suffix})")
+
+
+def emit_outer_product(
+    out: Emitter, sums: str, operand: str, right: Sequence[str], parts: tuple[Part, ...]
+) -> None:
+    """Starts ``sums`` plus the ``operand`` times ``right``, for each part of the columns."""
+    for p, b in zip(parts, right, strict=True):
         added = f"{operand.lower()}{p.suffix}, {b}, {sums}{p.suffix}"
         out.line(f"next_{sums}{p.suffix} = warpgroup_mma({added}, is_async=True)")
 

@@ -42,8 +42,15 @@ def ring(number):
     \"\"\"Buffer of the tile with this number, counted from the first that was loaded, and its turn's parity.\"\"\"
     return number % STAGES, number // STAGES & 1
 """
-# Where one of the tensors is needed for a shorter time, it has buffers of its own.
-OTHER_RING = """
+# Where tiles are so wide that few fit: the tensor that is needed for a shorter time has buffers of its own.
+WIDE = """
+@gluon.jit
+def own_tile(i):
+    \"\"\"``i``, but not as a constant: addresses of all pieces of a tile would be kept in registers, and spill.\"\"\"
+    i = gl.to_tensor(i)
+    return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [i], dtype=gl.int32, is_pure=False, pack=1)
+
+
 @gluon.jit
 def other_ring(number):
     \"\"\"The same for the tensor that has OTHER_STAGES buffers.\"\"\"
@@ -54,10 +61,10 @@ def other_ring(number):
 def ring_loads(
     count: str, ready: str, needs: str, loads: Sequence[str], starts: Sequence[str], other: bool = False
 ) -> list[str]:
-    """Lines of a producer that fill the next buffer of a ring, after ``count`` tiles; ``needs``: so many bytes.
+    """Lines of a producer that fill the next buffer of a ring, after ``count`` tiles.
 
-    ``starts``: lines that tell where the tile starts. ``other``: of the second ring, whose buffers are numbered after
-    those of the first.
+    ``needs``: its bytes, as text. ``starts``: lines that tell where the tile starts. ``other``: of the second ring,
+    whose buffers are numbered after those of the first.
     """
     ring, stages, buffer = ("other_ring", "OTHER_STAGES", "STAGES + stage") if other else ("ring", "STAGES", "stage")
     return [

@@ -50,7 +50,8 @@ class Schedule:
     last are the heaviest. ``descriptors``: tiles are loaded through tensor descriptors (the tensor memory
     accelerator of sm_90 and newer; bases and strides must be multiples of 16 bytes), else by pointers.
     ``grad_query``: the backward kernel that computes the gradient of the queries, where it differs from
-    the one for keys and values, which this schedule describes then.
+    the one for keys and values, which this schedule describes then. ``grad_value``: the same for the gradient
+    of the values; this schedule is that of the keys then.
     """
 
     block_m: int
@@ -61,6 +62,7 @@ class Schedule:
     reverse: bool = False
     descriptors: bool = False
     grad_query: Schedule | None = None
+    grad_value: Schedule | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ def _choose_for_runs(
     reason = (gluon_forward if direction == "forward" else backward).unsupported_reason(plan, problem, target)
     if reason is not None:
         return Choice("triton", f"the warp-specialised skeleton (gluon) cannot: {reason}")
-    reason = _slower_forward(plan, problem) if direction == "forward" else _slower_backward(plan)
+    reason = _slower_forward(plan, problem) if direction == "forward" else _slower_backward(plan, problem)
     if reason is not None:
         return Choice("triton", f"the warp-specialised skeleton (gluon) was measured {reason}")
     if not fills_gpu:
@@ -147,7 +147,8 @@ def _choose_for_runs(
         return Choice("gluon", "warp-specialised: TMA, wgmma, softmax beside both products")
     if why_seven is None:
         return Choice("gluon", "warp-specialised: TMA, wgmma, five products, gradients of queries added as they come")
-    return Choice("gluon", f"warp-specialised: TMA, wgmma; seven products: the kernel with five {why_seven}")
+    products = "eight" if gluon_repeatable.is_wide(problem) else "seven"
+    return Choice("gluon", f"warp-specialised: TMA, wgmma; {products} products: the kernel with five {why_seven}")
 
 
 def _why_seven_products(plan: TilePlan, problem: Problem, target: Target) -> str | None:
@@ -191,8 +192,10 @@ def _slower_forward(plan: TilePlan, problem: Problem) -> str | None:
     return None
 
 
-def _slower_backward(plan: TilePlan) -> str | None:
-    return "slower where tiles come from a table and its rows are short" if uses_table(plan) else None
+def _slower_backward(plan: TilePlan, problem: Problem) -> str | None:
+    if uses_table(plan) and problem.head_dim in (64, 128):
+        return "slower where tiles come from a table and its rows are short"
+    return None
 
 
 def schedule_for(choice: Choice, plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> Schedule:

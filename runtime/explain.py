@@ -73,10 +73,10 @@ class Kernel:
             head += f"\n  {self.reason}"
         if self.schedule.grad_query is None:
             return f"{head}\n  {_describe(self.schedule, self.skeleton)}"
-        return (
-            f"{head}\n  for keys and values: {_describe(self.schedule, self.skeleton)}"
-            f"\n  for queries: {_describe(self.schedule.grad_query, self.skeleton)}"
-        )
+        kernels = {"keys and values": self.schedule, "queries": self.schedule.grad_query}
+        if self.schedule.grad_value is not None:
+            kernels = {"keys": self.schedule, "values": self.schedule.grad_value, "queries": self.schedule.grad_query}
+        return "\n  ".join([head, *(f"for {name}: {_describe(x, self.skeleton)}" for name, x in kernels.items())])
 
 
 @dataclass(frozen=True, slots=True)

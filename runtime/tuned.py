@@ -63,6 +63,5 @@ def _parsed(text: bytes) -> Pinned:
 
 
 def _schedule(facts: dict[str, object]) -> Schedule:
-    inner = facts.pop("grad_query")
-    schedule = Schedule(**facts)  # type: ignore[arg-type]
-    return replace(schedule, grad_query=_schedule(inner)) if isinstance(inner, dict) else schedule
+    inner = {name: _schedule(x) for name, x in facts.items() if isinstance(x, dict)}
+    return Schedule(**(facts | inner))  # type: ignore[arg-type]

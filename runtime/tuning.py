@@ -208,4 +208,5 @@ def _milliseconds(graph: torch.cuda.CUDAGraph, count: int) -> float:
 
 def _shape(x: Schedule) -> str:
     text = f"{x.block_m}×{x.block_n}, {x.num_warps} warps, {x.num_stages} stages"
-    return text if x.grad_query is None else f"{text}; queries {_shape(x.grad_query)}"
+    others = (("values", x.grad_value), ("queries", x.grad_query))
+    return "; ".join([text, *(f"{name} {_shape(inner)}" for name, inner in others if inner is not None)])

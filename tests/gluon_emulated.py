@@ -291,6 +291,7 @@ gl = types.SimpleNamespace(
     atomic_add=_atomic_add,
     load=_load,
     store=_store,
+    to_tensor=_tensor,
     zeros=lambda shape, dtype, layout=None: torch.zeros([int(n) for n in shape], dtype=dtype),
     full=_full,
     arange=lambda start, stop, layout=None: torch.arange(int(start), int(stop), dtype=torch.int32),

@@ -61,7 +61,7 @@ def relative(s, head, q, kv, table):
 # Parts, (B, H, Hkv, Lq, Lkv), options of the module.
 EMULATED: dict[str, tuple[list[Part], tuple[int, int, int, int, int], dict[str, Any]]] = {
     "odd grid, grouped heads": ([rg.neighborhood(IMAGE, (5, 7))], (1, 4, 2, 540, 540), {}),
-    "many grouped heads": ([rg.neighborhood(VIDEO, 3)], (8, 6, 2, 480, 480), {}),
+    "few boxes of grouped heads": ([rg.neighborhood(rg.grid(12, 16), 5)], (1, 4, 1, 192, 192), {}),
     "wide window": ([rg.neighborhood(WIDE, 13)], (1, 1, 1, 768, 768), {"sizes": (128, 64)}),
     "three axes": ([rg.neighborhood(VIDEO, (3, 5, 5))], (2, 2, 2, 480, 480), {"sizes": (128, 128), "dtype": F16}),
     "strided": ([rg.neighborhood(WIDE, 12, stride=(4, 8))], (1, 1, 1, 768, 768), {}),

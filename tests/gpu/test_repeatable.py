@@ -36,7 +36,16 @@ def test_stock_library(name: str, dim: int) -> None:
     check_repeatable(VARIANTS[name](4, 16, 301), tensors(torch.bfloat16, 4, 16, 16, 301, 301, dim))
 
 
-@pytest.mark.parametrize(("dim", "value_dim"), [(64, 64), (128, 64), (128, 128)])
+WIDE = [(96, 96), (192, 128), (192, 192), (256, 256)]
+
+
+@pytest.mark.parametrize(("dim", "value_dim"), WIDE)
+@pytest.mark.parametrize("name", ["full", "window", "documents", "longformer", "kept keys", "softcap"])
+def test_wide_heads(name: str, dim: int, value_dim: int) -> None:
+    check_repeatable(VARIANTS[name](4, 16, 301), tensors(torch.bfloat16, 4, 16, 16, 301, 301, dim, value_dim))
+
+
+@pytest.mark.parametrize(("dim", "value_dim"), [(64, 64), (128, 64), (128, 128), *WIDE])
 @pytest.mark.parametrize(("q_len", "kv_len"), [(1, 513), (300, 127), (511, 513)])
 @pytest.mark.parametrize("align", ["start", "end"])
 def test_odd_sizes(dim: int, value_dim: int, q_len: int, kv_len: int, align: str) -> None:
@@ -48,6 +57,7 @@ def test_odd_sizes(dim: int, value_dim: int, q_len: int, kv_len: int, align: str
 def test_shared_heads(kv_heads: int) -> None:
     check_repeatable((rg.sliding_window(70, 20),), tensors(torch.bfloat16, 6, 16, kv_heads, 333, 290, 128))
     check_repeatable((rg.causal(),), tensors(torch.bfloat16, 40, 8, kv_heads, 600, 600, 64))
+    check_repeatable((rg.causal(),), tensors(torch.bfloat16, 6, 16, kv_heads, 333, 290, 256))
 
 
 @rg.mask
@@ -55,7 +65,7 @@ def first_keys(kv: Any, limit: Any) -> Any:
     return kv < limit
 
 
-@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("dim", [64, 128, 192, 256])
 @pytest.mark.parametrize("of", ["positions", "documents"])
 def test_what_nobody_sees_does_not_matter(of: str, dim: int) -> None:
     x = tensors(torch.bfloat16, 4, 16, 16, 300, 290, dim)
@@ -76,7 +86,7 @@ def biased(s: Any, batch: Any, head: Any, q: Any, kv: Any, slopes: Any, gates: A
     return s * (1 + slopes[head]) + gates[batch, q] * (kv - q) * 0.01 + bias[head, kv]
 
 
-@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("dim", [64, 96, 128, 192, 256])
 def test_captured_tensors(dim: int) -> None:
     x = tensors(torch.bfloat16, 4, 16, 4, 301, 333, dim)
     captured = tuple(torch.randn(*n, device="cuda", requires_grad=True) for n in ((16,), (4, 301), (16, 333)))
@@ -85,7 +95,7 @@ def test_captured_tensors(dim: int) -> None:
     check(parts, x, captured, deterministic=True)
 
 
-@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("dim", [64, 96, 128, 192, 256])
 def test_gradients_repeat(dim: int) -> None:
     x = tensors(torch.bfloat16, 4, 16, 4, 700, 700, dim)
     attn = pin_repeatable((rg.causal(),), x)
