@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from ..ir.dependence import LoadClass, dependence
@@ -12,14 +11,14 @@ from ..ir.traverse import loads
 from .emitter import Emitter
 from .gluon_columns import emit_columns, lanes
 from .gluon_grad_loader import SIZES
-from .gluon_grad_runs import OwnKeys
+from .gluon_grad_runs import OwnKeys, Sum
 from .gluon_names import Names
-from .gluon_parts import emit_inner_product, emit_outer_product, emit_rounded, emit_views, names_of, part_copies
+from .gluon_parts import emit_inner_product, emit_outer_product, emit_rounded, emit_views, names_of
 from .gluon_seen import UnseenKeys
 from .gluon_tiles import emit_unpack, jit_function
 from .schedule import Problem, Schedule
 from .triton_gradients import Gradients, emit_select
-from .triton_module import Argument, Part
+from .triton_module import Argument
 from .triton_program import INDICES
 from .triton_values import Guard, Values, level_of
 
@@ -67,25 +66,6 @@ def emit_final_score(
     zeros = f"tl.zeros({shape}, tl.float32, SCORES) + " if spread else ""
     out.line(f"final = {zeros}({values.result('score')})")
     return "final"
-
-
-@dataclass(frozen=True, slots=True)
-class Sum:
-    """A gradient that a consumer keeps in registers: its ``name``, part by part of its columns, how it is called in
-    constants, and the tensor and the tiles through which it leaves.
-    """
-
-    name: str
-    size: str
-    parts: tuple[Part, ...]
-    target: str
-    tile: str
-    factor: str = ""
-
-    @property
-    def layout(self) -> str:
-        """The layout of its registers."""
-        return "KEY_SUMS" if self.name == "dk" else "VALUE_SUMS"
 
 
 class Consumer(OwnKeys):
@@ -323,19 +303,6 @@ class Consumer(OwnKeys):
         out.line()
         self.emit_finish(out)
         self.emit_gradients(out)
-
-    def emit_gradients(self, out: Emitter) -> None:
-        """Writes the sums by descriptor."""
-        for x in self.sums:
-            for p in x.parts:
-                total = f"({x.name}{p.suffix}{x.factor})" if x.factor else f"{x.name}{p.suffix}"
-                out.line(f"{x.tile}{p.suffix}.store({total}.to(ELEMENT))")
-        out.line("fence_async_shared()")
-        out.line(f"{self.names.barrier}()")
-        where = self.emit_gradients_place(out)
-        for x in self.sums:
-            out.lines("\n".join(part_copies(self.names.store, x.target, where, f"{x.tile}s", "GROUP", x.parts)))
-        out.line("tma.store_wait(0)")
 
     # --- what becomes of the scores' gradient: it is exchanged, and added to that of queries ---
 

@@ -6,6 +6,7 @@ Kernels over boxes of a token space override all of it; see :mod:`.gluon_box_gra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from .emitter import Emitter
 from .gluon_columns import RUN
@@ -26,6 +27,25 @@ term_tiles = gl.allocate_shared_memory(gl.float32, [{rows}, 1, BLOCK_M], TERM_TI
 """.strip("\n")
 
 
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """A gradient that a consumer keeps in registers: its ``name``, part by part of its columns, how it is called in
+    constants, and the tensor and the tiles through which it leaves.
+    """
+
+    name: str
+    size: str
+    parts: tuple[Part, ...]
+    target: str
+    tile: str
+    factor: str = ""
+
+    @property
+    def layout(self) -> str:
+        """The layout of its registers."""
+        return "KEY_SUMS" if self.name == "dk" else "VALUE_SUMS"
+
+
 class OwnKeys(Gradients):
     """A program owns a tile of keys and visits queries."""
 
@@ -34,6 +54,7 @@ class OwnKeys(Gradients):
     owned: dict[str, tuple[Part, ...]]
     here: list[Contribution]
     term_rows: str
+    sums: list[Sum]
 
     # Constants that functions take, as they are declared and as they are passed; arguments of the producer.
     constant_names: tuple[str, ...] = ()
@@ -120,6 +141,19 @@ class OwnKeys(Gradients):
     def emit_start(self, out: Emitter, *, needed: bool) -> None:
         """Where the tile of queries in buffer ``stage`` starts."""
         out.line("start = read(starts, stage)")
+
+    def emit_gradients(self, out: Emitter) -> None:
+        """Writes the sums by descriptor."""
+        for x in self.sums:
+            for p in x.parts:
+                total = f"({x.name}{p.suffix}{x.factor})" if x.factor else f"{x.name}{p.suffix}"
+                out.line(f"{x.tile}{p.suffix}.store({total}.to(ELEMENT))")
+        out.line("fence_async_shared()")
+        out.line(f"{self.names.barrier}()")
+        where = self.emit_gradients_place(out)
+        for x in self.sums:
+            out.lines("\n".join(part_copies(self.names.store, x.target, where, f"{x.tile}s", "GROUP", x.parts)))
+        out.line("tma.store_wait(0)")
 
     def emit_gradients_place(self, out: Emitter) -> str:
         """Where this consumer's keys are in their gradients, as text."""
