@@ -68,9 +68,7 @@ class QueryConsumer(QueryKernel):
         self.overlaps = problem.head_dim <= 192
 
     def _left_operands(self) -> list[str]:
-        """Which tiles fit into registers: they are not read again from shared memory, which products of 64 by 64 keep
-        busy.
-        """
+        """Which tiles fit into registers, and are not read again from shared memory, which small products keep busy."""
         free = _REGISTERS - self.problem.head_dim // 2 - 3 * self.schedule.block_n // 2
         found: list[str] = []
         for name, size in (("q", self.problem.head_dim), ("do", self.problem.value_dim)):
