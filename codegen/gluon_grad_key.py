@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from .emitter import Emitter
 from .gluon_grad_consumer import Consumer
-from .gluon_parts import emit_outer_product, emit_rounded, emit_wait, names_of
+from .gluon_parts import emit_outer_product, emit_rounded, emit_wait, names_of, views
 from .gluon_releases import emit_releases
+from .gluon_tiles import OWN_TILE
 
 _SET_UP = """
 # The producer makes buffers ready.
@@ -34,6 +37,26 @@ class KeyConsumer(Consumer):
     def emit_functions(self, out: Emitter) -> None:
         """How buffers are given back."""
         emit_releases(out, 2)
+        if self.renumbers:
+            out.definition(OWN_TILE)
+
+    @property
+    def renumbers(self) -> bool:
+        """Whether tiles of keys and values are numbered anew in each step; without at 64 and 128, as measured."""
+        return self.problem.head_dim not in (64, 128)
+
+    def emit_queries(self, out: Emitter) -> None:
+        """``q_tile``, from the buffer ``stage``."""
+        if self.renumbers:
+            out.line("own = own_tile(GROUP)")
+        super().emit_queries(out)
+
+    def own(self, tensor: Literal["key", "value"]) -> list[str]:
+        """The tile that this consumer owns, part by part, as text."""
+        if not self.renumbers:
+            return super().own(tensor)
+        size = "HEAD" if tensor == "key" else "VALUE"
+        return views(f"{tensor[0]}_tiles", "own", "KEYS", size, self.owned[tensor])
 
     def emit_clear(self, out: Emitter) -> None:
         """Nothing: a key is a factor of its own scores only, which are selected from."""

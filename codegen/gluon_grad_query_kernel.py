@@ -13,7 +13,7 @@ from .gluon_module import emit_layouts
 from .gluon_names import Names
 from .gluon_parts import emit_buffers, emit_together, widths
 from .gluon_releases import emit_releases
-from .gluon_tiles import CELLS, WIDE, ring_loads
+from .gluon_tiles import CELLS, OTHER_RING, OWN_TILE, ring_loads
 from .schedule import Problem, Schedule
 from .triton_module import Argument, kernel
 from .triton_program import SIZES
@@ -56,7 +56,7 @@ class QueryKernel(OwnQueries):
         self.emit_tile_functions(out)
         emit_releases(out, 2)
         if self.apart:
-            out.definition(WIDE)
+            out.definition(OWN_TILE + OTHER_RING)
         arguments = f"{self.targets}, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters"
         self.emit_consumer(out, f"differentiate(GROUP: tl.constexpr, {arguments}{self.constants_typed})")
         constants = {"more": self.more, "constants": self.constants_typed}

@@ -7,14 +7,13 @@ of outputs have rings of their own, and the one that is needed for a shorter tim
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
 from .gluon_grad_key import KeyConsumer
 from .gluon_names import Names
-from .gluon_parts import emit_outer_product, emit_rounded, emit_wait, names_of, part_copies, tiles_of, together, views
-from .gluon_tiles import WIDE, ring_loads
+from .gluon_parts import emit_outer_product, emit_rounded, emit_wait, names_of, part_copies, tiles_of, together
+from .gluon_tiles import OTHER_RING, ring_loads
 from .schedule import Problem, Schedule
 from .triton_module import Argument
 
@@ -42,7 +41,7 @@ class _OneSum(KeyConsumer):
     def emit_functions(self, out: Emitter) -> None:
         """How buffers are found and given back."""
         super().emit_functions(out)
-        out.definition(WIDE)
+        out.definition(OTHER_RING)
 
     def visited_loads(self) -> list[str]:
         """Lines of the producer: it loads a tile of queries, then the gradient of its outputs."""
@@ -65,16 +64,10 @@ class _OneSum(KeyConsumer):
         """``next_s``, of the next tile of queries."""
         out.line("stage, phase = ring(step)")
         out.line("other, other_phase = other_ring(step)")
-        out.line("own = own_tile(GROUP)")
         out.line("mbarrier.wait(tile_ready.index(stage), phase)")
         self.emit_queries(out)
         out.line("zero = tl.zeros([KEYS, BLOCK_M], tl.float32, SCORES)")
         self.emit_start_scores(out, "stage")
-
-    def own(self, tensor: Literal["key", "value"]) -> list[str]:
-        """Tiles by a number that is found anew for each tile of queries."""
-        size = "HEAD" if tensor == "key" else "VALUE"
-        return views(f"{tensor[0]}_tiles", "own", "KEYS", size, self.owned[tensor])
 
     def emit_wait_grad_out(self, out: Emitter) -> None:
         """``do_tile``, once it is there."""

@@ -42,15 +42,15 @@ def ring(number):
     \"\"\"Buffer of the tile with this number, counted from the first that was loaded, and its turn's parity.\"\"\"
     return number % STAGES, number // STAGES & 1
 """
-# Where tiles are so wide that few fit: the tensor that is needed for a shorter time has buffers of its own.
-WIDE = """
+OWN_TILE = """
 @gluon.jit
 def own_tile(i):
     \"\"\"``i``, but not as a constant: addresses of all pieces of a tile would be kept in registers, and spill.\"\"\"
     i = gl.to_tensor(i)
     return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [i], dtype=gl.int32, is_pure=False, pack=1)
-
-
+"""
+# Where tiles are so wide that few fit: the tensor that is needed for a shorter time has buffers of its own.
+OTHER_RING = """
 @gluon.jit
 def other_ring(number):
     \"\"\"The same for the tensor that has OTHER_STAGES buffers.\"\"\"

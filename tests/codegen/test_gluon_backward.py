@@ -312,7 +312,7 @@ COMPILED: dict[str, tuple[list[Part], tuple[int, int], torch.dtype, int]] = {
     "full": ([], (64, 64), F16, 200),
     "causal, repeatable": ([rg.causal()], (128, 128), BF16, 30),
     "documents, repeatable": ([rg.document(torch.zeros(1024).int())], (64, 64), BF16, 30),
-    "causal at 96, repeatable": ([rg.causal()], (96, 96), F16, 16),
+    "causal at 96, repeatable": ([rg.causal()], (96, 96), F16, 32),
     "causal at 192 and 128, repeatable": ([rg.causal()], (192, 128), BF16, 0),
     "causal at 256, repeatable": ([rg.causal()], (256, 256), BF16, 16),
     "documents at 256, repeatable": ([rg.document(torch.zeros(1024).int())], (256, 256), BF16, 64),

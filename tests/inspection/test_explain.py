@@ -233,6 +233,14 @@ def test_bits_vary_with_the_form_of_the_kernels(repeatable: bool, monkeypatch: p
     assert ("for queries: tiles of 128 queries × 64 keys" in str(backward)) == repeatable
 
 
+def test_each_of_three_kernels_has_its_tiles() -> None:
+    _, backward = rg.attention(rg.causal()).explain(target="sm_90", dtype="bf16", head_dim=256).kernels
+    assert backward.skeleton == "gluon_backward" and backward.deterministic
+    assert [x.partition(": tiles")[0].strip() for x in str(backward).split("\n")[2:]] == [
+        "for keys", "for values", "for queries",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("inputs", "options", "message"),
     [

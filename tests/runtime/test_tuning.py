@@ -21,7 +21,9 @@ from regard.runtime.compile import Request
 H100 = Target("cuda", 90)
 GPU = torch.device("cuda", 0)
 REQUEST = Request(rg.attention(rg.causal()).variant, Problem("bf16", 128, 128), H100, "forward", fills_gpu=True)
-FOUND = Pinned("triton", Schedule(32, 64, num_warps=8, grad_query=Schedule(64, 16, reverse=True)))
+FOUND = Pinned(
+    "triton", Schedule(32, 64, num_warps=8, grad_query=Schedule(64, 16, reverse=True), grad_value=Schedule(16, 128))
+)
 
 
 @pytest.fixture
@@ -97,6 +99,17 @@ def test_gradients_that_repeat_have_both_skeletons_too() -> None:
     # What repeats may be the faster one, so it is a candidate where nobody asks for it.
     either = alternatives(compile.plan_for(request), REQUEST.problem, H100, "backward")
     assert {x.schedule.grad_query is None for x in either if x.skeleton == "gluon"} == {True, False}
+
+
+def test_gradients_of_wide_heads_have_a_kernel_for_values_alone() -> None:
+    problem = replace(REQUEST.problem, head_dim=192)
+    request = replace(REQUEST, direction="backward", problem=problem)
+    chosen = compile.generate(request)
+    assert chosen.choice.skeleton == "gluon" and "eight products" in chosen.choice.reason
+    assert chosen.source.kernels[1:] == ("attention_grad_query", "attention_grad_key", "attention_grad_value")
+    # At values of 128 one kernel can have both sums, of fewer queries a step.
+    found = alternatives(compile.plan_for(request), problem, H100, "backward")
+    assert {x.schedule.grad_value is None for x in found if x.skeleton == "gluon"} == {True, False}
 
 
 def test_results_agree_up_to_rounding() -> None:
