@@ -73,7 +73,7 @@ def _choose_for_boxes(
     reason = (gluon_box_forward if forward else gluon_box_backward).unsupported_reason(plan, problem, target)
     if reason is not None:
         return Choice("triton", f"{decide}; the warp-specialised skeleton over boxes (gluon) cannot: {reason}")
-    reason = _slower_over_boxes(plan, problem, direction)
+    reason = _slower_over_boxes(plan, problem) if forward else None
     if reason is not None:
         return Choice("triton", f"{decide}; the warp-specialised skeleton (gluon) was measured {reason}")
     if not fills_gpu:
@@ -171,10 +171,10 @@ def _sees_few_keys(plan: TilePlan) -> bool:
     return any(index_names(x.start) & set(TILE_NAMES) for x in plan.keys.may)
 
 
-def _slower_over_boxes(plan: TilePlan, problem: Problem, direction: Direction) -> str | None:
+def _slower_over_boxes(plan: TilePlan, problem: Problem) -> str | None:
     if max(problem.head_dim, problem.value_dim) < 128:
-        return "no faster below head size 128" if direction == "forward" else "at head size 128 alone"
-    return _slower_forward(plan, problem) if direction == "forward" else None
+        return "no faster below head size 128"
+    return _slower_forward(plan, problem)
 
 
 def _slower_forward(plan: TilePlan, problem: Problem) -> str | None:

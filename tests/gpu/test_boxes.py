@@ -200,7 +200,7 @@ WARP_SPECIALISED: dict[str, tuple[int, Parts]] = {
 
 
 @pytest.mark.parametrize("name", WARP_SPECIALISED)
-@pytest.mark.parametrize("sizes", [(128, 128), (64, 128)])
+@pytest.mark.parametrize("sizes", [(128, 128), (128, 64), (64, 128)])
 def test_calls_that_fill_the_gpu(name: str, sizes: tuple[int, int]) -> None:
     length, make = WARP_SPECIALISED[name]
     inputs = tensors(torch.bfloat16, length, *sizes, strided=True, heads=(32, 8))
@@ -234,6 +234,15 @@ def test_gradients_of_large_calls_repeat(name: str) -> None:
     grad_out = torch.randn_like(out)
     first, *others = (torch.autograd.grad(out, inputs, grad_out, retain_graph=True) for _ in range(8))
     assert all(torch.equal(a, b) for again in others for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("name", ["dilated, cut short", "wide neighbourhood", "three axes"])
+def test_gradients_of_large_calls_at_head_size_64(name: str) -> None:
+    length, make = WARP_SPECIALISED[name]
+    inputs = tensors(torch.bfloat16, length, 64, 64, strided=True, heads=(32, 8))
+    parts = make()
+    assert rg.attention(*parts).explain(*inputs).kernels[1].skeleton == "gluon_backward"
+    check(parts, inputs)
 
 
 def test_gradients_of_captured_tensors_over_boxes() -> None:
