@@ -69,7 +69,7 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     """Tile sizes and pipelines for a plan and problem that :func:`unsupported_reason` has nothing against.
 
-    Coordinates take registers, which leaves no room for more queries a tile.
+    Coordinates take registers: with more queries a tile, which tuning tries at head size 64, some spill.
     """
     found = gluon_repeatable.default_schedule(plan, problem)
     assert found.grad_query is not None
