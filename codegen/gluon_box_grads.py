@@ -14,7 +14,7 @@ from .box_groups import Letter
 from .emitter import Emitter
 from .gluon_box_tiles import emit_store_rows, load_box, next_start
 from .gluon_box_visits import GluonBoxVisits
-from .gluon_grad_key import KeyConsumer
+from .gluon_grad_key import SET_UP, KeyConsumer
 from .gluon_grad_query import QueryConsumer
 from .gluon_grad_terms import RowConsumer
 from .gluon_names import Names
@@ -206,6 +206,8 @@ class BoxKeyConsumer(OverBoxes, KeyConsumer):
     # Pairs that are not allowed have no weight; to ask that takes less registers than to remember which are.
     counting = "p != 0.0"
     term_buffers, term_bytes = _TERM_BUFFERS, ""
+    # Once when it has started the copies, and once when it has written the terms of their rows.
+    set_up = SET_UP.format(arrivals=2)
 
     def __init__(
         self, plan: TilePlan, problem: Problem, schedule: Schedule, names: Names, visits: GluonBoxVisits,
@@ -213,9 +215,6 @@ class BoxKeyConsumer(OverBoxes, KeyConsumer):
     ) -> None:  # fmt: skip
         KeyConsumer.__init__(self, unmasked(plan), problem, schedule.block_m, visits.parameters, names)
         self.over(visits, short, whole=whole)
-        # Buffers of queries are ready when their copies are there, and the terms of their rows.
-        ready = "mbarrier.init(tile_ready.index(i), count={})"
-        self.set_up = KeyConsumer.set_up.replace(ready.format(1), ready.format(2))
 
     def producer(self) -> dict[str, str]:
         """Lines of the producer; one thread has two rows of a box."""
