@@ -63,7 +63,8 @@ def add_scores(q_tile, k_tile, s):
 class Consumer:
     """Prints ``attend``: for each tile of queries a first tile of keys, a masked loop, a loop without mask.
 
-    What a tile is, is said by the methods that :mod:`.gluon_box_consumer` overrides.
+    ``ahead``: the first tile of keys comes beside the last values of the tile of queries before, and its scores beside
+    the outputs of that. What a tile is, is said by the methods that :mod:`.gluon_box_consumer` overrides.
     """
 
     # Constants that ``attend`` takes, positions of the columns of a tile of scores, and whether masks need these.
@@ -76,7 +77,10 @@ class Consumer:
         unseen: Unseen, names: Names, shares_query: bool,
     ) -> None:  # fmt: skip
         self.parameters, self.unseen, self.names = parameters, unseen, names
-        self.consumers, self.shares_query = schedule.block_m // 64, shares_query
+        self.consumers, self.shares_query, self.ahead = schedule.block_m // 64, shares_query, schedule.ahead
+        # Which of two tiles of queries, where there is room for both.
+        self.own_query = "slot * CONSUMERS + GROUP" if self.ahead else "GROUP"
+        self.query_turn = (".index(slot)", "turn >> 1 & 1") if self.ahead else ("", "turn & 1")
         self.head, self.value = head_parts(problem.head_dim), head_parts(problem.value_dim)
         results: dict[str, Expr] = {}
         if plan.variant.mask != TRUE:
@@ -104,9 +108,13 @@ class Consumer:
         ):
             out.line('"""A consumer: four warps own ROWS queries of each tile."""')
             self._emit_prologue(out)
-            with out.block("while program < programs:"):
+            if self.ahead:
                 done = self._emit_query_prologue(out)
                 self._emit_first(out, done)
+            with out.block("while program < programs:"):
+                if not self.ahead:
+                    done = self._emit_query_prologue(out)
+                    self._emit_first(out, done)
                 if loops.partial_count:
                     out.comment("Tiles in which the mask decides.")
                     with out.block("for t in range(1, partial_count):"):
@@ -115,7 +123,10 @@ class Consumer:
                     out.comment("Tiles in which every pair is allowed.")
                     with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
                         self._emit_step(out, done, masked=False)
-                self._emit_epilogue(out)
+                if self.ahead:
+                    self._emit_end_and_next(out)
+                else:
+                    self._emit_epilogue(out)
             out.line("tma.store_wait(0)")
 
     def _emit_prologue(self, out: Emitter) -> None:
@@ -124,9 +135,9 @@ class Consumer:
         out.line(f"q_ready, q_empty, k_ready, v_ready, order_ready, order_empty{more} = barriers")
         self.emit_sizes(out)
         emit_unpack(out, "parameters", self.parameters)
-        for i, p in enumerate(self.head):
-            tiles = tiles_of("q_tiles", self.head, i)
-            out.line(f"q_tile{p.suffix} = {tiles}.index(GROUP).reshape([ROWS, {p.width}])")
+        if not self.ahead:
+            for i, p in enumerate(self.head):
+                out.line(f"q_tile{p.suffix} = {self._query_tile(i)}")
         out.line("rows = tl.arange(0, ROWS, tl.SliceLayout(1, SCORES))")
         out.line("columns = tl.arange(0, BLOCK_N, tl.SliceLayout(0, SCORES))")
         if self.loads_columns:
@@ -146,36 +157,59 @@ class Consumer:
         out.line("partial_count = read(orders, slot * 3 + 1)")
         out.line("count = read(orders, slot * 3 + 2)")
         out.line("mbarrier.arrive(order_empty.index(slot))")
-        self.emit_place(out)
+        if self.ahead:
+            out.comment("Past the last tile, what is computed goes nowhere.")
+        self.emit_place(out, "tl.minimum(program, programs - 1)" if self.ahead else "program")
         out.line("q_index = q_row[:, None]")
         if not self.unseen.all_seen:
             self.unseen.emit_bounds(out)
         done = self.values.emit(out, "program", self.results, Guard())
         done = self.values.emit(out, "query", self.results, Guard(query="(q_index < q_len)"), done)
+        if not self.ahead:
+            self._emit_no_outputs(out)
+        return done
+
+    def _query_tile(self, i: int) -> str:
+        """Part ``i`` of the columns of this consumer's queries, as text."""
+        tiles, width = tiles_of("q_tiles", self.head, i), self.head[i].width
+        return f"{tiles}.index({self.own_query}).reshape([ROWS, {width}])"
+
+    def _emit_no_outputs(self, out: Emitter) -> None:
         for p in self.value:
             out.line(f"acc{p.suffix} = tl.zeros([ROWS, {p.width}], tl.float32, OUTPUTS{p.suffix})")
-        return done
 
     def _emit_first(self, out: Emitter, done: frozenset[str]) -> None:
         out.comment("The first tile, masked even if it is full: nothing to overlap with yet.")
-        out.line("mbarrier.wait(q_ready, turn & 1)")
+        self._emit_start_first(out, "s")
+        self._emit_weights_of_first(out, done, "s")
+        if self.ahead:
+            self._emit_no_outputs(out)
+
+    def _emit_start_first(self, out: Emitter, name: str) -> None:
+        """Starts the scores of the first tile of keys."""
+        at, phase = self.query_turn
+        out.line(f"mbarrier.wait(q_ready{at}, {phase})")
         out.line("stage, phase = ring(used)")
-        self._emit_start_scores(out, "s")
+        self._emit_start_scores(out, name)
+
+    def _emit_weights_of_first(self, out: Emitter, done: frozenset[str], product: str) -> None:
+        """From its product to the weights of the first tile of keys, with which maxima and sums begin."""
         self.emit_start(out)
-        out.line("s = warpgroup_mma_wait(0, deps=(s,))")
+        out.line(f"s = warpgroup_mma_wait(0, deps=({product},))")
         out.line("release(stage)")
         self._emit_scores(out, done, masked=True)
         out.comment("Finite, so never inf - inf: a row may see none of its first tile.")
         out.line(f"m = tl.maximum(row_max(s) * {self.unit}, -3.0e38)  # running maximum times log2(e)")
         out.line(f"p = tl.exp2(s * {self.unit} - m[:, None])")
         out.line("l = partial_sums(p)  # of exponentials")
-        self._emit_clear(out)
+        self._emit_clear(out, exists="program < programs" if self.ahead else "")
 
     def _emit_start_scores(self, out: Emitter, name: str) -> None:
         out.line("mbarrier.wait(k_ready.index(stage), phase)")
         for i, p in enumerate(self.head):
             tile = f"{tiles_of('k_tiles', self.head, i)}.index(stage)"
-            start = f"add_scores(q_tile{p.suffix}, {tile}, {name})" if i else f"start_scores(q_tile{p.suffix}, {tile})"
+            query = self._query_tile(i) if self.ahead else f"q_tile{p.suffix}"
+            start = f"add_scores({query}, {tile}, {name})" if i else f"start_scores({query}, {tile})"
             out.line(f"{name} = {start}")
 
     def _emit_start_outputs(self, out: Emitter, prefix: str) -> None:
@@ -187,10 +221,11 @@ class Consumer:
             tile = f"{tiles_of('v_tiles', self.value, i)}.index(last)"
             out.line(f"{prefix}acc{p.suffix} = start_outputs(weights{p.suffix}, {tile}, acc{p.suffix})")
 
-    def _emit_wait_outputs(self, out: Emitter, prefix: str) -> None:
+    def _emit_wait_outputs(self, out: Emitter, prefix: str, behind: int = 0) -> None:
+        """``behind``: how many products that were started after these may go on."""
         names = ", ".join(f"acc{p.suffix}" for p in self.value)
         waited = ", ".join(f"{prefix}acc{p.suffix}" for p in self.value)
-        out.line(f"{names} = warpgroup_mma_wait(0, deps=({waited}{',' if len(self.value) == 1 else ''}))")
+        out.line(f"{names} = warpgroup_mma_wait({behind}, deps=({waited}{',' if len(self.value) == 1 else ''}))")
 
     def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """Scores and weights of one tile of keys, overlapped with the values of the tile before."""
@@ -235,11 +270,12 @@ class Consumer:
         if masked:
             out.line('s = tl.where(allowed, s, float("-inf"))')
 
-    def _emit_clear(self, out: Emitter) -> None:
-        """After the scores of a partial tile: clears what must not be seen of its values."""
+    def _emit_clear(self, out: Emitter, exists: str = "") -> None:
+        """After the scores of a partial tile: clears what must not be seen of its values, if it ``exists``."""
         if self.unseen.all_seen:
             return
-        with out.block(f"if {self.unseen.some_unseen}:"):
+        some_unseen = f"({self.unseen.some_unseen}) & ({exists})" if exists else self.unseen.some_unseen
+        with out.block(f"if {some_unseen}:"):
             out.line("mbarrier.wait(v_ready.index(stage), phase)")
             tiles = [f"{tiles_of('v_tiles', self.value, i)}.index(stage)" for i in range(len(self.value))]
             shapes = [f"[BLOCK_N, {p.width}]" for p in self.value]
@@ -254,13 +290,38 @@ class Consumer:
         self._emit_wait_outputs(out, "")
         out.line("release(STAGES + last)")
         out.line()
+        self._emit_log_sums(out)
+        self.emit_outputs(out)
+        out.line()
+        self._emit_next_number(out)
+
+    def _emit_end_and_next(self, out: Emitter) -> None:
+        """The last values and the outputs of a tile of queries, and between them the first scores of the next."""
+        out.line("mbarrier.arrive(q_empty.index(slot))")
+        out.line("used += count")
+        out.line("last, last_phase = ring(used - 1)")
+        self._emit_start_outputs(out, "next_")
+        self._emit_log_sums(out)
+        self.emit_keep(out)
+        self._emit_next_number(out)
+        done = self._emit_query_prologue(out)
+        self._emit_start_first(out, "next_s")
+        self._emit_wait_outputs(out, "next_", behind=len(self.head))
+        out.line("release(STAGES + last)")
+        self.emit_outputs(out)
+        self._emit_weights_of_first(out, done, "next_s")
+        self._emit_no_outputs(out)
+
+    def _emit_log_sums(self, out: Emitter) -> None:
+        """Sums ``l`` of whole rows, and their logarithms for the caller."""
         out.line("l = tl.convert_layout(tl.sum(l, 1), tl.SliceLayout(1, SCORES))")
         out.comment("A row that may attend to nothing gives 0, and -inf for the logarithm of its sum.")
         out.line('total = tl.where(l == 0.0, float("-inf"), (m + tl.log2(l)) * LN2)')
         inside = self.emit_inside(out)
         out.line(f"tl.store(lse + entry.to(tl.int64) * q_len + q_row, total, mask={inside})")
-        self.emit_outputs(out)
-        out.line()
+
+    def _emit_next_number(self, out: Emitter) -> None:
+        """``program`` of the next tile of queries."""
         out.line("turn += 1")
         out.line("mbarrier.wait(order_ready.index(turn & 1), turn >> 1 & 1)")
         out.line("program = read(orders, (turn & 1) * 3)")
@@ -281,9 +342,9 @@ class Consumer:
     def emit_lanes(self, out: Emitter) -> None:
         """What follows from the numbers of ``rows`` and ``columns`` in a tile."""
 
-    def emit_place(self, out: Emitter) -> None:
-        """``entry``, ``batch``, ``head``, ``kv_head`` and the positions ``q_row`` of tile number ``program``."""
-        out.line("entry, batch, head, kv_head, tile_first = query_tile(program, sizes)")
+    def emit_place(self, out: Emitter, number: str) -> None:
+        """``entry``, ``batch``, ``head``, ``kv_head`` and the positions ``q_row`` of tile ``number``."""
+        out.line(f"entry, batch, head, kv_head, tile_first = query_tile({number}, sizes)")
         out.line("q_row = tile_first + GROUP * ROWS + rows")
 
     def emit_start(self, out: Emitter) -> None:
@@ -304,6 +365,12 @@ class Consumer:
         """Which rows exist, as text."""
         return "q_row < q_len"
 
+    def emit_keep(self, out: Emitter) -> None:
+        """Keeps the place of outputs, whose names the next tile takes."""
+        coordinates = self.emit_out_place(out).split(", ")
+        self.kept = [f"out_at_{i}" for i in range(len(coordinates))]
+        out.line(f"{', '.join(self.kept)} = {', '.join(coordinates)}")
+
     def emit_outputs(self, out: Emitter) -> None:
         """Writes the outputs of this consumer, from ``acc`` and the sums ``l`` of weights."""
         if not self.shares_query:
@@ -316,7 +383,7 @@ class Consumer:
             out.line(f"{tile}.reshape([ROWS, {p.width}]).store(acc{p.suffix}.to(ELEMENT))")
         out.line("fence_async_shared()")
         out.line(f"{self.names.barrier}()")
-        place = self.emit_out_place(out)
+        place = ", ".join(self.kept) if self.ahead else self.emit_out_place(out)
         for i, p in enumerate(self.value):
             target, tile = (tiles_of(x, self.value, i) for x in ("out", "out_tiles"))
             out.line(f"{self.names.store}({target}, [{place}, {p.first}], {tile}.index(GROUP))")
