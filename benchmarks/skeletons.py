@@ -1,8 +1,8 @@
 """Which skeleton runs each part of the stock library on sm_90, at each head size. Needs no GPU.
 
 ``python -m benchmarks.skeletons`` writes benchmarks/results/skeletons.json and the table in docs/hopper.md. Calls are
-bfloat16 and large enough to fill a GPU. Which of two skeletons that could both run is chosen was measured; times of
-both are in the group "skeletons" of ``benchmarks.run``.
+bfloat16 and large enough to fill a GPU. Which of two skeletons that could both run is chosen was measured, by kinds of
+parts and sizes; times of both are in the group "skeletons" of ``benchmarks.run``.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ def _choose_for_runs(
         return Choice("gluon", "warp-specialised: TMA, wgmma, softmax beside both products")
     if why_seven is None:
         return Choice("gluon", "warp-specialised: TMA, wgmma, five products, gradients of queries added as they come")
-    products = "eight" if gluon_repeatable.is_wide(problem) else "seven"
+    products = "seven" if gluon_repeatable.default_schedule(plan, problem).grad_value is None else "eight"
     return Choice("gluon", f"warp-specialised: TMA, wgmma; {products} products: the kernel with five {why_seven}")
 
 
