@@ -19,12 +19,12 @@ from ..ir.tiles.plan import TilePlan
 from .defaults import heaviest_last
 from .emitter import Emitter
 from .gluon_grad_consumer import Consumer
-from .gluon_grad_loader import SIZES, emit_load_tiles, emit_place_function, loader_arguments
+from .gluon_grad_loader import SIZES, emit_load_tiles, loader_arguments
 from .gluon_grad_rows import emit_after, emit_before, row_kernels
 from .gluon_module import DESCRIPTOR, emit_layouts, emit_tables, finish, reason_against_target
 from .gluon_names import installed_names
 from .gluon_parts import descriptors, emit_buffers, emit_together, widths
-from .gluon_tiles import CELLS, QUERIES, emit_visits
+from .gluon_tiles import CELLS
 from .schedule import Problem, Schedule, Source, Target
 from .triton_backward import TIDY
 from .triton_gradients import contributions
@@ -84,7 +84,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     tables, table_kernels = emit_tables(plan, blocks, blocks)
     with run_function(out, plan, problem, consumer.folded):
         emit_before(out, problem, schedule.block_m, sums=True)
-        emit_groups(out, plan, schedule)
+        emit_groups(out, plan, consumer.emit_programs(out, schedule))
         emit_launch(out, KERNEL, KEY_PROGRAMS, arguments, "**BACKWARD")
         emit_after(out)
     kernels = [*table_kernels, "row_terms", KERNEL, "convert_sums"]
@@ -130,18 +130,22 @@ def emit_key_kernel(
     """The kernel whose programs own tiles of keys, and all that it calls."""
     _emit_constants(out, schedule, consumer)
     out.definition(CELLS)
-    emit_place_function(out, schedule.reverse)
-    emit_visits(out, plan, QUERIES, SIZES, parameters)
+    consumer.emit_tile_functions(out, schedule)
     consumer.emit(out)
-    emit_load_tiles(out, consumer.names.load, consumer.barriers, consumer.owned, consumer.visited_loads())
+    owned = tuple(consumer.owned)
+    loader = loader_arguments(owned, consumer.more)
+    lines = {**consumer.producer(), "own": consumer.own_loads(), "visited": "\n".join(consumer.visited_loads())}
+    emit_load_tiles(out, loader + consumer.constants_typed, consumer.barriers, owned, lines)
     out.line("\n")
-    with kernel(out, name, arguments, ()):
+    with kernel(out, name, arguments, consumer.constant_names):
         out.line(f"sizes = ({', '.join(a.name for a in SIZES)})")
         out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
         _emit_buffers(out, consumer)
-        lists = consumer.arguments, loader_arguments(tuple(consumer.owned))
-        passed, loaded = (indent(fill(x, 94), " " * 13).lstrip() for x in lists)
-        facts = {"barriers": consumer.barriers, "set_up": consumer.set_up, "rows": consumer.term_rows}
+        passed, loaded = (
+            indent(fill(x + consumer.constants_passed, 94), " " * 13).lstrip() for x in (consumer.arguments, loader)
+        )
+        facts = {"barriers": consumer.barriers, "set_up": consumer.set_up, "terms": consumer.term_buffers}
+        facts["starts"] = consumer.starts
         out.lines(_KERNEL_BODY.format(arguments=passed, loaded=loaded, **facts))
 
 
@@ -152,10 +156,9 @@ def _emit_buffers(out: Emitter, consumer: Consumer) -> None:
     for x in consumer.sums:
         emit_together(out, x.target, x.parts)
     for name, parts in consumer.owned.items():
-        size = "HEAD" if name == "key" else "VALUE"
-        emit_buffers(out, f"{name[0]}_tiles", "2", "KEYS", size, f"{name.upper()}_TILE", parts)
-    emit_buffers(out, "q_tiles", "STAGES", "BLOCK_M", "HEAD", "QUERY_TILE", consumer.head)
-    emit_buffers(out, "do_tiles", consumer.out_stages, "BLOCK_M", "VALUE", "OUT_TILE", consumer.value)
+        emit_buffers(out, f"{name[0]}_tiles", "2", name, f"{name.upper()}_TILE", parts)
+    emit_buffers(out, "q_tiles", "STAGES", "query", "QUERY_TILE", consumer.head)
+    emit_buffers(out, "do_tiles", consumer.out_stages, "grad_out", "OUT_TILE", consumer.value)
 
 
 def _emit_constants(out: Emitter, schedule: Schedule, consumer: Consumer) -> None:
@@ -195,7 +198,7 @@ def _emit_constants(out: Emitter, schedule: Schedule, consumer: Consumer) -> Non
         for x in consumer.sums
         for p in x.parts * (x.layout == layout)
     }
-    emit_layouts(out, registers, lefts, tiles)
+    emit_layouts(out, registers, lefts, tiles, consumer.axes)
     if half is not None:
         out.line(f"SCORE_TILE = tl.constexpr(tl.NVMMASharedLayout.get_default_for([{keys}, {queries}], {element}))")
     out.line("TERM_TILE = tl.constexpr(tl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2))")
@@ -203,8 +206,8 @@ def _emit_constants(out: Emitter, schedule: Schedule, consumer: Consumer) -> Non
 
 
 _KERNEL_BODY = """
-# Log-sum-exps, and what dP starts at.
-term_tiles = gl.allocate_shared_memory(gl.float32, [{rows}, 1, BLOCK_M], TERM_TILE)
+{terms}
+starts = gl.allocate_shared_memory(gl.int32, [{starts}, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 {set_up}
 barriers = ({barriers})
 gl.warp_specialize(
@@ -265,16 +268,16 @@ def run_function(out: Emitter, plan: TilePlan, problem: Problem, folded: bool) -
         out.line(f"return grad_query, grad_key, grad_value{captured}")
 
 
-def emit_groups(out: Emitter, plan: TilePlan, schedule: Schedule) -> None:
-    """How many heads of queries a program that owns keys sums over, and where their sums go."""
+def emit_groups(out: Emitter, plan: TilePlan, tiles: str) -> None:
+    """How many heads of queries a program that owns keys sums over, and where their sums go; ``tiles`` of a head."""
     # Keys that one head of a group does not see may be non-finite: such heads cannot share a tile of them.
     apart = "head" in dependence(plan.variant.mask)
     few = "" if apart else " and tiles_of_keys * batches * kv_heads < 2 * multiprocessors"
-    out.lines(_GROUPS.format(keys=schedule.block_n, few=few))
+    out.lines(_GROUPS.format(tiles=tiles, few=few))
 
 
 _GROUPS = """
-tiles_of_keys = triton.cdiv(kv_len, {keys})
+tiles_of_keys = {tiles}
 multiprocessors, cache = device_limits(query.device)
 group, to_key, to_value = heads // kv_heads, grad_key, grad_value
 spread = group > 1{few}

@@ -9,6 +9,7 @@ from ..ir.nodes import TRUE, ZERO, Index
 from ..ir.tiles.plan import Interval, TilePlan
 from ..ir.types import I32
 from .emitter import Emitter
+from .gluon_box_tiles import emit_store_rows
 from .gluon_box_visits import BOX_SIZES, GluonBoxVisits
 from .gluon_consumer import Consumer
 from .gluon_names import Names
@@ -45,8 +46,7 @@ class BoxConsumer(Consumer):
 
     def emit_lanes(self, out: Emitter) -> None:
         """Coordinates of rows and columns inside of their boxes."""
-        out.line("numbers = GROUP * ROWS + rows")
-        self.visits.emit_lanes(out, "q", "numbers")
+        self.visits.emit_own_lanes(out, "rows")
         if self.loads_columns:
             self.visits.emit_lanes(out, "k", "lanes")
             out.line("lane_steps = k_steps")
@@ -54,7 +54,7 @@ class BoxConsumer(Consumer):
 
     def emit_place(self, out: Emitter, number: str) -> None:
         """The box of queries with this ``number``, and what each of its rows sees along each axis."""
-        out.line(f"own = query_box({number}, sizes, parameters, BOX)")
+        out.line(f"own = {self.visits.own_box(number)}")
         self.visits.emit_names(out)
         self.visits.emit_first(out, "q")
         out.line("q_row = q_first + q_steps")
@@ -62,10 +62,7 @@ class BoxConsumer(Consumer):
 
     def emit_start(self, out: Emitter) -> None:
         """Where the box of keys in buffer ``stage`` starts."""
-        axes = len(self.visits.axes)
-        for i in range(axes):
-            place = "stage" if axes == 1 else f"stage * {axes}{f' + {i}' if i else ''}"
-            out.line(f"k_at_{i} = read(starts, {place})")
+        self.visits.emit_read_start(out)
         if self.reads_keys:
             self.visits.emit_first(out, "k")
 
@@ -77,9 +74,7 @@ class BoxConsumer(Consumer):
 
     def emit_inside(self, out: Emitter) -> str:
         """Which rows belong to the class."""
-        axes = range(len(self.visits.axes))
-        inside = [f"(q_at_{i} + q_lane_{i} < {self.visits.end_of(i, 'q')})" for i in axes]
-        out.line(f"inside = {' & '.join(inside)}")
+        self.visits.emit_inside(out)
         return "inside"
 
     def emit_out_place(self, out: Emitter) -> str:
@@ -94,8 +89,4 @@ class BoxConsumer(Consumer):
             return
         (part,) = self.value
         self.emit_quotient(out, part)
-        out.line("out_row = tl.convert_layout(q_row, tl.SliceLayout(1, OUTPUTS)).to(tl.int64)[:, None]")
-        out.line("out_column = tl.arange(0, VALUE, tl.SliceLayout(0, OUTPUTS))[None, :]")
-        out.line("out_inside = tl.convert_layout(inside, tl.SliceLayout(1, OUTPUTS))[:, None]")
-        place = "(entry.to(tl.int64) * q_len + out_row) * VALUE + out_column"
-        out.line(f"tl.store(out + {place}, acc.to(ELEMENT), mask=out_inside)")
+        emit_store_rows(out, "out", "acc", "OUTPUTS", "VALUE", "q_row", "q_len")

@@ -44,11 +44,11 @@ def emit_seen_keys(out: Emitter, plan: TilePlan, space: BoxSpace) -> None:
         out.line("return None if seen.all() else seen.reshape(-1, 1).to(device)")
 
 
-def emit_clean_value(out: Emitter, plan: TilePlan) -> None:
-    """``value`` without what no query sees."""
+def emit_clean(out: Emitter, plan: TilePlan, tensor: str) -> None:
+    """``tensor``, of keys or values, without what no query sees."""
     out.line(f"seen = seen_keys({', '.join([*host_inputs(plan), 'query.device'])})")
     with out.block("if seen is not None:"):
-        out.line("value = torch.where(seen, value, 0.0)")
+        out.line(f"{tensor} = torch.where(seen, {tensor}, 0.0)")
 
 
 def _emit_axis(out: Emitter, plan: TilePlan, space: BoxSpace, i: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from ..ir.dependence import LoadClass, dependence
@@ -12,13 +11,14 @@ from ..ir.traverse import loads
 from .emitter import Emitter
 from .gluon_columns import emit_columns, lanes
 from .gluon_grad_loader import SIZES
+from .gluon_grad_runs import OwnKeys, Sum
 from .gluon_names import Names
-from .gluon_parts import emit_inner_product, emit_outer_product, emit_rounded, emit_views, names_of, part_copies
+from .gluon_parts import emit_inner_product, emit_outer_product, emit_rounded, emit_views, names_of
 from .gluon_seen import UnseenKeys
 from .gluon_tiles import emit_unpack, jit_function
 from .schedule import Problem, Schedule
 from .triton_gradients import Gradients, emit_select
-from .triton_module import Argument, Part
+from .triton_module import Argument
 from .triton_program import INDICES
 from .triton_values import Guard, Values, level_of
 
@@ -38,7 +38,6 @@ _SET_UP = """
 # Gradients of scores of both consumers, twice; and of queries, on their way out.
 ds_tiles = gl.allocate_shared_memory(ELEMENT, [4, KEYS, BLOCK_M], SCORE_TILE)
 dq_tiles = gl.allocate_shared_memory(gl.float32, [2, 1, 1, DQ_ROWS, DQ_COLUMNS], SUM_TILE)
-starts = gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 # The producer makes buffers ready, both consumers make them empty; both make gradients of scores ready.
 kv_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
 tile_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -69,30 +68,12 @@ def emit_final_score(
     return "final"
 
 
-@dataclass(frozen=True, slots=True)
-class Sum:
-    """A gradient that a consumer keeps in registers: its ``name``, part by part of its columns, how it is called in
-    constants, and the tensor and the tiles through which it leaves.
-    """
-
-    name: str
-    size: str
-    parts: tuple[Part, ...]
-    target: str
-    tile: str
-    factor: str = ""
-
-    @property
-    def layout(self) -> str:
-        """The layout of its registers."""
-        return "KEY_SUMS" if self.name == "dk" else "VALUE_SUMS"
-
-
-class Consumer(Gradients):
+class Consumer(OwnKeys):
     """Prints ``differentiate``: for each head of queries a loop with the mask and one without.
 
     What becomes of the scores' gradient is said by the methods that :mod:`.gluon_grad_key` overrides; which sums there
-    are, and how tiles of queries come, by those of :mod:`.gluon_grad_wide`.
+    are, and how tiles of queries come, by those of :mod:`.gluon_grad_wide`; what a tile is by those of
+    :mod:`.gluon_box_grads`.
     """
 
     arguments = (
@@ -129,36 +110,35 @@ class Consumer(Gradients):
     def emit(self, out: Emitter) -> None:
         """The function."""
         self.emit_functions(out)
-        with jit_function(out, f"differentiate(GROUP: tl.constexpr, {self.arguments})"):
+        with jit_function(out, f"differentiate(GROUP: tl.constexpr, {self.arguments}{self.constants_typed})"):
             out.line('"""A consumer: four warps own KEYS keys."""')
             self._emit_prologue(out)
             with out.block("for member in range(0, group):"):
                 done = self._emit_head(out)
-                out.comment("Tiles in which the mask decides; all tiles if some keys are past the end.")
+                out.comment(f"Tiles in which the mask decides{self.masked_too}.")
                 with out.block("for t in range(0, masked):"):
                     self._emit_step(out, done, masked=True)
-                out.comment("Tiles in which every pair is allowed.")
-                with out.block("for t in range(masked, count):"):
-                    self._emit_step(out, done, masked=False)
+                if self.has_full_tiles:
+                    out.comment("Tiles in which every pair is allowed.")
+                    with out.block("for t in range(masked, count):"):
+                        self._emit_step(out, done, masked=False)
                 for c in self.here:
                     place = f"{c.name}_sums + (batch * heads + head).to(tl.int64) * kv_len + own_keys"
-                    out.line(f"tl.store({place}, {c.name}_total, mask=own_keys < kv_len)")
+                    out.line(f"tl.store({place}, {c.name}_total, mask={self.inside})")
             self._emit_epilogue(out)
 
     def _emit_prologue(self, out: Emitter) -> None:
         out.line(f"{self.barriers} = barriers")
         emit_unpack(out, "sizes", SIZES)
         emit_unpack(out, "parameters", self.parameters)
-        out.line("batch, chunk, kv_head, tile_first = key_tile(tl.program_id(0), sizes)")
-        out.line("own_first = tile_first + GROUP * KEYS")
+        self.emit_place(out)
         for name, parts in self.owned.items():
             size = "HEAD" if name == "key" else "VALUE"
             emit_views(out, f"{name[0]}_tile", f"{name[0]}_tiles", "GROUP", "KEYS", size, parts)
         self.emit_tiles(out)
-        out.line("kv_index = own_first + tl.arange(0, KEYS, tl.SliceLayout(1, SCORES))[:, None]")
-        if self.here:
-            out.line("own_keys = own_first + tl.arange(0, KEYS, tl.SliceLayout(1, SCORES))")
+        self.emit_own_positions(out)
         self._emit_positions(out)
+        self.emit_lanes(out)
         self.emit_unit(out)
         for x in self.sums:
             for p in x.parts:
@@ -204,9 +184,7 @@ class Consumer(Gradients):
 
     def _emit_head(self, out: Emitter) -> frozenset[str]:
         out.line("head = chunk * group + member")
-        out.line("visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)")
-        out.line("count = visits[0] + visits[1]")
-        out.line("masked = tl.where(tile_first + BLOCK_N > kv_len, count, visits[0])")
+        self.emit_counts(out)
         for c in self.here:
             out.line(f"{c.name}_total = tl.zeros([KEYS], tl.float32, tl.SliceLayout(1, SCORES))")
         needed = self.wanted(self.here, masked=True)
@@ -224,7 +202,7 @@ class Consumer(Gradients):
         self.emit_delta(out, "stage * 2 + 1")
         self.emit_start_scores(out, "stage * 2")
         self.emit_start_dp(out)
-        self.emit_wait_scores(out, len(self.value), "stage * 2")
+        self.emit_wait_scores(out, len(self.value), "stage * 2", positions=bool(wanted) or masked)
         self._emit_probabilities(out, wanted, done, masked=masked)
         self.emit_start_values(out)
         out.line(f"dp = warpgroup_mma_wait({len(self.value)}, deps=(next_dp,))")
@@ -236,19 +214,24 @@ class Consumer(Gradients):
         """Constants: how many buffers other rings have."""
         return []
 
+    def own_loads(self) -> str:
+        """Lines of the producer: it loads half ``i`` of the owned tile of keys."""
+        owned = self.owned.items()
+        return "\n".join(x for name, p in owned for x in self.copies(name, p, f"{name[0]}_tiles", "i", "kv_ready"))
+
     def visited_loads(self) -> list[str]:
         """Lines of the producer: it loads a tile of queries, with their terms and the gradient of outputs."""
         ready = "tile_ready.index(stage)"
         return [
             "stage, phase = ring(loaded)",
             *self.wait.split("\n"),
-            "write(starts, stage, start)",
-            f"mbarrier.expect({ready}, BLOCK_M * (HEAD * 2 + VALUE * 2 + 8))",
-            *(f"{self.names.load}(terms, [{i}, row + start], {ready}, term_tiles.index(stage * 2{j}))"
-              for i, j in ((0, ""), (1, " + 1"))),
-            *part_copies(self.names.load, "query", "batch, head, start", "q_tiles", "stage", self.head, ready),
-            *part_copies(self.names.load, "grad_out", "batch, head, start", "do_tiles", "stage", self.value, ready),
-        ]  # fmt: skip
+            *self.written_starts(),
+            f"mbarrier.expect({ready}, BLOCK_M * (HEAD * 2 + VALUE * 2{self.term_bytes}))",
+            *self.copied_terms(ready),
+            *self.copies("query", self.head, "q_tiles", "stage", ready),
+            *self.copies("grad_out", self.value, "do_tiles", "stage", ready),
+            *self.written_terms(),
+        ]
 
     def emit_queries(self, out: Emitter) -> None:
         """``q_tile``, from the buffer ``stage``."""
@@ -281,10 +264,10 @@ class Consumer(Gradients):
         """The tile that this consumer owns, part by part, as text."""
         return names_of(f"{tensor[0]}_tile", self.owned[tensor])
 
-    def emit_wait_scores(self, out: Emitter, pending: int, i: str) -> None:
-        """``s``, and what tells the scores apart from it."""
+    def emit_wait_scores(self, out: Emitter, pending: int, i: str, *, positions: bool) -> None:
+        """``s``, and what tells the scores apart from it; whether these ask for ``positions``."""
         out.line(f"s = warpgroup_mma_wait({pending}, deps=(next_s,))")
-        out.line("start = read(starts, stage)")
+        self.emit_start(out, needed=positions)
         if not self.folded:
             out.line(f"lse_row = {_TERM_ROW.format(i)}")
 
@@ -297,7 +280,7 @@ class Consumer(Gradients):
         """``ds`` and sums of contributions, from ``p`` and ``dp``."""
         found = self.emit_score_gradient(out, self.expressions, self.here, delta="")
         if masked:
-            emit_select(out, found)
+            emit_select(out, found, self.counting)
         for c in self.here:
             out.line(f"{c.name}_total += tl.sum({c.name}, 1)")
 
@@ -306,28 +289,20 @@ class Consumer(Gradients):
     ) -> None:
         """``p`` from products ``s``; queries past the end have an infinite log-sum-exp, so nothing of them counts."""
         values = self.expressions
-        if wanted or masked:
+        if wanted or (masked and self.masks_positions):
             guard = Guard(query="(q_index < q_len)" if masked else "")
-            done = emit_columns(out, values, "query", wanted, guard, done)
+            done = emit_columns(out, values, "query", wanted, guard, done, self.positions)
         if masked:
             done = self.emit_allowed(out, values, done)
-        score = emit_final_score(out, self, values, wanted, done, "allowed" if masked else "", "[KEYS, BLOCK_M]")
+        lanes = "allowed" if masked else self.full_pairs
+        score = emit_final_score(out, self, values, wanted, done, lanes, "[KEYS, BLOCK_M]")
         text = "tl.exp2(s * unit)" if self.folded else self.exponential(score, "lse_row[None, :]")
         out.line(f"p = {f'tl.where(allowed, {text}, 0.0)' if masked else text}")
 
     def _emit_epilogue(self, out: Emitter) -> None:
         out.line()
         self.emit_finish(out)
-        for x in self.sums:
-            for p in x.parts:
-                total = f"({x.name}{p.suffix}{x.factor})" if x.factor else f"{x.name}{p.suffix}"
-                out.line(f"{x.tile}{p.suffix}.store({total}.to(ELEMENT))")
-        out.line("fence_async_shared()")
-        out.line(f"{self.names.barrier}()")
-        for x in self.sums:
-            where = "batch, chunk, own_first"
-            out.lines("\n".join(part_copies(self.names.store, x.target, where, f"{x.tile}s", "GROUP", x.parts)))
-        out.line("tma.store_wait(0)")
+        self.emit_gradients(out)
 
     # --- what becomes of the scores' gradient: it is exchanged, and added to that of queries ---
 

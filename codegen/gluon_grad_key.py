@@ -10,14 +10,14 @@ from .gluon_parts import emit_outer_product, emit_rounded, emit_wait, names_of, 
 from .gluon_releases import emit_releases
 from .gluon_tiles import OWN_TILE
 
-_SET_UP = """
-starts = gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+# ``arrivals``: how often the producer arrives before a tile of queries is ready.
+SET_UP = """
 # The producer makes buffers ready.
 kv_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
 tile_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
 mbarrier.init(kv_ready, count=1)
 for i in gl.static_range(STAGES):
-    mbarrier.init(tile_ready.index(i), count=1)
+    mbarrier.init(tile_ready.index(i), count={arrivals})
 """.strip("\n")
 
 
@@ -28,7 +28,7 @@ class KeyConsumer(Consumer):
         "grad_key, grad_value, q_tiles, k_tiles, v_tiles, do_tiles, term_tiles, barriers, starts, sizes, parameters"
     )
     barriers = "kv_ready, tile_ready"
-    set_up = _SET_UP
+    set_up = SET_UP.format(arrivals=1)
     wait = "if loaded >= STAGES:\n    acquire(stage)"
 
     def half_of_queries(self, queries: int) -> tuple[int, int] | None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from textwrap import fill, indent
 
 from .emitter import Emitter
-from .gluon_parts import part_copies
+from .gluon_loader import filled
 from .gluon_tiles import emit_unpack, jit_function
-from .triton_module import Argument, Part
+from .triton_module import Argument
 from .triton_program import emit_place
 
 SIZES = [
@@ -34,54 +34,44 @@ def emit_place_function(out: Emitter, reverse: bool) -> None:
         out.line("return entry // chunks, chunk, chunk * group // (heads // kv_heads), tile * BLOCK_N")
 
 
-def loader_arguments(owned: Sequence[str]) -> str:
+def loader_arguments(owned: Sequence[str], more: str = "") -> str:
     """What the producer takes; ``owned``: the tensors of which programs own tiles, by first letter and name."""
     tensors = [name for name in ("key", "value") if name in owned]
     tiles = [f"{name[0]}_tiles" for name in tensors]
-    passed = ["query", *tensors, "grad_out", "terms", "q_tiles", *tiles, "do_tiles", "term_tiles"]
+    passed = ["query", *tensors, "grad_out", "terms", f"{more}q_tiles", *tiles, "do_tiles", "term_tiles"]
     return ", ".join([*passed, "barriers", "starts", "sizes", "parameters"])
 
 
 def emit_load_tiles(
-    out: Emitter, copy: str, barriers: str, owned: Mapping[str, tuple[Part, ...]], visited: Sequence[str]
+    out: Emitter, arguments: str, barriers: str, owned: Sequence[str], lines: Mapping[str, str]
 ) -> None:
-    """The producer's function; ``visited`` are its lines for a tile of queries from ``start`` on."""
-    sizes = ", ".join(a.name for a in SIZES)
-    own = [
-        line
-        for name, parts in owned.items()
-        for line in part_copies(copy, name, _OWN, f"{name[0]}_tiles", "i", parts, "kv_ready")
-    ]
+    """The producer's function, which takes ``arguments``.
+
+    ``lines``: what it knows at first (``prologue``), how it loads the owned keys (``own``), what it knows of a head
+    (``visits``) and the ``count`` of tiles, where the next one starts (``start``), and what it does then (``visited``).
+    """
     widths = " + ".join({"key": "HEAD", "value": "VALUE"}[name] for name in owned)
-    out.definition(
-        _LOAD_TILES.format(
-            arguments=indent(fill(loader_arguments(tuple(owned)) + ",", 111), " " * 4),
-            barriers=barriers, sizes=sizes, widths=f"({widths})" if len(owned) > 1 else widths,
-            own=indent("\n".join(own), " " * 8).lstrip(), visited=indent("\n".join(visited), " " * 12).lstrip(),
-        )
-    )  # fmt: skip
+    text = filled(_LOAD_TILES, barriers=barriers, widths=f"({widths})" if len(owned) > 1 else widths, **lines)
+    out.definition(text.replace("    {arguments}", indent(fill(arguments + ",", 111), " " * 4)))
 
 
-_OWN = "batch, kv_head, tile_first + KEYS * i"
 _LOAD_TILES = """
 @gluon.jit
 def load_tiles(
-{arguments}
+    {{arguments}}
 ):
     \"\"\"The producer: one warp loads the tile of keys, then one tile of queries after the other.\"\"\"
     {barriers} = barriers
-    {sizes} = sizes
-    batch, chunk, kv_head, tile_first = key_tile(gl.program_id(0), sizes)
+    {prologue}
     mbarrier.expect(kv_ready, BLOCK_N * {widths} * 2)
     for i in gl.static_range(2):
         {own}
     loaded = 0
     for member in range(0, group):
         head = chunk * group + member
-        visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)
-        row = (batch * heads + head) * padded
-        for t in range(0, visits[0] + visits[1]):
-            start = visited_start(t, visits)
+        {visits}
+        for t in range(0, {count}):
+            {start}
             {visited}
             loaded += 1
 """

@@ -7,7 +7,6 @@ its keys: the exponentials of one tile are computed beside products of both. Not
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from textwrap import indent
 
 from ..ir.dependence import LoadClass, dependence
 from ..ir.tiles.plan import TilePlan
@@ -16,28 +15,23 @@ from .emitter import Emitter
 from .gluon_columns import emit_columns
 from .gluon_columns import lanes as column_lanes
 from .gluon_grad_consumer import emit_final_score
-from .gluon_loader import emit_place_function
-from .gluon_module import emit_layouts
+from .gluon_grad_query_kernel import QueryKernel
 from .gluon_names import Names
 from .gluon_parts import (
-    emit_buffers,
     emit_inner_product,
     emit_outer_product,
     emit_rounded,
-    emit_together,
     emit_views,
     emit_wait,
     names_of,
     part_copies,
     views,
-    widths,
 )
-from .gluon_releases import emit_releases
 from .gluon_seen import UnseenByWeights, UnseenKeys
-from .gluon_tiles import CELLS, KEYS, OTHER_RING, OWN_TILE, emit_unpack, emit_visits, jit_function, ring_loads
+from .gluon_tiles import emit_unpack, jit_function
 from .schedule import Problem, Schedule
-from .triton_gradients import Gradients, emit_select
-from .triton_module import Argument, Part, kernel
+from .triton_gradients import emit_select
+from .triton_module import Argument, Part
 from .triton_program import SIZES
 from .triton_values import Guard
 
@@ -48,19 +42,21 @@ _REGISTERS = 192
 SUMMED_BY_QUERY: tuple[LoadClass, ...] = ("batch_head", "query")
 
 
-class QueryConsumer(Gradients):
-    """Prints the kernel and all that it calls; ``folded``: in which units log-sum-exps come."""
+class QueryConsumer(QueryKernel):
+    """Prints the kernel and all that it calls; ``folded``: in which units log-sum-exps come.
+
+    What a tile is, is said by the methods that :mod:`.gluon_box_grads` overrides.
+    """
 
     name = KERNEL
-    # What consumers take before buffers.
     targets = "grad_query, terms"
 
     def __init__(
         self, plan: TilePlan, problem: Problem, schedule: Schedule, parameters: Sequence[Argument], names: Names,
         folded: bool,
     ) -> None:  # fmt: skip
-        super().__init__(plan, problem, True)
-        self.schedule, self.parameters, self.names, self.folded = schedule, parameters, names, folded
+        super().__init__(plan, problem, schedule, parameters, names)
+        self.folded = folded
         self.unseen = UnseenKeys.of(plan) or UnseenByWeights.of(plan, problem.dtype)
         self.expressions = self.values()
         found = [x for e in self.results.values() for x in loads(e)]
@@ -68,16 +64,8 @@ class QueryConsumer(Gradients):
         self.asks = isinstance(self.unseen, UnseenByWeights)
         self.here = self.of_kinds(*SUMMED_BY_QUERY)
         self.lefts = self._left_operands()
-        # With wide heads few tiles fit, and values are done with before keys.
-        self.apart = max(problem.head_dim, problem.value_dim) > 128
-        self.ready = ("k_ready", "v_ready") if self.apart else ("kv_ready",)
         # Sums of the widest leave no room for the gradient of another tile's scores.
         self.overlaps = problem.head_dim <= 192
-
-    @property
-    def barriers(self) -> str:
-        """All that consumers share, as text."""
-        return ", ".join(["q_ready", *self.ready, *(["weighty", "weighty_ready"] if self.asks else [])])
 
     def _left_operands(self) -> list[str]:
         """Which tiles fit into registers, and are not read again from shared memory, which small products keep busy."""
@@ -88,84 +76,6 @@ class QueryConsumer(Gradients):
                 free -= size // 4
                 found.append(name)
         return found
-
-    def emit(self, out: Emitter, launched: Sequence[Argument]) -> None:
-        """The kernel, which is ``launched`` with these arguments, its functions and its constants."""
-        self._emit_constants(out)
-        out.definition(CELLS)
-        emit_place_function(out, self.schedule.reverse)
-        emit_visits(out, self.plan, KEYS, SIZES, self.parameters)
-        emit_releases(out, 2)
-        if self.apart:
-            out.definition(OWN_TILE + OTHER_RING)
-        arguments = f"{self.targets}, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters"
-        self.emit_consumer(out, f"differentiate(GROUP: tl.constexpr, {arguments})")
-        sizes = ", ".join(a.name for a in SIZES)
-        loads = {name: indent("\n".join(x), " " * 8).lstrip() for name, x in self._loads().items()}
-        out.definition(_LOAD_TILES.format(barriers=self.barriers, sizes=sizes, **loads))
-        out.line("\n")
-        with kernel(out, self.name, launched, ()):
-            out.line(f"sizes = ({sizes})")
-            out.line(f"parameters = ({', '.join(a.name for a in self.parameters)},)")
-            self._emit_buffers(out)
-            weights = _WEIGHTS if self.asks else ""
-            init = "\n".join(f"    mbarrier.init({x}.index(i), count=1)" for x in self.ready)
-            kinds = "\n".join(
-                f"{x} = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())" for x in self.ready
-            )
-            facts = {"barriers": self.barriers, "weights": weights, "targets": self.targets}
-            out.lines(_KERNEL_BODY.format(init=init, kinds=kinds, **facts))
-
-    def _loads(self) -> dict[str, list[str]]:
-        """Lines of the producer: what it loads once, and for each tile of keys from ``start`` on."""
-        load, where, stage = self.names.load, "batch, head, tile_first + ROWS * i", "stage"
-        keys, values = (
-            part_copies(load, name, "batch, kv_head, start", f"{name[0]}_tiles", stage, parts, f"{ready}.index(stage)")
-            for name, parts, ready in (("key", self.head, self.ready[0]), ("value", self.value, self.ready[-1]))
-        )
-        visited = ring_loads("t", "kv_ready", "BLOCK_N * (HEAD + VALUE) * 2", keys + values)
-        if self.apart:
-            visited = ring_loads("t", "k_ready", "BLOCK_N * HEAD * 2", keys)
-            visited += ring_loads("t", "v_ready", "BLOCK_N * VALUE * 2", values, other=True)
-        own = part_copies(load, "query", where, "q_tiles", "i", self.head, "q_ready")
-        own += part_copies(load, "grad_out", where, "do_tiles", "i", self.value, "q_ready")
-        return {"own": own, "visited": visited}
-
-    def _emit_buffers(self, out: Emitter) -> None:
-        targets = [("grad_query", self.head)] if "grad_query" in self.targets else []
-        tensors = [("query", self.head), ("grad_out", self.value), ("key", self.head), ("value", self.value)]
-        for name, parts in (*targets, *tensors):
-            emit_together(out, name, parts)
-        emit_buffers(out, "q_tiles", "2", "ROWS", "HEAD", "QUERY_TILE", self.head)
-        emit_buffers(out, "do_tiles", "2", "ROWS", "VALUE", "OUT_TILE", self.value)
-        emit_buffers(out, "k_tiles", "STAGES", "BLOCK_N", "HEAD", "KEY_TILE", self.head)
-        stages = "OTHER_STAGES" if self.apart else "STAGES"
-        emit_buffers(out, "v_tiles", stages, "BLOCK_N", "VALUE", "VALUE_TILE", self.value)
-
-    def _emit_constants(self, out: Emitter) -> None:
-        schedule = self.schedule
-        element = {"f16": "tl.float16", "bf16": "tl.bfloat16"}[self.problem.dtype]
-        rows, keys = schedule.block_m // 2, schedule.block_n
-        for name, number in (
-            ("ROWS", rows), ("BLOCK_M", schedule.block_m), ("BLOCK_N", keys), *widths("HEAD", self.head),
-            *widths("VALUE", self.value), ("STAGES", schedule.num_stages),
-            *([("OTHER_STAGES", schedule.num_stages - 1)] if self.apart else []), ("ELEMENT", element),
-        ):  # fmt: skip
-            out.line(f"{name} = tl.constexpr({number})")
-        out.comment("Layouts in registers: scores, sums, and left operands of both.")
-        tiles = [
-            (f"{name}{p.suffix}", height, p.width, element)
-            for name, height, parts in (
-                ("QUERY_TILE", rows, self.head),
-                ("OUT_TILE", rows, self.value),
-                ("KEY_TILE", keys, self.head),
-                ("VALUE_TILE", keys, self.value),
-            )
-            for p in parts
-        ]
-        registers = [("SCORES", keys), *((f"QUERY_SUMS{p.suffix}", p.width) for p in self.head)]
-        operands = {f"DIFFERENCES{p.suffix}": f"QUERY_SUMS{p.suffix}" for p in self.head} | {"LEFT": "SCORES"}
-        emit_layouts(out, registers, operands, tiles)
 
     def emit_consumer(self, out: Emitter, signature: str) -> None:
         """The function of a consumer."""
@@ -190,9 +100,10 @@ class QueryConsumer(Gradients):
                 out.comment("Tiles in which the mask decides.")
                 with out.block("for t in range(1, partial_count):"):
                     self._emit_step(out, done, masked=True)
-                out.comment("Tiles in which every pair is allowed.")
-                with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
-                    self._emit_step(out, done, masked=False)
+                if self.has_full_tiles:
+                    out.comment("Tiles in which every pair is allowed.")
+                    with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
+                        self._emit_step(out, done, masked=False)
                 out.line("last, _ = ring(tl.maximum(count, 1) - 1)")
                 emit_rounded(out, "ds", "DIFFERENCES", self.head)
                 self._emit_start_sums(out, "last")
@@ -206,9 +117,10 @@ class QueryConsumer(Gradients):
         out.comment("Tiles in which the mask decides, and the first one, even if it is full or not visited.")
         with out.block("for t in range(0, tl.maximum(partial_count, 1)):"):
             step(True)
-        out.comment("Tiles in which every pair is allowed.")
-        with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
-            step(False)
+        if self.has_full_tiles:
+            out.comment("Tiles in which every pair is allowed.")
+            with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
+                step(False)
 
     def _emit_lone_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """One tile of keys: all three products."""
@@ -227,23 +139,23 @@ class QueryConsumer(Gradients):
         out.line(f"{self.barriers} = barriers")
         emit_unpack(out, "sizes", SIZES)
         emit_unpack(out, "parameters", self.parameters)
-        out.line("entry, batch, head, kv_head, tile_first = query_tile(tl.program_id(0), sizes)")
+        self.emit_place(out)
         emit_views(out, "q_tile", "q_tiles", "GROUP", "ROWS", "HEAD", self.head)
         emit_views(out, "do_tile", "do_tiles", "GROUP", "ROWS", "VALUE", self.value)
-        out.line("q_row = tile_first + GROUP * ROWS + tl.arange(0, ROWS, tl.SliceLayout(1, SCORES))")
+        self.emit_rows(out)
         out.line("q_index = q_row[:, None]")
         out.line("columns = tl.arange(0, BLOCK_N, tl.SliceLayout(0, SCORES))")
         if self.loads_keys:
             out.line(f"lanes = {column_lanes('BLOCK_N')}")
+        self.emit_lanes(out)
         self.emit_unit(out)
         out.comment("Rows are padded to whole tiles.")
         out.line("padded = tl.cdiv(q_len, BLOCK_M) * BLOCK_M")
         unit = " * -unit" if self.folded else ""
-        out.line(f"lse_rows = tl.load(terms + entry.to(tl.int64) * padded + q_row){unit}")
-        out.line("delta_rows = -tl.load(terms + (all_heads + entry).to(tl.int64) * padded + q_row)")
-        out.line("visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)")
-        out.line("partial_count = visits[0]")
-        out.line("count = visits[0] + visits[1]")
+        exist = f", mask={self.rows_with_terms}, other=0.0" if self.rows_with_terms else ""
+        out.line(f"lse_rows = tl.load(terms + entry.to(tl.int64) * padded + q_row{exist}){unit}")
+        out.line(f"delta_rows = -tl.load(terms + (all_heads + entry).to(tl.int64) * padded + q_row{exist})")
+        self.emit_counts(out)
         wanted = self.wanted(self.here, masked=True)
         done = self.expressions.emit(out, "program", wanted, Guard())
         done = self.expressions.emit(out, "query", wanted, Guard(query="(q_index < q_len)"), done)
@@ -304,7 +216,7 @@ class QueryConsumer(Gradients):
         self.emit_wait_gradient(out, sums)
         found = self.emit_score_gradient(out, self.expressions, self.here, delta="delta_rows[:, None]")
         if masked:
-            emit_select(out, found)
+            emit_select(out, found, self.counting)
         for c in self.here:
             out.line(f"{c.name}_total += tl.sum({c.name}, 1)")
         if last:
@@ -324,8 +236,10 @@ class QueryConsumer(Gradients):
         values, wanted = self.expressions, self.wanted(self.here, masked=masked)
         out.line(f"s = warpgroup_mma_wait({pending}, deps=(next_s,))")
         if wanted or masked:
-            out.line("start = read(starts, stage)")
-            done = emit_columns(out, values, "key", wanted, Guard(key=self.kv_exists if masked else ""), done)
+            self.emit_start(out)
+        if wanted or (masked and self.masks_positions):
+            guard = Guard(key=self.kv_exists if masked else "")
+            done = emit_columns(out, values, "key", wanted, guard, done, self.positions)
         if masked:
             done = self.emit_allowed(out, values, done)
         lanes = "allowed" if masked else self.q_exists
@@ -335,66 +249,18 @@ class QueryConsumer(Gradients):
 
     def _emit_epilogue(self, out: Emitter) -> None:
         out.line()
+        self.emit_gradient(out)
+        for c in self.here:
+            place = f"{c.name}_sums + entry.to(tl.int64) * q_len + q_row"
+            out.line(f"tl.store({place}, {c.name}_total, mask={self.inside})")
+        out.line("tma.store_wait(0)")
+
+    def emit_gradient(self, out: Emitter) -> None:
+        """Writes ``dq`` by descriptor."""
         out.comment("The gradient leaves from where the queries were.")
         for p in self.head:
             out.line(f"q_tile{p.suffix}.store((dq{p.suffix} * scale).to(ELEMENT))")
         out.line("fence_async_shared()")
         out.line(f"{self.names.barrier}()")
-        where = "batch, head, tile_first + GROUP * ROWS"
+        where = self.emit_gradient_place(out)
         out.lines("\n".join(part_copies(self.names.store, "grad_query", where, "q_tiles", "GROUP", self.head)))
-        for c in self.here:
-            place = f"{c.name}_sums + entry.to(tl.int64) * q_len + q_row"
-            out.line(f"tl.store({place}, {c.name}_total, mask=q_row < q_len)")
-        out.line("tma.store_wait(0)")
-
-
-_LOAD_TILES = """
-@gluon.jit
-def load_tiles(query, grad_out, key, value, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters):
-    \"\"\"The producer: one warp loads the tile of queries, then one tile of keys after the other.\"\"\"
-    {barriers} = barriers
-    {sizes} = sizes
-    entry, batch, head, kv_head, tile_first = query_tile(gl.program_id(0), sizes)
-    visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)
-    mbarrier.expect(q_ready, BLOCK_M * (HEAD + VALUE) * 2)
-    for i in gl.static_range(2):
-        {own}
-    # Even a tile of queries that sees nothing gets one tile of keys, and masks it.
-    for t in range(0, gl.maximum(visits[0] + visits[1], 1)):
-        start = visited_start(t, visits)
-        {visited}
-"""
-_WEIGHTS = """\
-# Which keys of a tile have weights, for each consumer, twice; both make it ready.
-weighty = gl.allocate_shared_memory(gl.int32, [4, BLOCK_N], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-weighty_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-mbarrier.init(weighty_ready, count=2)
-"""
-_KERNEL_BODY = """
-starts = gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-# The producer makes buffers ready.
-q_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-{kinds}
-mbarrier.init(q_ready, count=1)
-for i in gl.static_range(STAGES):
-{init}
-{weights}barriers = ({barriers})
-gl.warp_specialize(
-    [
-        (
-            differentiate,
-            (0, {targets}, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters),
-        ),
-        (
-            differentiate,
-            (1, {targets}, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters),
-        ),
-        (
-            load_tiles,
-            (query, grad_out, key, value, q_tiles, do_tiles, k_tiles, v_tiles, barriers, starts, sizes, parameters),
-        ),
-    ],
-    [4, 1],
-    [240, 24],  # registers of the second consumer and of the producer: 168 for each thread in all
-)
-"""

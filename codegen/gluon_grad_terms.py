@@ -40,10 +40,11 @@ class RowConsumer(QueryConsumer):
             self.emit_loops(out, lambda masked: self._emit_sums(out, done, masked=masked))
             out.comment("The probabilities of a row sum to one, but for the rounding of the log-sum-exp, which moves.")
             out.line("total = tl.where(total == 0.0, 1.0, total)")
+            exist = f", mask={self.rows_with_terms}" if self.rows_with_terms else ""
             out.line("row = terms + entry.to(tl.int64) * padded + q_row")
-            out.line("tl.store(row, lse_rows + tl.log2(total))")
+            out.line(f"tl.store(row, lse_rows + tl.log2(total){exist})")
             out.line("row = terms + (all_heads + entry).to(tl.int64) * padded + q_row")
-            out.line("tl.store(row, -delta_rows - weighted / total)")
+            out.line(f"tl.store(row, -delta_rows - weighted / total{exist})")
 
     def _emit_sums(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         out.line("stage, phase = ring(t)")

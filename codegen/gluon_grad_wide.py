@@ -18,7 +18,6 @@ from .schedule import Problem, Schedule
 from .triton_module import Argument
 
 _SET_UP = """
-starts = gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 # The producer makes buffers ready.
 kv_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
 tile_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -57,8 +56,8 @@ class _OneSum(KeyConsumer):
             outs.insert(0, terms.format(1, "out_ready", "STAGES + stage"))
         needs = f"BLOCK_M * (VALUE * 2{' + 4' if self.reads_delta else ''})"
         return [
-            *ring_loads("loaded", "tile_ready", "BLOCK_M * (HEAD * 2 + 4)", queries),
-            *ring_loads("loaded", "out_ready", needs, outs, other=True),
+            *ring_loads("loaded", "tile_ready", "BLOCK_M * (HEAD * 2 + 4)", queries, self.written_starts()),
+            *ring_loads("loaded", "out_ready", needs, outs, (), other=True),
         ]
 
     def emit_first(self, out: Emitter) -> None:
@@ -97,7 +96,7 @@ class LoneKeyConsumer(_OneSum):
         self.emit_wait_grad_out(out)
         self.emit_delta(out, "STAGES + other")
         self.emit_start_dp(out)
-        self.emit_wait_scores(out, len(self.value), "stage")
+        self.emit_wait_scores(out, len(self.value), "stage", positions=True)
         self._emit_probabilities(out, self.wanted(self.here, masked=masked), done, masked=masked)
         out.line("dp = warpgroup_mma_wait(0, deps=(next_dp,))")
         out.line("release(STAGES + other)")
@@ -143,7 +142,7 @@ class LoneValueConsumer(_OneSum):
     def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """One tile of queries."""
         self.emit_first(out)
-        self.emit_wait_scores(out, 0, "stage")
+        self.emit_wait_scores(out, 0, "stage", positions=True)
         self._emit_probabilities(out, self.wanted(self.here, masked=masked), done, masked=masked)
         out.line("release(stage)")
         self.emit_wait_grad_out(out)

@@ -120,14 +120,23 @@ def emit_load_tiles(out: Emitter, loads: TileLoads, ahead: bool = False) -> None
     pieces["before_all"] = "next_program = program" if ahead else ""
     pieces |= {"early": "", "late": _LATE, "end": _ONE_MORE} if ahead else {"early": _NEXT, "late": "", "end": ""}
     pieces |= {"query": ".index(slot)", "turn": "turn >> 1 & 1"} if ahead else {"query": "", "turn": "turn & 1"}
+    out.definition(filled(LOAD_TILES, **pieces))
+
+
+def filled(template: str, **pieces: str) -> str:
+    """``template`` with ``pieces`` in their places, which may be several lines, or none that is left.
+
+    >>> filled("if x:\\n    {before}\\n    {what}", what="y()\\nz()", before="")
+    'if x:\\n    y()\\n    z()'
+    """
     lines = []
-    for line in LOAD_TILES.split("\n"):
-        name = line.strip()
-        if name[:1] == "{" and not pieces[name[1:-1]]:
+    for line in template.split("\n"):
+        place = line.strip()
+        if place.startswith("{") and place.endswith("}") and not pieces.get(place[1:-1], place):
             continue
         depth = " " * (len(line) - len(line.lstrip()))
         lines.append(line.format(**{k: v.replace("\n", f"\n{depth}") for k, v in pieces.items()}))
-    out.definition("\n".join(lines))
+    return "\n".join(lines)
 
 
 def run_loads(names: Names, problem: Problem, schedule: Schedule, from_table: bool) -> TileLoads:

@@ -90,16 +90,19 @@ def reason_against_target(problem: Problem, target: Target) -> str | None:
 
 def emit_layouts(
     out: Emitter, registers: Sequence[tuple[str, int]], operands: Mapping[str, str],
-    tiles: Sequence[tuple[str, int, int, str]],
+    tiles: Sequence[tuple[str, int, int, str]], axes: int = 2,
 ) -> None:  # fmt: skip
-    """Layouts of one consumer's registers, by columns; of left operands, by the sums they add to; of tiles."""
+    """Layouts of one consumer's registers, by columns; of left operands, by the sums they add to; of tiles, which
+    have ``axes`` before that of the rows or, in boxes, among those of the rows.
+    """
     for name, width in registers:
         out.line(f"{name} = tl.constexpr(tl.NVMMADistributedLayout([3, 0], [4, 1], [16, {width}, 16]))")
     for name, sums in operands.items():
         out.line(f"{name} = tl.constexpr(tl.DotOperandLayout(0, {sums}.value, 2))")
     out.comment("Layouts in shared memory.")
     for name, height, width, type_ in tiles:
-        out.line(f"{name} = tl.constexpr(tl.NVMMASharedLayout.get_default_for([1, 1, {height}, {width}], {type_}))")
+        shape = f"[{'1, ' * axes}{height}, {width}]"
+        out.line(f"{name} = tl.constexpr(tl.NVMMASharedLayout.get_default_for({shape}, {type_}))")
 
 
 def emit_tables(

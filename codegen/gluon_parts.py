@@ -104,11 +104,11 @@ def names_of(name: str, parts: tuple[Part, ...]) -> list[str]:
 
 
 def emit_buffers(
-    out: Emitter, name: str, number: str, rows: str, size: str, layout: str, parts: tuple[Part, ...]
+    out: Emitter, name: str, number: str, tensor: str, layout: str, parts: tuple[Part, ...]
 ) -> None:
-    """Buffers for a ``number`` of tiles of ``rows``, in shared memory."""
+    """Buffers for a ``number`` of tiles of a ``tensor``, in shared memory."""
     for p in parts:
-        shape = f"[{number}, 1, 1, {rows}, {size}{p.suffix}]"
+        shape = f"[{number}] + {tensor}{p.suffix}.block_type.shape"
         out.line(f"{name}{p.suffix} = gl.allocate_shared_memory(ELEMENT, {shape}, {layout}{p.suffix})")
     emit_together(out, name, parts)
 

@@ -10,6 +10,7 @@ products; but the turn of a tile would have to be counted from the ranges of all
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ..ir.dependence import LoadClass
@@ -114,9 +115,9 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     by_query = schedule.grad_query
     assert by_query is not None, "a schedule of the other form"
     names = installed_names()
-    head, out, second = Emitter(), Emitter(), Emitter()
+    head, out = Emitter(), Emitter()
     emit_header(head, "Backward kernels", plan, problem, schedule, target)
-    parameters = [*parameters_of(plan, "tiles[1]"), *_sums(plan, problem, SUMMED_BY_KEY)]
+    parameters = [*parameters_of(plan, "tiles[1]"), *sums_of(plan, problem, SUMMED_BY_KEY)]
     by_value = schedule.grad_value
     kind = KeyConsumer if by_value is None else LoneKeyConsumer
     consumer = kind(plan, problem, schedule.block_m, parameters, names)
@@ -132,7 +133,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         out.section(text.strip("\n"))
         value_arguments = [replace(a, value=renamed(a.value)) for a in value_arguments]
 
-    query_parameters = [*parameters_of(plan, "tiles[0]"), *_sums(plan, problem, SUMMED_BY_QUERY)]
+    query_parameters = [*parameters_of(plan, "tiles[0]"), *sums_of(plan, problem, SUMMED_BY_QUERY)]
     queries = QueryConsumer(plan, problem, by_query, query_parameters, names, consumer.folded)
     targets = descriptors("grad_query", "ROWS", "QUERY_TILE", problem.head_dim)
     inputs = [
@@ -144,42 +145,66 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         *query_parameters,
         *SIZES,
     ]
-    queries.emit(second, [*targets, *inputs])
-    exact = bool(queries.contributions)
-    if exact:
-        third = Emitter()
-        RowConsumer(queries).emit(third, inputs)
-        text, _ = apart(third.text(), second.text(), "_of_rows")
-        second.section(text.strip("\n"))
-    text, renamed = apart(second.text(), out.text(), "_by_query")
-    out.section(text.strip("\n"))
-    targets, inputs = ([replace(a, value=renamed(a.value)) for a in x] for x in (targets, inputs))
+    rows = RowConsumer(queries) if queries.contributions else None
+    targets, inputs = emit_query_kernels(out, queries, rows, targets, inputs)
 
     blocks = ((s.block_m, s.block_n) for s in (by_query, schedule))
     tables, table_kernels = emit_tables(plan, *blocks)
     before = len(out.text())
     with run_function(out, plan, problem, consumer.folded):
-        for c in (*queries.here, *consumer.here):
-            length = "kv_len" if c in consumer.here else "q_len"
-            out.line(f"{c.name}_sums = lse.new_empty((batches, heads, {length}))")
-        emit_before(out, problem, by_query.block_m, sums=False)
-        programs = f"(triton.cdiv(q_len, {by_query.block_m}) * batches * heads,)"
-        if exact:
-            emit_launch(out, ROW_KERNEL, programs, inputs, "**BACKWARD")
-        emit_launch(out, QUERY_KERNEL, programs, [*targets, *inputs], "**BACKWARD")
-        emit_groups(out, plan, schedule)
-        emit_launch(out, KERNEL, KEY_PROGRAMS, arguments, "**BACKWARD")
+        emit_launches(out, plan, schedule, consumer, arguments, queries, targets, inputs)
         if by_value is not None:
             emit_launch(out, VALUE_KERNEL, KEY_PROGRAMS, value_arguments, "**BACKWARD")
         emit_scatter(out, plan, queries.contributions)
     emit_helpers(out, out.text()[before:], queries.contributions)
-    kernels = [*table_kernels, "row_terms", *([ROW_KERNEL] if exact else []), QUERY_KERNEL, KERNEL]
-    kernels += [VALUE_KERNEL] if by_value is not None else []
-    rows = row_kernels(problem, consumer.folded, sums=False, exact=exact)
-    return finish(out, plan, kernels, head, tables + rows)
+    of_rows = row_kernels(problem, consumer.folded, sums=False, exact=rows is not None)
+    kernels = [*table_kernels, *kernels_of(queries), *([VALUE_KERNEL] if by_value is not None else [])]
+    return finish(out, plan, kernels, head, tables + of_rows)
 
 
-def _sums(plan: TilePlan, problem: Problem, kinds: tuple[LoadClass, ...]) -> list[Argument]:
+def emit_query_kernels(
+    out: Emitter, queries: QueryConsumer, rows: RowConsumer | None, targets: Sequence[Argument],
+    inputs: Sequence[Argument],
+) -> tuple[list[Argument], list[Argument]]:  # fmt: skip
+    """The kernels that own queries, after those that own keys: that for dQ, and that for terms of ``rows``, which has
+    no ``targets``; returns both kinds of arguments as ``run`` has to call them then.
+    """
+    own = Emitter()
+    queries.emit(own, [*targets, *inputs])
+    if rows is not None:
+        third = Emitter()
+        rows.emit(third, inputs)
+        text, _ = apart(third.text(), own.text(), "_of_rows")
+        own.section(text.strip("\n"))
+    text, renamed = apart(own.text(), out.text(), "_by_query")
+    out.section(text.strip("\n"))
+    first, second = ([replace(a, value=renamed(a.value)) for a in x] for x in (targets, inputs))
+    return first, second
+
+
+def emit_launches(
+    out: Emitter, plan: TilePlan, schedule: Schedule, consumer: KeyConsumer, by_key: Sequence[Argument],
+    queries: QueryConsumer, targets: Sequence[Argument], inputs: Sequence[Argument],
+) -> None:  # fmt: skip
+    """The part of ``run`` that launches all kernels, with these arguments."""
+    for c in (*queries.here, *consumer.here):
+        length = "kv_len" if c in consumer.here else "q_len"
+        out.line(f"{c.name}_sums = lse.new_empty((batches, heads, {length}))")
+    emit_before(out, queries.problem, queries.schedule.block_m, sums=False)
+    programs = f"({queries.emit_programs(out)} * batches * heads,)"
+    if queries.contributions:
+        emit_launch(out, ROW_KERNEL, programs, inputs, queries.options)
+    emit_launch(out, QUERY_KERNEL, programs, [*targets, *inputs], queries.options)
+    emit_groups(out, plan, consumer.emit_programs(out, schedule))
+    emit_launch(out, KERNEL, KEY_PROGRAMS, by_key, consumer.options)
+
+
+def kernels_of(queries: QueryConsumer) -> list[str]:
+    """Names of the kernels."""
+    return ["row_terms", *([ROW_KERNEL] if queries.contributions else []), QUERY_KERNEL, KERNEL]
+
+
+def sums_of(plan: TilePlan, problem: Problem, kinds: tuple[LoadClass, ...]) -> list[Argument]:
     """Where a kernel stores sums of its contributions to gradients of captured tensors."""
     names = (f"{c.name}_sums" for c in contributions(plan, problem) if c.kind in kinds)
     return [Argument(x, "", x) for x in names]

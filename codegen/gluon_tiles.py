@@ -58,17 +58,20 @@ def other_ring(number):
 """
 
 
-def ring_loads(count: str, ready: str, needs: str, loads: Sequence[str], other: bool = False) -> list[str]:
+def ring_loads(
+    count: str, ready: str, needs: str, loads: Sequence[str], starts: Sequence[str], other: bool = False
+) -> list[str]:
     """Lines of a producer that fill the next buffer of a ring, after ``count`` tiles.
 
-    ``needs``: its bytes, as text. ``other``: of the second ring, whose buffers are numbered after those of the first.
+    ``needs``: its bytes, as text. ``starts``: lines that tell where the tile starts. ``other``: of the second ring,
+    whose buffers are numbered after those of the first.
     """
     ring, stages, buffer = ("other_ring", "OTHER_STAGES", "STAGES + stage") if other else ("ring", "STAGES", "stage")
     return [
         f"stage, phase = {ring}({count})",
         f"if {count} >= {stages}:",
         f"    acquire({buffer})",
-        *([] if other else ["write(starts, stage, start)"]),
+        *starts,
         f"mbarrier.expect({ready}.index(stage), {needs})",
         *loads,
     ]

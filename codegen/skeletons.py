@@ -65,19 +65,19 @@ def _choose_for_boxes(
     plan: TilePlan, problem: Problem, target: Target, direction: Direction, fills_gpu: bool
 ) -> Choice:
     decide = "boxes decide more here than runs of positions"
-    if direction == "backward":
-        return Choice("triton", f"{decide}, and only this skeleton has gradients over boxes")
-    from .gluon_box_forward import unsupported_reason
+    from . import gluon_box_backward, gluon_box_forward
 
-    reason = unsupported_reason(plan, problem, target)
+    forward = direction == "forward"
+    reason = (gluon_box_forward if forward else gluon_box_backward).unsupported_reason(plan, problem, target)
     if reason is not None:
         return Choice("triton", f"{decide}; the warp-specialised skeleton over boxes (gluon) cannot: {reason}")
-    reason = _slower_over_boxes(plan, problem)
+    reason = _slower_over_boxes(plan, problem) if forward else None
     if reason is not None:
         return Choice("triton", f"{decide}; the warp-specialised skeleton (gluon) was measured {reason}")
     if not fills_gpu:
         return Choice("triton", f"{decide}; too few of them for the warp-specialised skeleton (gluon) to fill the GPU")
-    return Choice("gluon", f"{decide}; warp-specialised: boxes by TMA, wgmma, softmax beside both products")
+    form = "softmax beside both products" if forward else "seven products, every sum in one program"
+    return Choice("gluon", f"{decide}; warp-specialised: boxes by TMA, wgmma, {form}")
 
 
 def alternatives(plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> tuple[Pinned, ...]:
@@ -93,9 +93,11 @@ def alternatives(plan: TilePlan, problem: Problem, target: Target, direction: Di
 def _candidates_of_gluon(
     plan: TilePlan, problem: Problem, target: Target, direction: Direction
 ) -> tuple[Schedule, ...]:
-    if direction == "backward":
-        return () if _walks_boxes(plan, problem, target, direction) else _gradients_of_gluon(plan, problem, target)
-    if walks_boxes(plan, target):
+    if _walks_boxes(plan, problem, target, direction) and direction == "backward":
+        from .gluon_box_backward import candidates, unsupported_reason
+    elif direction == "backward":
+        return _gradients_of_gluon(plan, problem, target)
+    elif walks_boxes(plan, target):
         from .gluon_box_forward import candidates, unsupported_reason
     else:
         from .gluon_forward import candidates, unsupported_reason
@@ -194,6 +196,8 @@ def schedule_for(choice: Choice, plan: TilePlan, problem: Problem, target: Targe
     if choice.skeleton == "gluon":
         if direction == "forward" and walks_boxes(plan, target):
             from .gluon_box_forward import default_schedule
+        elif direction == "backward" and _walks_boxes(plan, problem, target, direction):
+            from .gluon_box_backward import default_schedule
         elif direction == "forward":
             from .gluon_forward import default_schedule
         else:
@@ -253,6 +257,10 @@ def emit(
             from . import gluon_forward
 
             return gluon_forward.emit_forward(plan, problem, schedule, target)
+        case "gluon", "backward" if _walks_boxes(plan, problem, target, direction):
+            from . import gluon_box_backward
+
+            return gluon_box_backward.emit_backward(plan, problem, schedule, target)
         case _ if schedule.grad_query is not None:
             from . import gluon_repeatable
 

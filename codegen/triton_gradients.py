@@ -205,7 +205,7 @@ class Gradients(Skeleton):
         return (*sorted(started), "ds")
 
 
-def emit_select(out: Emitter, names: Sequence[str]) -> None:
-    """Zeroes what pairs that are not allowed have in these matrices."""
+def emit_select(out: Emitter, names: Sequence[str], pairs: str = "allowed") -> None:
+    """Zeroes what other ``pairs`` have in these matrices."""
     for x in names:
-        out.line(f"{x} = tl.where(allowed, {x}, 0.0)")
+        out.line(f"{x} = tl.where({pairs}, {x}, 0.0)")

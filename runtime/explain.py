@@ -327,6 +327,9 @@ def _place(loc: Location) -> str:
 
 def _describe(schedule: Schedule, skeleton: str) -> str:
     tiles = f"tiles of {schedule.block_m} queries × {schedule.block_n} keys"
+    by_query = schedule.grad_query
+    if by_query is not None:
+        tiles += f", for gradients of queries {by_query.block_m} × {by_query.block_n}"
     if not skeleton.startswith("triton"):
         return tiles
     facts = {

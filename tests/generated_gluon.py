@@ -11,7 +11,7 @@ from torch import Tensor
 
 from generated_triton import H100
 from oracle import Part
-from regard.codegen import gluon_backward, gluon_box_forward, gluon_forward, gluon_repeatable
+from regard.codegen import gluon_backward, gluon_box_backward, gluon_box_forward, gluon_forward, gluon_repeatable
 from regard.codegen.box_support import walks_boxes
 from regard.codegen.schedule import Problem
 from regard.dsl import assemble
@@ -39,11 +39,13 @@ def module(
     direction: Literal["forward", "backward"] = "forward",
     deterministic: bool = False,
     gradients_of: Sequence[str] = (),
+    over_boxes: bool = True,
     fit: Fit = "any",
     **schedule_changes: Any,
 ) -> Module:
     """The module for ``parts``, which the skeleton must support; ``deterministic``: gradients repeat bit by bit;
-    ``gradients_of``: names of captured tensors; ``fit``: what is known of lengths.
+    ``gradients_of``: names of captured tensors; ``over_boxes``: of a token space, where these decide more; ``fit``: what
+    is known of lengths.
     """
     variant, binding = assemble(*parts, align=align)
     plan = make_plan(run_pipeline(variant), fit)
@@ -53,12 +55,13 @@ def module(
         "bf16" if dtype is BF16 else "f16", *sizes, buffers=buffers, deterministic=deterministic,
         buffer_gradients=tuple(p.name in gradients_of for p in plan.variant.buffers), fit=fit,
     )  # fmt: skip
-    boxes = gluon_box_forward if walks_boxes(plan, H100) else gluon_forward
-    backward = gluon_repeatable if deterministic else gluon_backward
-    skeleton = boxes if direction == "forward" else backward
+    boxes = over_boxes and walks_boxes(plan, H100)
+    forward = gluon_box_forward if boxes else gluon_forward
+    backward = gluon_box_backward if boxes else gluon_repeatable if deterministic else gluon_backward
+    skeleton = forward if direction == "forward" else backward
     assert skeleton.unsupported_reason(plan, problem, H100) is None
     schedule = replace(skeleton.default_schedule(plan, problem), **schedule_changes)
-    emit = boxes.emit_forward if direction == "forward" else backward.emit_backward
+    emit = forward.emit_forward if direction == "forward" else backward.emit_backward
     text = emit(plan, problem, schedule, H100).text
     names = [p.name for p in plan.variant.buffers] + [p.name for p in plan.variant.scalars]
     return Module(text, plan, problem, tuple(values[x] for x in names))

@@ -218,11 +218,81 @@ WARP_SPECIALISED: dict[str, tuple[int, Parts]] = {
 
 
 @pytest.mark.parametrize("name", WARP_SPECIALISED)
-@pytest.mark.parametrize("sizes", [(128, 128), (64, 128)])
+@pytest.mark.parametrize("sizes", [(128, 128), (128, 64), (64, 128)])
 def test_calls_that_fill_the_gpu(name: str, sizes: tuple[int, int]) -> None:
     length, make = WARP_SPECIALISED[name]
     inputs = tensors(torch.bfloat16, length, *sizes, strided=True, heads=(32, 8))
     check(make(), inputs, "gluon")
+
+
+@rg.mask
+def early_keys(q: Any, kv: Any) -> Any:
+    """Some columns of the image are seen by nobody."""
+    (a, b), (c, d) = IMAGE(q), IMAGE(kv)
+    return (abs(a - c) <= 2) & (d < 11) & (abs(b - d) <= 9)
+
+
+@rg.score
+def key_bias(s: Any, head: Any, kv: Any, bias: Any) -> Any:
+    return s + bias[head, kv]
+
+
+@rg.score
+def gate(s: Any, head: Any, q: Any, gates: Any) -> Any:
+    return s * (1.0 + gates[head, q])
+
+
+@pytest.mark.parametrize("name", WARP_SPECIALISED)
+def test_gradients_of_large_calls_repeat(name: str) -> None:
+    length, make = WARP_SPECIALISED[name]
+    inputs = tensors(torch.bfloat16, length, 128, 128, strided=True, heads=(32, 8))
+    attn = rg.attention(*make())
+    assert attn.explain(*inputs).kernels[1].skeleton == "gluon_backward"
+    out = attn(*inputs)
+    grad_out = torch.randn_like(out)
+    first, *others = (torch.autograd.grad(out, inputs, grad_out, retain_graph=True) for _ in range(8))
+    assert all(torch.equal(a, b) for again in others for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("name", ["dilated, cut short", "wide neighbourhood", "three axes"])
+def test_gradients_of_large_calls_at_head_size_64(name: str) -> None:
+    length, make = WARP_SPECIALISED[name]
+    inputs = tensors(torch.bfloat16, length, 64, 64, strided=True, heads=(32, 8))
+    parts = make()
+    assert rg.attention(*parts).explain(*inputs).kernels[1].skeleton == "gluon_backward"
+    check(parts, inputs)
+
+
+def test_gradients_of_captured_tensors_over_boxes() -> None:
+    inputs = tensors(torch.bfloat16, 540, 128, 128, strided=False, heads=(32, 8))
+    bias, gates = (torch.randn(32, 540, device="cuda").requires_grad_() for _ in range(2))
+    parts = (rg.neighborhood(IMAGE, (5, 7)), key_bias(bias=bias), gate(gates=gates))
+    attn = rg.attention(*parts)
+    assert attn.explain(*inputs).kernels[1].skeleton == "gluon_backward"
+    out = attn(*inputs)
+    grad_out = torch.randn_like(out)
+    found = torch.autograd.grad(out, (*inputs, bias, gates), grad_out)
+    exact, usual = (gradients(f, parts, inputs, grad_out, None, (bias, gates)) for f in (oracle, eager))
+    for what, a, b, c in zip(("query", "key", "value", "bias", "gates"), found, exact, usual, strict=True):
+        assert_close_to_oracle(a, b, c.to(a.dtype), what)
+
+
+def test_gradients_of_large_calls_do_not_see_unseen_keys() -> None:
+    attn = rg.attention(early_keys())
+    query, key, value = tensors(torch.bfloat16, 540, 128, 128, strided=False, heads=(32, 8))
+    assert attn.explain(query, key, value).kernels[1].skeleton == "gluon_backward"
+    grad_out = torch.randn_like(query)
+    unseen = torch.arange(540, device="cuda") % 27 >= 11
+    results = []
+    for dirty in (False, True):
+        k, v = key.detach().clone(), value.detach().clone()
+        if dirty:
+            k[:, :, unseen], v[:, :, unseen] = torch.nan, torch.inf
+        leaves = query, k.requires_grad_(), v.requires_grad_()
+        results.append(torch.autograd.grad(attn(*leaves), leaves, grad_out))
+    for clean, other in zip(*results, strict=True):
+        assert torch.equal(clean, other)
+    assert not any(x[:, :, unseen].any() for x in results[0][1:])
 
 
 @pytest.mark.parametrize("name", ["dilated", "dilated, cut short", "neighbourhood", "three axes", "shifted windows"])

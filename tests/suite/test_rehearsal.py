@@ -101,7 +101,7 @@ def test_skeletons_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     assert programs("regard-triton", case) == {"forward": False, "backward": False}
     assert programs("regard-gluon", case) == {"forward": True, "backward": True}
     assert programs("regard-gluon", Case("causal", 1, 2, 2, 512, 256)) == {"forward": True, "backward": True}
-    assert programs("regard-gluon", Case("near2d", 1, 2, 2, 1024, 64)) == {"forward": True}
+    assert programs("regard-gluon", Case("near2d", 1, 2, 2, 1024, 64)) == {"forward": True, "backward": True}
     with pytest.raises(AbsentError, match="gluon cannot run it"):
         programs("regard-gluon", Case("causal", 1, 2, 2, 512, 80))
 
