@@ -44,8 +44,8 @@ def module(
     **schedule_changes: Any,
 ) -> Module:
     """The module for ``parts``, which the skeleton must support; ``deterministic``: gradients repeat bit by bit;
-    ``gradients_of``: names of captured tensors; ``over_boxes``: of a token space, where these decide more; ``fit``: what
-    is known of lengths.
+    ``gradients_of``: names of captured tensors; ``over_boxes``: of a token space, where these decide more;
+    ``fit``: what is known of lengths.
     """
     variant, binding = assemble(*parts, align=align)
     plan = make_plan(run_pipeline(variant), fit)
