@@ -70,11 +70,18 @@ class Consumer:
     constants = ""
     positions = RUN
     masks_positions = True
+    # How many numbers the producer says for each tile of queries, and whether it may be a share of a row.
+    cells = 3
+    in_shares = False
 
     def __init__(
         self, plan: TilePlan, problem: Problem, schedule: Schedule, parameters: Sequence[Argument],
         unseen: Unseen, names: Names, shares_query: bool,
     ) -> None:  # fmt: skip
+        if schedule.listed:
+            self.constants = ", work"
+        if schedule.listed and schedule.split_keys:
+            self.cells, self.in_shares = 4, True
         self.parameters, self.unseen, self.names = parameters, unseen, names
         self.consumers, self.shares_query = schedule.block_m // 64, shares_query
         self.head, self.value = head_parts(problem.head_dim), head_parts(problem.value_dim)
@@ -143,8 +150,10 @@ class Consumer:
 
     def _emit_query_prologue(self, out: Emitter) -> frozenset[str]:
         out.line("slot = turn & 1")
-        out.line("partial_count = read(orders, slot * 3 + 1)")
-        out.line("count = read(orders, slot * 3 + 2)")
+        out.line(f"partial_count = read(orders, slot * {self.cells} + 1)")
+        out.line(f"count = read(orders, slot * {self.cells} + 2)")
+        if self.in_shares:
+            out.line(f"place = read(orders, slot * {self.cells} + 3)  # of a share of a row")
         out.line("mbarrier.arrive(order_empty.index(slot))")
         self.emit_place(out)
         out.line("q_index = q_row[:, None]")
@@ -259,11 +268,28 @@ class Consumer:
         out.line('total = tl.where(l == 0.0, float("-inf"), (m + tl.log2(l)) * LN2)')
         inside = self.emit_inside(out)
         out.line(f"tl.store(lse + entry.to(tl.int64) * q_len + q_row, total, mask={inside})")
+        if self.in_shares:
+            self._emit_sums_of_share(out)
         self.emit_outputs(out)
         out.line()
         out.line("turn += 1")
         out.line("mbarrier.wait(order_ready.index(turn & 1), turn >> 1 & 1)")
-        out.line("program = read(orders, (turn & 1) * 3)")
+        out.line(f"program = read(orders, (turn & 1) * {self.cells})")
+
+    def _emit_sums_of_share(self, out: Emitter) -> None:
+        """Of a share the maximum and the sum; what it leaves in ``lse`` and ``out`` the merge replaces."""
+        out.comment("A share of a row leaves its parts to be merged. No branch: it would take registers.")
+        out.line("own_sums = work[2] + place.to(tl.int64) * (2 * BLOCK_M) + GROUP * ROWS + rows")
+        out.line("tl.store(own_sums, m, mask=place >= 0)")
+        out.line("tl.store(own_sums + BLOCK_M, l, mask=place >= 0)")
+
+    def _emit_share(self, out: Emitter, p: Part) -> None:
+        """Of a share the outputs, in float32."""
+        out.line(f"own_rows = GROUP * ROWS + tl.arange(0, ROWS, tl.SliceLayout(1, OUTPUTS{p.suffix}))")
+        out.line(f"own_columns = {p.first} + tl.arange(0, {p.width}, tl.SliceLayout(0, OUTPUTS{p.suffix}))")
+        out.line("own_out = work[1] + place.to(tl.int64) * (BLOCK_M * VALUE)")
+        out.line("own_out += own_rows[:, None] * VALUE + own_columns[None, :]")
+        out.line(f"tl.store(own_out, acc{p.suffix}, mask=place >= 0)")
 
     def emit_quotient(self, out: Emitter, p: Part) -> None:
         """Divides a part of the sums by those of the weights."""
@@ -312,6 +338,8 @@ class Consumer:
         out.line(f"{self.names.barrier}()")
         for i, p in enumerate(self.value):
             self.emit_quotient(out, p)
+            if self.in_shares:
+                self._emit_share(out, p)
             tile = f"{tiles_of('out_tiles', self.value, i)}.index(GROUP)"
             out.line(f"{tile}.reshape([ROWS, {p.width}]).store(acc{p.suffix}.to(ELEMENT))")
         out.line("fence_async_shared()")

@@ -40,7 +40,30 @@ from .triton_module import (
     scalar_arguments,
     user_names,
 )
-from .triton_program import SIZES, emit_classify_call, emit_shape_check, table_arguments, uses_table
+from .gluon_work import (
+    COUNT,
+    LISTED,
+    MERGE,
+    ORDER,
+    emit_classify,
+    emit_count,
+    emit_merge_launch,
+    emit_merge_of_rows,
+    emit_partial_outputs,
+    emit_work_functions,
+    emit_work_list,
+    is_uneven,
+    may_split,
+    work_arguments,
+)
+from .triton_program import (
+    BROADCAST_STRIDE,
+    SIZES,
+    emit_classify_call,
+    emit_shape_check,
+    table_arguments,
+    uses_table,
+)
 from .triton_values import level_of
 
 KERNEL = "attention_forward"
@@ -64,8 +87,11 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     fewer = (wide and (takes_registers(plan) or uses_table(plan))) or problem.value_dim > 192
     for keys in (64,) if fewer else (128, 64):
         for stages in (2,) if wide and keys == 128 else (4, 3, 2):
-            reverse = heaviest_last(plan.keys)
-            schedule = Schedule(128, keys, num_warps=4, num_stages=stages, reverse=reverse, descriptors=True)
+            listed, split = is_uneven(plan), may_split(plan)
+            schedule = Schedule(
+                128, keys, num_warps=4, num_stages=stages, split_keys=split, descriptors=True,
+                reverse=heaviest_last(plan.keys) and not listed, listed=listed,
+            )  # fmt: skip
             least = _buffer_bytes(problem, schedule, apart=not _may_share_query(problem))
             if least <= _BUFFERS and (stages == 2 or _buffer_bytes(problem, schedule, apart=True) <= _BUFFERS):
                 return schedule
@@ -88,7 +114,11 @@ def _may_share_query(problem: Problem) -> bool:
 
 def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
     """Schedules worth timing, the default first."""
-    return variations(default_schedule(plan, problem))
+    default = default_schedule(plan, problem)
+    found = variations(default)
+    if default.listed:
+        found += (replace(default, listed=False, split_keys=False, reverse=heaviest_last(plan.keys)),)
+    return found
 
 
 def variations(default: Schedule) -> tuple[Schedule, ...]:
@@ -126,6 +156,7 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
         *_descriptors("key", "BLOCK_N", "KEY_TILE", problem.head_dim),
         *_descriptors("value", "BLOCK_N", "VALUE_TILE", problem.value_dim),
         *_descriptors("out", "ROWS", "OUT_TILE", problem.value_dim),
+        *(work := work_arguments(schedule) if schedule.listed else []),
         *parameters,
         *SIZES,
     ]
@@ -133,20 +164,25 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     emit_header(head, "Forward kernel", plan, problem, schedule, target)
     emit_constants(out, problem, schedule)
     out.definition(CELLS)
-    emit_place_function(out, schedule.reverse)
+    if schedule.listed:
+        emit_work_functions(out, schedule)
+    else:
+        emit_place_function(out, schedule.reverse)
     loops = emit_visits(out, plan, KEYS, SIZES, parameters)
     shares_query = _buffer_bytes(problem, schedule, apart=True) > _BUFFERS
     Consumer(plan, problem, schedule, parameters, unseen, names, shares_query).emit(out, loops)
-    emit_load_tiles(out, run_loads(names, problem, ahead=uses_table(plan)))
+    emit_load_tiles(out, run_loads(names, problem, schedule, ahead=uses_table(plan)))
     out.line("\n")
     with kernel(out, KERNEL, arguments, ()):
         if shares_query:
             out.comment("Outputs leave from where queries were.")
+        if work:
+            out.line(f"work = ({', '.join(a.name for a in work)})")
         emit_body(
             out, problem, schedule, SIZES, parameters, own_out_tiles=not shares_query,
-            asks=isinstance(unseen, UnseenByWeights),
+            asks=isinstance(unseen, UnseenByWeights), constants=", work" if schedule.listed else "",
         )  # fmt: skip
-    tables, kernels = emit_tables(plan, (schedule.block_m, schedule.block_n))
+    tables, kernels = _emit_lists(out, plan, schedule, parameters[1:])
     _emit_run(out, plan, problem, schedule, arguments)
     return finish(out, plan, [*kernels, KERNEL], head, tables, short_tanh=True)
 
@@ -219,6 +255,7 @@ def emit_body(
     a tile of keys starts. ``own_out_tiles``: outputs leave through buffers that are not those of queries.
     ``asks``: consumers tell each other which keys have weights.
     """
+    cells = 4 if schedule.listed and schedule.split_keys else 3
     out.line(f"sizes = ({', '.join(a.name for a in sizes)})")
     out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
     _emit_buffers(out, problem, own_out_tiles)
@@ -231,6 +268,8 @@ def emit_body(
             starts=f"STAGES * {starts}" if starts > 1 else "STAGES",
             descriptors=descriptors,
             constants=constants,
+            cells=2 * cells,
+            told=", its place as a share" if cells > 3 else "",
             weights=_WEIGHTS if asks else "",
             more=", weighty, weighty_ready" if asks else "",
         )
@@ -263,8 +302,8 @@ _ATTEND = (
     "(attend, ({}, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts, sizes, parameters{})),"
 )
 _KERNEL_BODY = """
-# Two tiles of queries in turn: number, how many partial tiles of keys, how many tiles; and the tiles' first keys.
-orders = gl.allocate_shared_memory(gl.int32, [6, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+# Two tiles of queries in turn: number, how many partial tiles of keys, how many tiles{told}; and the tiles' first keys.
+orders = gl.allocate_shared_memory(gl.int32, [{cells}, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 starts = gl.allocate_shared_memory(gl.int32, [{starts}, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 # The producer makes buffers ready, all consumers make them empty.
 q_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
@@ -339,6 +378,35 @@ def _emit_run(
 ) -> None:
     out.definition(DESCRIPTOR)
     with run_function(out, plan, problem):
-        if uses_table(plan):
+        if uses_table(plan) or schedule.listed:
             emit_classify_call(out, user_names(plan.variant))
-        emit_start(out, f"triton.cdiv(q_len, {schedule.block_m}) * batches * heads", arguments)
+        split = schedule.listed and schedule.split_keys
+        if split:
+            emit_partial_outputs(out)
+        tiles = f"triton.cdiv(q_len, {schedule.block_m})"
+        tiles = f"({tiles} + parts)" if split else tiles
+        emit_start(out, f"{tiles} * batches * heads", arguments)
+        if split:
+            emit_merge_launch(out, 1 << (problem.value_dim - 1).bit_length())
+
+
+def _emit_lists(
+    out: Emitter, plan: TilePlan, schedule: Schedule, parameters: list[Argument]
+) -> tuple[str, tuple[str, ...]]:
+    """What makes tables of tiles and work lists, as text, but for kernels in Gluon; and the names of the kernels."""
+    blocks = schedule.block_m, schedule.block_n
+    if not schedule.listed:
+        return emit_tables(plan, blocks)
+    tables, kernels = emit_tables(plan, blocks, listed=LISTED)
+    lists = Emitter()
+    if not uses_table(plan):
+        lists.section(BROADCAST_STRIDE)
+        emit_count(out, parameters)
+        emit_classify(lists, plan, schedule, parameters)
+        kernels = (COUNT,)
+    emit_work_list(lists, plan, schedule)
+    kernels = (*kernels, ORDER)
+    if schedule.split_keys:
+        emit_merge_of_rows(lists)
+        kernels = (*kernels, MERGE)
+    return tables + lists.text(), kernels

@@ -49,6 +49,7 @@ class Schedule:
     programs and merged by log-sum-exp; ``reverse``: launch tiles from the last to the first because the
     last are the heaviest. ``descriptors``: tiles are loaded through tensor descriptors (the tensor memory
     accelerator of sm_90 and newer; bases and strides must be multiples of 16 bytes), else by pointers.
+    ``listed``: tiles of queries stand in a list, the heaviest first; with ``split_keys`` long rows are in shares there.
     ``grad_query``: the backward kernel that computes the gradient of the queries, where it differs from
     the one for keys and values, which this schedule describes then.
     """
@@ -60,6 +61,7 @@ class Schedule:
     split_keys: bool = False
     reverse: bool = False
     descriptors: bool = False
+    listed: bool = False
     grad_query: Schedule | None = None
 
 
