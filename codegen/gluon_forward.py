@@ -145,7 +145,7 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
 
     For plans, problems and targets that :func:`unsupported_reason` has nothing against.
     """
-    unseen = UnseenKeys.of(plan) or UnseenByWeights.of(plan)
+    unseen = UnseenKeys.of(plan) or UnseenByWeights.of(plan, problem.dtype)
     names = installed_names()
     table = table_arguments("tiles") if uses_table(plan) else []
     parameters = [Argument("scale", "fp32", "scale"), *table, *buffer_arguments(plan), *scalar_arguments(plan)]

@@ -45,7 +45,7 @@ class QueryConsumer(Gradients):
     ) -> None:  # fmt: skip
         super().__init__(plan, problem, True)
         self.schedule, self.parameters, self.names, self.folded = schedule, parameters, names, folded
-        self.unseen = UnseenKeys.of(plan) or UnseenByWeights.of(plan)
+        self.unseen = UnseenKeys.of(plan) or UnseenByWeights.of(plan, problem.dtype)
         self.expressions = self.values()
         found = [x for e in self.results.values() for x in loads(e)]
         self.loads_keys = any(dependence(x) & {"q", "kv"} == {"kv"} for x in found)

@@ -6,12 +6,14 @@ every tile lies inside one of them. In a tile that does not, the consumers write
 shared memory. Both write the same, so that neither has to wait for the other.
 
 For other masks the weights say which keys of a tile are seen. They are asked unless each key of the tile is known to be
-seen: in self-attention by the query at its own position.
+seen, in self-attention by the query at its own position, and only if some value of the tile is not finite: to look
+through a tile costs a fraction of a product, to rewrite it several.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -137,21 +139,22 @@ def clear_unseen(rows_tile, start, seen):
 @dataclass(frozen=True, slots=True)
 class UnseenByWeights:
     """``own``: under which condition a key is seen by the query at its own position, which positions meet at the
-    start or, ``from_end``, at the end.
+    start or, ``from_end``, at the end. ``dtype``: of values, in PTX.
     """
 
     own: Expr
     from_end: bool
+    dtype: str
 
     @staticmethod
-    def of(plan: TilePlan) -> UnseenByWeights:
+    def of(plan: TilePlan, dtype: str) -> UnseenByWeights:
         """For any plan."""
         kv, shift = index("kv"), binary("sub", index("kv_len"), index("q_len"))
         for from_end, position in ((False, kv), (True, binary("sub", kv, shift))):
-            own = simplify(substitute(plan.variant.mask, {index("q"): position}))
-            if not index_names(own) & {"q", "kv"}:
-                return UnseenByWeights(own, from_end)
-        return UnseenByWeights(FALSE, False)
+            own = _wherever(simplify(substitute(plan.variant.mask, {index("q"): position})))
+            if own != FALSE:
+                return UnseenByWeights(own, from_end, dtype)
+        return UnseenByWeights(FALSE, False, dtype)
 
     all_seen = False
 
@@ -174,21 +177,44 @@ class UnseenByWeights:
         out.line(f"seen = {bound}  # keys {'from' if self.from_end else 'up to'} here are seen")
 
     def emit_clear(self, out: Emitter, tiles: Sequence[str]) -> None:
-        """Both groups of warps say which keys have weights, and wait for each other."""
-        out.line("own_weights = weighty.index(cleared % 2 * 2 + GROUP)")
-        out.line("own_weights.store(tl.max((p != 0.0).to(tl.int32), 0))")
-        out.line("mbarrier.arrive(weighty_ready)")
-        out.line("mbarrier.wait(weighty_ready, cleared & 1)")
-        out.line("weights_0, weights_1 = weighty.index(cleared % 2 * 2), weighty.index(cleared % 2 * 2 + 1)")
-        for tile in tiles:
-            out.line(f"clear_unseen({tile}, weights_0, weights_1)")
-        out.line("cleared += 1")
+        """Both groups of warps find the same, say which keys have weights, and wait for each other."""
+        # Tiles that reach past the keys known to be seen are few.
+        asks = "" if self.own != FALSE else " or ".join(f"not all_finite({tile})" for tile in tiles)
+        with out.block(f"if {asks}:") if asks else nullcontext():
+            out.line("own_weights = weighty.index(cleared % 2 * 2 + GROUP)")
+            out.line("own_weights.store(tl.max((p != 0.0).to(tl.int32), 0))")
+            out.line("mbarrier.arrive(weighty_ready)")
+            out.line("mbarrier.wait(weighty_ready, cleared & 1)")
+            out.line("weights_0, weights_1 = weighty.index(cleared % 2 * 2), weighty.index(cleared % 2 * 2 + 1)")
+            for tile in tiles:
+                out.line(f"clear_unseen({tile}, weights_0, weights_1)")
+            out.line("cleared += 1")
 
     def emit_functions(
         self, out: Emitter, barrier: str, rows: str, sizes: Sequence[Argument], parameters: Sequence[Argument]
     ) -> None:
-        """``clear_unseen``, for tiles of ``rows`` keys."""
+        """``all_finite`` and ``clear_unseen``, for tiles of ``rows`` keys."""
         out.definition(f'''
+@gluon.jit
+def add_nothing(total, x):
+    """``total`` + 0 ``x``, two numbers at once: NaN from where ``x`` is not finite."""
+    return gl.inline_asm_elementwise(
+        "{{ .reg .b32 zero; mov.b32 zero, 0; fma.rn.{self.dtype}x2 $0, $2, zero, $1; }}", "=r,r,r", [total, x],
+        dtype=gl.{"bfloat16" if self.dtype == "bf16" else "float16"}, is_pure=True, pack=2,
+    )
+
+
+@gluon.jit
+def all_finite(rows_tile):
+    """Whether no value of a tile is infinite or NaN."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    WIDTH: gl.constexpr = rows_tile.shape[1]
+    total = gl.zeros([16, WIDTH], ELEMENT, LAYOUT)
+    for first in gl.static_range(0, {rows}, 16):
+        total = add_nothing(total, rows_tile.slice(first, 16).load(LAYOUT))
+    return gl.sum(gl.sum(total.to(gl.float32), 1), 0) == 0.0
+
+
 @gluon.jit
 def clear_unseen(rows_tile, weights_0, weights_1):
     """Zeros in the rows of keys that have no weight in either group of warps; both write the same."""
@@ -201,6 +227,15 @@ def clear_unseen(rows_tile, weights_0, weights_1):
     fence_async_shared()
     {barrier}()
 ''')
+
+
+def _wherever(own: Expr) -> Expr:
+    """A condition on no position under which ``own`` holds for all of them."""
+    match own:
+        case Binary(op=("and" | "or") as op, a=a, b=b):
+            return simplify(Binary(op, _wherever(a), _wherever(b), own.type))
+        case _:
+            return FALSE if index_names(own) & {"q", "kv"} else own
 
 
 def _alternatives(mask: Expr) -> Iterator[Expr]:

@@ -272,6 +272,15 @@ def simplify(e: Expr) -> Expr:
     return _simplify_children(e)
 
 
+def _contrary(a: Expr, b: Expr) -> bool:
+    """Whether two comparisons, both simplified, are each other's contrary."""
+    match a:
+        case Binary(op=op, a=x) if op in NEGATED and x.type.is_integer:
+            return simplify(_negation(a)) == b
+        case _:
+            return False
+
+
 def _negation(e: Expr) -> Expr:
     """``not e`` pushed to where it is shortest; comparisons of floats keep it because of NaN."""
     match e:
@@ -329,11 +338,11 @@ def _at_most(larger: Expr, smaller: Expr, margin: int) -> Expr:
 def _simplify_logic(op: str, a: Expr, b: Expr) -> Expr:
     match op:
         case "and":
-            if a == FALSE or b == FALSE:
+            if a == FALSE or b == FALSE or _contrary(a, b):
                 return FALSE
             return b if a in (TRUE, b) else a if b == TRUE else binary("and", a, b)
         case "or":
-            if a == TRUE or b == TRUE:
+            if a == TRUE or b == TRUE or _contrary(a, b):
                 return TRUE
             return b if a in (FALSE, b) else a if b == FALSE else binary("or", a, b)
         case _:

@@ -101,9 +101,12 @@ class Shared:
 
 
 def _inline_asm(asm, constraints, arguments, dtype, is_pure, pack):
-    """Barriers, and moves of the first argument to the result; or tanh."""
+    """Barriers, and moves of the first argument to the result; or tanh, or a sum with nothing of the second argument."""
     if "tanh" in asm:
         return torch.tanh(*arguments)
+    if "fma" in asm:
+        assert "mov.b32 zero, 0;" in asm and "$0, $2, zero, $1" in asm
+        return arguments[0] + 0 * arguments[1]
     outputs = constraints.count("=")
     for operation, operand, threads in re.findall(r"bar\.(arrive|sync) \$(\d+), (\d+);", asm):
         number = arguments[(int(operand) - outputs) // int(pack)]
