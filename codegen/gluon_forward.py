@@ -24,11 +24,20 @@ from .defaults import heaviest_last
 from .emitter import Emitter
 from .gluon_consumer import Consumer
 from .gluon_loader import emit_load_tiles, emit_place_function, run_loads
-from .gluon_module import DESCRIPTOR, emit_tables, finish, reason_against_target
+from .gluon_module import DESCRIPTOR, finish, reason_against_target
 from .gluon_names import installed_names
 from .gluon_parts import tiles_of, together
 from .gluon_seen import UnseenByWeights, UnseenKeys
 from .gluon_tiles import CELLS, KEYS, emit_visits
+from .gluon_work import (
+    emit_lists,
+    emit_merge_launch,
+    emit_partial_outputs,
+    emit_work_functions,
+    is_uneven,
+    may_split,
+    work_arguments,
+)
 from .schedule import Problem, Schedule, Source, Target
 from .triton_module import (
     Argument,
@@ -40,30 +49,7 @@ from .triton_module import (
     scalar_arguments,
     user_names,
 )
-from .gluon_work import (
-    COUNT,
-    LISTED,
-    MERGE,
-    ORDER,
-    emit_classify,
-    emit_count,
-    emit_merge_launch,
-    emit_merge_of_rows,
-    emit_partial_outputs,
-    emit_work_functions,
-    emit_work_list,
-    is_uneven,
-    may_split,
-    work_arguments,
-)
-from .triton_program import (
-    BROADCAST_STRIDE,
-    SIZES,
-    emit_classify_call,
-    emit_shape_check,
-    table_arguments,
-    uses_table,
-)
+from .triton_program import SIZES, emit_classify_call, emit_shape_check, table_arguments, uses_table
 from .triton_values import level_of
 
 KERNEL = "attention_forward"
@@ -182,7 +168,7 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
             out, problem, schedule, SIZES, parameters, own_out_tiles=not shares_query,
             asks=isinstance(unseen, UnseenByWeights), constants=", work" if schedule.listed else "",
         )  # fmt: skip
-    tables, kernels = _emit_lists(out, plan, schedule, parameters[1:])
+    tables, kernels = emit_lists(out, plan, schedule, parameters[1:])
     _emit_run(out, plan, problem, schedule, arguments)
     return finish(out, plan, [*kernels, KERNEL], head, tables, short_tanh=True)
 
@@ -388,25 +374,3 @@ def _emit_run(
         emit_start(out, f"{tiles} * batches * heads", arguments)
         if split:
             emit_merge_launch(out, 1 << (problem.value_dim - 1).bit_length())
-
-
-def _emit_lists(
-    out: Emitter, plan: TilePlan, schedule: Schedule, parameters: list[Argument]
-) -> tuple[str, tuple[str, ...]]:
-    """What makes tables of tiles and work lists, as text, but for kernels in Gluon; and the names of the kernels."""
-    blocks = schedule.block_m, schedule.block_n
-    if not schedule.listed:
-        return emit_tables(plan, blocks)
-    tables, kernels = emit_tables(plan, blocks, listed=LISTED)
-    lists = Emitter()
-    if not uses_table(plan):
-        lists.section(BROADCAST_STRIDE)
-        emit_count(out, parameters)
-        emit_classify(lists, plan, schedule, parameters)
-        kernels = (COUNT,)
-    emit_work_list(lists, plan, schedule)
-    kernels = (*kernels, ORDER)
-    if schedule.split_keys:
-        emit_merge_of_rows(lists)
-        kernels = (*kernels, MERGE)
-    return tables + lists.text(), kernels

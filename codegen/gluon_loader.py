@@ -99,7 +99,7 @@ class TileLoads:
 
 def emit_load_tiles(out: Emitter, loads: TileLoads) -> None:
     """The producer's function."""
-    pieces = {name: getattr(loads, name) for name in loads.__slots__}
+    pieces = {name: str(getattr(loads, name)) for name in loads.__slots__}
     arguments = (
         f"counter, query, key, value, {pieces.pop('descriptors')}q_tiles, k_tiles, v_tiles, barriers, orders, starts, "
         f"sizes, parameters{pieces.pop('constants')}"
@@ -109,7 +109,7 @@ def emit_load_tiles(out: Emitter, loads: TileLoads) -> None:
         if line.strip() in ("{before}", "{write_more}") and not pieces[line.strip(" {}")]:
             continue
         depth = " " * (len(line) - len(line.lstrip()))
-        lines.append(line.format(arguments=arguments, **{k: str(v).replace("\n", f"\n{depth}") for k, v in pieces.items()}))
+        lines.append(line.format(arguments=arguments, **{k: v.replace("\n", f"\n{depth}") for k, v in pieces.items()}))
     out.definition("\n".join(lines))
 
 
@@ -150,10 +150,11 @@ def _from_list(loads: TileLoads, schedule: Schedule) -> TileLoads:
     """The same for what a list says, see :mod:`.gluon_work`."""
     split = schedule.split_keys
     numbers = "number, begin, end, place" if split else "number"
-    items = "items, places = gl.load(work[0]), gl.load(work[0] + 2)" if split else "items, places = gl.cdiv(q_len, BLOCK_M), 0"
+    items, places = ("gl.load(work[0])", "gl.load(work[0] + 2)") if split else ("gl.cdiv(q_len, BLOCK_M)", "0")
     loads = replace(
         loads,
-        prologue=f"{', '.join(a.name for a in SIZES)} = sizes\n{items}\nprograms = items * all_heads",
+        prologue=f"{', '.join(a.name for a in SIZES)} = sizes\n"
+        f"items, places = {items}, {places}\nprograms = items * all_heads",
         visits=f"{numbers} = work_item(program, items, places, sizes, work)\n"
         + loads.visits.replace("query_tile(program,", "query_tile(number,"),
         number="number",

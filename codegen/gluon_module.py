@@ -103,7 +103,7 @@ def emit_layouts(
 
 
 def emit_tables(
-    plan: TilePlan, by_query: tuple[int, int], by_key: tuple[int, int] | None = None, listed: str = ""
+    plan: TilePlan, by_query: tuple[int, int], by_key: tuple[int, int] | None = None, *, listed: str = ""
 ) -> tuple[str, tuple[str, ...]]:
     """The kernels, in plain Triton, and functions that make tables of tiles, as text; and the kernels' names.
 
@@ -113,7 +113,7 @@ def emit_tables(
         return "", ()
     out = Emitter()
     out.section(BROADCAST_STRIDE)
-    kernels = emit_classify(out, plan, by_query, by_key, listed)
+    kernels = emit_classify(out, plan, by_query, by_key, listed=listed)
     return out.text(), kernels
 
 

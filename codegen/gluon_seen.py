@@ -185,9 +185,9 @@ class UnseenByWeights:
             out.line("own_weights.store(tl.max((p != 0.0).to(tl.int32), 0))")
             out.line("mbarrier.arrive(weighty_ready)")
             out.line("mbarrier.wait(weighty_ready, cleared & 1)")
-            out.line("weights_0, weights_1 = weighty.index(cleared % 2 * 2), weighty.index(cleared % 2 * 2 + 1)")
+            out.line("weighty_0, weighty_1 = weighty.index(cleared % 2 * 2), weighty.index(cleared % 2 * 2 + 1)")
             for tile in tiles:
-                out.line(f"clear_unseen({tile}, weights_0, weights_1)")
+                out.line(f"clear_unseen({tile}, weighty_0, weighty_1)")
             out.line("cleared += 1")
 
     def emit_functions(

@@ -4,8 +4,8 @@ One program computes a row of tiles. Where few rows see far more keys than the o
 multiprocessors without work while the last long row is computed. So rows stand in a list, by how many tiles they visit.
 Where ranges depend neither on the head nor on captured tensors, a row that visits more than half of what a
 multiprocessor has to do is cut into shares, whose outputs another kernel merges, in a fixed order. Kernels make the
-list, so that nothing waits for the device, and bounds of its size follow from the number of multiprocessors: a list that
-is cut into parts of equal cost has at most as many shares more than rows.
+list, so that nothing waits for the device. Bounds of its size follow from the number of multiprocessors: shares are of
+at least one part of all tiles, so that there are at most as many more of them than of rows as there are parts.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from ..ir.nodes import TILE_NAMES, Select
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import index_names, loads, walk
 from .emitter import Emitter
+from .gluon_module import emit_tables
 from .gluon_tiles import emit_unpack, jit_function
 from .schedule import Schedule
 from .triton_module import Argument, emit_launch, kernel, user_names
-from .triton_program import SIZES, emit_entry, uses_table
+from .triton_program import BROADCAST_STRIDE, SIZES, emit_entry, uses_table
 from .triton_split import emit_merge_rows
 
-COUNT, ORDER, MERGE = "count_tiles", "order_tiles", "merge_rows"
+_COUNT, _ORDER, _MERGE = "count_tiles", "order_tiles", "merge_rows"
 # A share has at least so many tiles: it also has a start and an end of its own.
 _FEWEST = 6
 # Numbers of an item: a tile of queries, the first of its visited tiles and the one after the last, and its place among
@@ -48,7 +49,31 @@ def may_split(plan: TilePlan) -> bool:
     return is_uneven(plan) and not index_names(read) & {"head", "kv_head", "batch"} and not any(loads(read))
 
 
-def emit_work_list(out: Emitter, plan: TilePlan, schedule: Schedule) -> None:
+def emit_lists(
+    out: Emitter, plan: TilePlan, schedule: Schedule, parameters: Sequence[Argument]
+) -> tuple[str, tuple[str, ...]]:
+    """What makes tables of tiles and work lists; as text, but for a kernel in Gluon, and the names of the kernels.
+
+    ``parameters`` are those of ``visited_tiles`` but for the scale.
+    """
+    blocks = schedule.block_m, schedule.block_n
+    if not schedule.listed:
+        return emit_tables(plan, blocks)
+    tables, kernels = emit_tables(plan, blocks, listed=_LISTED)
+    lists = Emitter()
+    if not uses_table(plan):
+        lists.section(BROADCAST_STRIDE)
+        _emit_count(out, parameters)
+        _emit_classify(lists, plan, schedule, parameters)
+        kernels = (_COUNT,)
+    _emit_work_list(lists, schedule)
+    if schedule.split_keys:
+        emit_merge_rows(lists, _MERGE, _NUMBERS)
+    more = (_ORDER, _MERGE) if schedule.split_keys else (_ORDER,)
+    return tables + lists.text(), (*kernels, *more)
+
+
+def _emit_work_list(out: Emitter, schedule: Schedule) -> None:
     """The kernel in plain Triton that orders rows, and ``work_list``, which launches it."""
     split = schedule.split_keys
     arguments = [
@@ -61,9 +86,9 @@ def emit_work_list(out: Emitter, plan: TilePlan, schedule: Schedule) -> None:
     if split:
         out.section(_PARTS)
     out.section()
-    with kernel(out, ORDER, arguments, ("SPLIT", "ROWS", "COLUMNS")):
+    with kernel(out, _ORDER, arguments, ("SPLIT", "ROWS", "COLUMNS")):
         out.line('"""Places of ROWS tiles of queries in their list: after all that visit more tiles."""')
-        out.lines(_ORDER.format(fewest=_FEWEST))
+        out.lines(_ORDER_BODY.format(fewest=_FEWEST))
     out.section(_VISITED)
     with out.define("work_list(counts, entries)"):
         out.line('"""Tiles of queries, the heaviest first; ``entries`` heads have lists like these."""')
@@ -76,16 +101,11 @@ def emit_work_list(out: Emitter, plan: TilePlan, schedule: Schedule) -> None:
             out.line("shape = (batches, heads, rows)")
         out.line("work = torch.empty(shape, dtype=torch.int32, device=counts.device)")
         options = f"SPLIT={split}, ROWS=32, COLUMNS=256, num_warps=4"
-        emit_launch(out, ORDER, "(batches * heads * triton.cdiv(rows, 32),)", arguments, options)
+        emit_launch(out, _ORDER, "(batches * heads * triton.cdiv(rows, 32),)", arguments, options)
         out.line("return work")
 
 
-def emit_merge_of_rows(out: Emitter) -> None:
-    """The kernel in plain Triton that merges the shares of cut rows."""
-    emit_merge_rows(out, MERGE, _NUMBERS)
-
-
-def emit_classify(out: Emitter, plan: TilePlan, schedule: Schedule, parameters: Sequence[Argument]) -> None:
+def _emit_classify(out: Emitter, plan: TilePlan, schedule: Schedule, parameters: Sequence[Argument]) -> None:
     """``classify`` for ranges in closed form, whose only table is the work list."""
     used = {x for i in plan.keys.may for e in (i.start, i.stop) for x in index_names(e)}
     inputs = ", ".join([*user_names(plan.variant), "batches, heads, kv_heads, q_len, kv_len, device"])
@@ -96,12 +116,12 @@ def emit_classify(out: Emitter, plan: TilePlan, schedule: Schedule, parameters: 
         out.line(f"rows = triton.cdiv(q_len, {schedule.block_m})")
         out.line("counts = torch.empty((table_batches, table_heads, rows, 2), dtype=torch.int32, device=device)")
         grid = "(table_batches * table_heads * rows,)"
-        emit_launch(out, COUNT, grid, _count_arguments(parameters), "num_warps=1")
-        out.line(f"return ({LISTED},)")
+        emit_launch(out, _COUNT, grid, _count_arguments(parameters), "num_warps=1")
+        out.line(f"return ({_LISTED},)")
 
 
 # The work list, in ``classify``.
-LISTED = "work_list(counts, batches * heads)"
+_LISTED = "work_list(counts, batches * heads)"
 
 
 def _count_arguments(parameters: Sequence[Argument]) -> list[Argument]:
@@ -109,10 +129,10 @@ def _count_arguments(parameters: Sequence[Argument]) -> list[Argument]:
     return [Argument("counts", "", "counts"), *parameters, *(Argument(x, "i32", x) for x in names)]
 
 
-def emit_count(out: Emitter, parameters: Sequence[Argument]) -> None:
-    """The kernel that counts the tiles of a row; ``parameters`` are those of ``visited_tiles`` but for the scale."""
+def _emit_count(out: Emitter, parameters: Sequence[Argument]) -> None:
+    """The kernel that counts the tiles of a row."""
     out.line("\n")
-    with kernel(out, COUNT, _count_arguments(parameters), ()):
+    with kernel(out, _COUNT, _count_arguments(parameters), ()):
         out.line('"""Numbers of partial and full tiles of keys that a tile of queries visits."""')
         out.line("rows = tl.cdiv(q_len, BLOCK_M)")
         out.line("entry, row = tl.program_id(0) // rows, tl.program_id(0) % rows")
@@ -171,8 +191,8 @@ def emit_partial_outputs(out: Emitter) -> None:
     """The part of ``run`` that makes room for shares."""
     out.line("parts = part_count(batches * heads, query.device)")
     out.line("places = batches * heads * 2 * parts if parts > 1 else 1")
-    out.line("partial_out = torch.empty((places, BLOCK_M.value, VALUE.value), dtype=torch.float32, device=query.device)")
-    out.line("partial_sums = torch.empty((places, 2, BLOCK_M.value), dtype=torch.float32, device=query.device)")
+    for name, shape in (("partial_out", "BLOCK_M.value, VALUE.value"), ("partial_sums", "2, BLOCK_M.value")):
+        out.line(f"{name} = torch.empty((places, {shape}), dtype=torch.float32, device=query.device)")
 
 
 def emit_merge_launch(out: Emitter, columns: int) -> None:
@@ -187,7 +207,7 @@ def emit_merge_launch(out: Emitter, columns: int) -> None:
             Argument("value_dim", "i32", "VALUE.value"),
         ]
         options = f"BLOCK_M=BLOCK_M.value, COLUMNS={columns}, num_warps=1"
-        emit_launch(out, MERGE, "(16 * multiprocessors,)", arguments, options)
+        emit_launch(out, _MERGE, "(16 * multiprocessors,)", arguments, options)
 
 
 _PARTS = '''
@@ -203,7 +223,7 @@ def visited_count(counts, row, rows, width):
     inside = row < rows
     return tl.load(counts + row * width, mask=inside, other=0) + tl.load(counts + row * width + 1, mask=inside, other=0)
 '''
-_ORDER = """
+_ORDER_BODY = """
 blocks = tl.cdiv(rows, ROWS)
 entry, first = tl.program_id(0) // blocks, tl.program_id(0) % blocks * ROWS
 counts += entry.to(tl.int64) * rows * width

@@ -110,7 +110,7 @@ if listed:
 
 
 def emit_classify(
-    out: Emitter, plan: TilePlan, by_query: tuple[int, int], by_key: tuple[int, int] | None = None, listed: str = ""
+    out: Emitter, plan: TilePlan, by_query: tuple[int, int], by_key: tuple[int, int] | None = None, *, listed: str = ""
 ) -> tuple[str, ...]:
     """Prints ``classify`` and its kernels, whose names it returns.
 

@@ -314,7 +314,11 @@ def _place(loc: Location) -> str:
 def _describe(schedule: Schedule, skeleton: str) -> str:
     tiles = f"tiles of {schedule.block_m} queries × {schedule.block_n} keys"
     if not skeleton.startswith("triton"):
-        return tiles
+        listed = {
+            "rows of tiles from a list, the heaviest first": schedule.listed,
+            "long rows shared by several programs": schedule.listed and schedule.split_keys,
+        }
+        return ", ".join([tiles, *(fact for fact, holds in listed.items() if holds)])
     facts = {
         f"{schedule.num_warps} warps": True,
         f"{schedule.num_stages} stages": True,
