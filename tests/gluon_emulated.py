@@ -101,7 +101,7 @@ class Shared:
 
 
 def _inline_asm(asm, constraints, arguments, dtype, is_pure, pack):
-    """Barriers, and moves of the first argument to the result; or tanh, or a sum with nothing of the second argument."""
+    """Barriers, and moves of the first argument to the result; or tanh, or that argument plus zero times the second."""
     if "tanh" in asm:
         return torch.tanh(*arguments)
     if "fma" in asm:
