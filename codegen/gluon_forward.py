@@ -73,7 +73,7 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     fewer = (wide and (takes_registers(plan) or uses_table(plan))) or problem.value_dim > 192
     for keys in (64,) if fewer else (128, 64):
         for stages in (2,) if wide and keys == 128 else (4, 3, 2):
-            listed, split = is_uneven(plan), may_split(plan)
+            listed, split = is_uneven(plan, plan.keys), may_split(plan, plan.keys)
             schedule = Schedule(
                 128, keys, num_warps=4, num_stages=stages, split_keys=split, descriptors=True,
                 reverse=heaviest_last(plan.keys) and not listed, listed=listed,
@@ -368,7 +368,7 @@ def _emit_run(
             emit_classify_call(out, user_names(plan.variant))
         split = schedule.listed and schedule.split_keys
         if split:
-            emit_partial_outputs(out)
+            emit_partial_outputs(out, schedule.block_m)
         tiles = f"triton.cdiv(q_len, {schedule.block_m})"
         tiles = f"({tiles} + parts)" if split else tiles
         emit_start(out, f"{tiles} * batches * heads", arguments)

@@ -27,25 +27,39 @@ def emit_sums_of_share(out: Emitter, inside: str) -> None:
 
 def emit_merge(out: Emitter, *, fused: bool) -> None:
     """The kernel that merges shares, and the function that says how many; ``fused``: maxima are times log2(e)."""
-    out.section(_MERGE.format(merge=indent(_merge_text(fused, "partial_out", "partial_sums", "row"), "    ")))
+    text = _merge_text(fused, "partial_out", "partial_sums", "row", "value_dim")
+    out.section(_MERGE.format(merge=indent(text, "    ")))
 
 
 def emit_merge_rows(out: Emitter, name: str, numbers: int) -> None:
-    """The kernel ``name``, which merges shares of those tiles of queries that a list says, with so many numbers each.
+    """The kernel ``name``, which merges shares of those rows of tiles that a work list says, with ``numbers`` each.
 
-    Shares of a tile have places one after the other. Maxima are times log2(e).
+    Shares of a row have places one after the other. Maxima are times log2(e).
     """
-    merge = indent(_merge_text(True, "own_out", "own_sums", "target"), " " * 12)
-    out.section(_MERGE_ROWS.format(name=name, numbers=numbers, merge=merge))
+    merge = _OWN_SUMS + _merge_text(True, "own_out", "own_sums", "target", "width")
+    tensors = "out, lse, partial_out, partial_sums"
+    _emit_cut_rows(out, name, numbers, "outputs of all shares", tensors, 8, "partial_out", merge)
 
 
-def _merge_text(fused: bool, outputs: str, sums: str, target: str) -> str:
+def emit_add_rows(out: Emitter, name: str, numbers: int) -> None:
+    """The kernel ``name``, which adds up shares of those rows of tiles that a work list says."""
+    _emit_cut_rows(out, name, numbers, "sums of all shares", "out, partial", 6, "partial", _ADDED.strip("\n"))
+
+
+def _emit_cut_rows(
+    out: Emitter, name: str, numbers: int, what: str, tensors: str, count: int, outputs: str, body: str
+) -> None:
+    facts = {"name": name, "numbers": numbers, "what": what, "tensors": tensors, "count": count, "outputs": outputs}
+    out.section(_CUT_ROWS.format(**facts, body=indent(body, " " * 12)))
+
+
+def _merge_text(fused: bool, outputs: str, sums: str, target: str, width: str) -> str:
     """Merges row ``row`` of all shares, of ``rows`` each, to row ``target``."""
     if fused:
         weight, total = "top_of_share - top", "(top + tl.log2(total)) * LN2"
     else:
         weight, total = "(top_of_share - top) * LOG2E", "top + tl.log(total)"
-    text = _MERGED.format(weight=weight, total=total, outputs=outputs, sums=sums, target=target)
+    text = _MERGED.format(weight=weight, total=total, outputs=outputs, sums=sums, target=target, width=width)
     return text.strip("\n")
 
 
@@ -80,35 +94,38 @@ for share in range(0, shares):
     top_of_share = tl.load(source)
     weight = tl.exp2({weight}) * tl.load(source + rows)
     total += weight
-    place = (share * rows + row) * value_dim + columns
-    acc += weight * tl.load({outputs} + place, mask=columns < value_dim, other=0.0)
+    place = (share * rows + row) * {width} + columns
+    acc += weight * tl.load({outputs} + place, mask=columns < {width}, other=0.0)
 empty = total == 0.0
 total = tl.where(empty, 1.0, total)
-tl.store(out + {target} * value_dim + columns, (acc / total).to(out.dtype.element_ty), mask=columns < value_dim)
+tl.store(out + {target} * {width} + columns, (acc / total).to(out.dtype.element_ty), mask=columns < {width})
 tl.store(lse + {target}, tl.where(empty, float("-inf"), {total}))
 """
-_MERGE_ROWS = '''
+_ADDED = """
+total = tl.zeros([COLUMNS], tl.float32)
+for share in range(0, shares):
+    total += tl.load(own_out + (share * rows + row) * width + columns, mask=columns < width, other=0.0)
+tl.store(out + target * width + columns, total.to(out.dtype.element_ty), mask=columns < width)
+"""
+_OWN_SUMS = "own_sums = partial_sums + first * 2 * rows\n"
+_CUT_ROWS = '''
 
-@triton.jit(do_not_specialize=range(9))
+@triton.jit(do_not_specialize=range({count}))
 def {name}(
-    out, lse, partial_out, partial_sums, work, cut: "i32", heads: "i32", q_len: "i32", value_dim: "i32",
-    BLOCK_M: tl.constexpr, COLUMNS: tl.constexpr,
+    {tensors}, work, heads: "i32", length: "i32", width: "i32",
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):
-    """Rows of those tiles of queries that were cut: outputs of all shares, in a fixed order.
-
-    ``work`` lists these tiles from number ``cut`` on.
-    """
-    tiles, places = tl.load(work + 1), tl.load(work + 2)
+    """Those rows of tiles that were cut: {what}, in a fixed order."""
+    tiles, places, lines = tl.load(work + 1), tl.load(work + 2), tl.load(work + 3)
     columns = tl.arange(0, COLUMNS)
-    rows = BLOCK_M
+    rows = ROWS
     for number in range(tl.program_id(0), heads * tiles * rows, tl.num_programs(0)):
         entry, row = number // rows // tiles, number % rows
-        tile = work + {numbers} * (cut + number // rows % tiles)
-        query = tl.load(tile) * rows + row
-        if query < q_len:
+        tile = work + {numbers} * (1 + lines + number // rows % tiles)
+        position = tl.load(tile) * rows + row
+        if position < length:
             first, shares = (entry * places + tl.load(tile + 1)).to(tl.int64), tl.load(tile + 2)
-            own_out = partial_out + first * rows * value_dim
-            own_sums = partial_sums + first * 2 * rows
-            target = entry.to(tl.int64) * q_len + query
-{merge}
+            own_out = {outputs} + first * rows * width
+            target = entry.to(tl.int64) * length + position
+{body}
 '''

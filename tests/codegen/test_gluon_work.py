@@ -98,9 +98,9 @@ def test_shares_cover_every_tile_once_the_heaviest_first(name: str) -> None:
     parts, shape, options = SPLIT[name]
     generated = module(parts, **options)
     numbers = work_list(generated, shape).tolist()
-    (items, cut, places, _), rows = numbers[0], -(-shape[3] // 128)
+    (items, cut, places, lines), rows = numbers[0], -(-shape[3] // 128)
     parts_of_all = max(2 * MULTIPROCESSORS // (shape[0] * shape[1]), 1)
-    assert places == 2 * parts_of_all and rows <= items <= rows + parts_of_all
+    assert places == 2 * parts_of_all + 1 and rows <= items <= rows + parts_of_all
     found = numbers[1 : 1 + items]
     own = shares_of_rows(found)
     assert list(own) == list(range(rows))
@@ -113,7 +113,8 @@ def test_shares_cover_every_tile_once_the_heaviest_first(name: str) -> None:
     assert several and all((len(own[row]) > 1) == (own[row][0][3] >= 0) for row in own)
     taken = [place for shares in several.values() for *_, place in shares]
     assert sorted(taken) == list(range(len(taken))) and len(taken) <= places
-    listed = numbers[1 + rows + parts_of_all :][:cut]
+    assert lines == rows + parts_of_all and all(x == [0, 0, 0, places - 1] for x in numbers[1 + items : 1 + lines])
+    listed = numbers[1 + lines :][:cut]
     assert [x[:3] for x in listed] == [[row, shares[0][3], len(shares)] for row, shares in several.items()]
     assert all(place == first + i for _, first, n, _ in listed for i, place in enumerate(range(first, first + n)))
 
