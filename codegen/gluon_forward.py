@@ -34,8 +34,9 @@ from .gluon_work import (
     emit_merge_launch,
     emit_partial_outputs,
     emit_work_functions,
+    has_one_list,
     is_uneven,
-    may_split,
+    splits,
     work_arguments,
 )
 from .schedule import Problem, Schedule, Source, Target
@@ -73,7 +74,7 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     fewer = (wide and (takes_registers(plan) or uses_table(plan))) or problem.value_dim > 192
     for keys in (64,) if fewer else (128, 64):
         for stages in (2,) if wide and keys == 128 else (4, 3, 2):
-            listed, split = is_uneven(plan, plan.keys), may_split(plan, plan.keys)
+            listed, split = is_uneven(plan), splits(plan)
             schedule = Schedule(
                 128, keys, num_warps=4, num_stages=stages, split_keys=split, descriptors=True,
                 reverse=heaviest_last(plan.keys) and not listed, listed=listed,
@@ -102,6 +103,8 @@ def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
     """Schedules worth timing, the default first."""
     default = default_schedule(plan, problem)
     found = variations(default)
+    if default.listed and not default.split_keys and has_one_list(plan):
+        found += (replace(default, split_keys=True),)
     if default.listed:
         found += (replace(default, listed=False, split_keys=False, reverse=heaviest_last(plan.keys)),)
     return found

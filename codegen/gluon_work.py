@@ -10,44 +10,47 @@ at least one part of all tiles, so that there are at most as many more of them t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ..ir.nodes import TILE_NAMES, Select
-from ..ir.tiles.plan import Ranges, TilePlan
+from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import index_names, loads, walk
 from .emitter import Emitter
 from .gluon_module import emit_tables
-from .gluon_tiles import KEYS, QUERIES, Walk, emit_unpack, jit_function
+from .gluon_tiles import emit_unpack, jit_function
 from .schedule import Schedule
 from .triton_module import Argument, emit_launch, kernel, user_names
 from .triton_program import BROADCAST_STRIDE, SIZES, emit_entry, uses_table
 from .triton_split import emit_merge_rows
 
-_COUNT, ORDER, _MERGE = "count_tiles", "order_tiles", "merge_rows"
+_COUNT, _ORDER, _MERGE = "count_tiles", "order_tiles", "merge_rows"
 # A share has at least so many tiles: it also has a start and an end of its own.
 _FEWEST = 6
 # Numbers of an item: a tile of queries, the first of its visited tiles and the one after the last, and its place among
-# partial outputs, or -1. The list starts with the numbers of items, of cut rows, of places and of lines of items; lines
-# past the last item have the last place, and no tiles.
-NUMBERS = 4
+# partial outputs, or -1. The list starts with the numbers of items, of cut rows, of places and of lines of items.
+_NUMBERS = 4
 
 
-def is_uneven(plan: TilePlan, ranges: Ranges) -> bool:
+def is_uneven(plan: TilePlan) -> bool:
     """Whether rows of tiles may differ in another way than that later ones are longer.
 
-    Rows of tables do; ``ranges`` in closed form do where a condition on the tile switches between them.
+    Rows of tables do; ranges in closed form do where a condition on the tile switches between them.
     """
     if uses_table(plan):
         return True
-    ends = (e for x in ranges.may for e in (x.start, x.stop))
+    ends = (e for x in plan.keys.may for e in (x.start, x.stop))
     switches = (x.condition for e in ends for x in walk(e) if isinstance(x, Select))
     return any(index_names(x) & set(TILE_NAMES) for x in switches)
 
 
-def may_split(plan: TilePlan, ranges: Ranges) -> bool:
-    """Whether all heads have one list, which no tensor changes, so that long rows may be cut into shares."""
-    read = plan.variant.mask
-    return is_uneven(plan, ranges) and not index_names(read) & {"head", "kv_head", "batch"} and not any(loads(read))
+def has_one_list(plan: TilePlan) -> bool:
+    """Whether rows of tiles are the same in all heads, so that long ones can be cut into shares."""
+    return not index_names(plan.variant.mask) & {"head", "kv_head", "batch"}
+
+
+def splits(plan: TilePlan) -> bool:
+    """Whether long rows are cut by default: not where tensors say how long they are, which may be even."""
+    return is_uneven(plan) and has_one_list(plan) and not any(loads(plan.variant.mask))
 
 
 def emit_lists(
@@ -64,17 +67,17 @@ def emit_lists(
     lists = Emitter()
     if not uses_table(plan):
         lists.section(BROADCAST_STRIDE)
-        emit_count(out, _COUNT, KEYS, parameters, ())
+        _emit_count(out, parameters)
         _emit_classify(lists, plan, schedule, parameters)
         kernels = (_COUNT,)
-    emit_work_list(lists, split=schedule.split_keys)
+    _emit_work_list(lists, split=schedule.split_keys)
     if schedule.split_keys:
-        emit_merge_rows(lists, _MERGE, NUMBERS)
-    more = (ORDER, _MERGE) if schedule.split_keys else (ORDER,)
+        emit_merge_rows(lists, _MERGE, _NUMBERS)
+    more = (_ORDER, _MERGE) if schedule.split_keys else (_ORDER,)
     return tables + lists.text(), (*kernels, *more)
 
 
-def emit_work_list(out: Emitter, *, split: bool) -> None:
+def _emit_work_list(out: Emitter, *, split: bool) -> None:
     """The kernel in plain Triton that orders rows, and ``work_list``, which launches it."""
     arguments = [
         Argument("work", "", "work"),
@@ -86,7 +89,7 @@ def emit_work_list(out: Emitter, *, split: bool) -> None:
     if split:
         out.section(_PARTS)
     out.section()
-    with kernel(out, ORDER, arguments, ("SPLIT", "ROWS", "COLUMNS")):
+    with kernel(out, _ORDER, arguments, ("SPLIT", "ROWS", "COLUMNS")):
         out.line('"""Places of ROWS rows of tiles in their list: after all that visit more tiles."""')
         out.lines(_ORDER_BODY.format(fewest=_FEWEST))
     out.section(_VISITED)
@@ -95,13 +98,13 @@ def emit_work_list(out: Emitter, *, split: bool) -> None:
         out.line("batches, heads, rows = counts.shape[:3]")
         if split:
             out.line("parts = part_count(entries, counts.device)")
-            out.line(f"shape = (1 + rows + 2 * parts, {NUMBERS})")
+            out.line(f"shape = (1 + rows + 2 * parts, {_NUMBERS})")
         else:
             out.line("parts = 1")
             out.line("shape = (batches, heads, rows)")
         out.line("work = torch.empty(shape, dtype=torch.int32, device=counts.device)")
         options = f"SPLIT={split}, ROWS=32, COLUMNS=256, num_warps=4"
-        emit_launch(out, ORDER, "(batches * heads * triton.cdiv(rows, 32),)", arguments, options)
+        emit_launch(out, _ORDER, "(batches * heads * triton.cdiv(rows, 32),)", arguments, options)
         out.line("return work")
 
 
@@ -113,7 +116,10 @@ def _emit_classify(out: Emitter, plan: TilePlan, schedule: Schedule, parameters:
         out.line('"""The work list for `run`; it depends on what ranges read, and on sizes."""')
         out.line(f"table_batches = {'batches' if 'batch' in used else '1'}")
         out.line(f"table_heads = {'heads' if {'head', 'kv_head'} & used else '1'}")
-        emit_count_launch(out, _COUNT, f"triton.cdiv(q_len, {schedule.block_m})", parameters)
+        out.line(f"rows = triton.cdiv(q_len, {schedule.block_m})")
+        out.line("counts = torch.empty((table_batches, table_heads, rows, 2), dtype=torch.int32, device=device)")
+        grid = "(table_batches * table_heads * rows,)"
+        emit_launch(out, _COUNT, grid, _count_arguments(parameters), "num_warps=1")
         out.line(f"return ({_LISTED},)")
 
 
@@ -121,36 +127,23 @@ def _emit_classify(out: Emitter, plan: TilePlan, schedule: Schedule, parameters:
 _LISTED = "work_list(counts, batches * heads)"
 
 
-def emit_count_launch(out: Emitter, name: str, rows: str, parameters: Sequence[Argument]) -> None:
-    """The part of ``classify`` that makes ``counts``."""
-    out.line(f"rows = {rows}")
-    out.line("counts = torch.empty((table_batches, table_heads, rows, 2), dtype=torch.int32, device=device)")
-    emit_launch(out, name, "(table_batches * table_heads * rows,)", _count_arguments(parameters), "num_warps=1")
-
-
 def _count_arguments(parameters: Sequence[Argument]) -> list[Argument]:
     names = ("heads", "kv_heads", "q_len", "kv_len", "table_heads")
     return [Argument("counts", "", "counts"), *parameters, *(Argument(x, "i32", x) for x in names)]
 
 
-def emit_count(
-    out: Emitter, name: str, walk: Walk, parameters: Sequence[Argument], unread: Sequence[Argument]
-) -> None:
-    """The kernel that counts the tiles of a row; ``parameters`` and ``unread`` are those of ``visited_tiles``, but for
-    the scale.
-    """
+def _emit_count(out: Emitter, parameters: Sequence[Argument]) -> None:
+    """The kernel that counts the tiles of a row."""
     out.line("\n")
-    with kernel(out, name, _count_arguments(parameters), ()):
-        out.line(f'"""Numbers of partial and full tiles of {walk.other} that a tile of {walk.own} visits."""')
-        out.line(f"rows = tl.cdiv({walk.own_length}, {walk.own_block})")
+    with kernel(out, _COUNT, _count_arguments(parameters), ()):
+        out.line('"""Numbers of partial and full tiles of keys that a tile of queries visits."""')
+        out.line("rows = tl.cdiv(q_len, BLOCK_M)")
         out.line("entry, row = tl.program_id(0) // rows, tl.program_id(0) % rows")
         out.line("batch, head = entry // table_heads, entry % table_heads")
         out.comment("Ranges depend neither on the scale nor on how programs are numbered.")
-        passed = ["1.0", *(a.name for a in parameters), *(["counts"] * len(unread))]
-        out.line(f"parameters = ({', '.join(passed)},)")
-        out.line(f"sizes = (heads, kv_heads, q_len, kv_len, 1, 1{', 1, 1' * (walk is QUERIES)})")
-        place = f"head, head // (heads // kv_heads), row * {walk.own_block}"
-        out.line(f"visits = visited_tiles(batch, {place}, sizes, parameters)")
+        out.line(f"parameters = ({', '.join(['1.0', *(a.name for a in parameters)])},)")
+        out.line("sizes = (heads, kv_heads, q_len, kv_len, 1, 1)")
+        out.line("visits = visited_tiles(batch, head, head // (heads // kv_heads), row * BLOCK_M, sizes, parameters)")
         out.line("counts += 2 * tl.program_id(0)")
         out.line("tl.store(counts, visits[0])")
         out.line("tl.store(counts + 1, visits[1])")
@@ -186,42 +179,24 @@ def emit_work_functions(out: Emitter, schedule: Schedule) -> None:
             out.line("row = work + entry // heads * work_batch + entry % heads * work_head + tile")
             out.line("return entry * items + tl.load(row)")
         return
-    emit_share_function(out)
     with jit_function(out, "work_item(program, items, places, sizes, work)"):
-        out.line('"""Number of the tile of queries that `program` owns, and what `own_share` says."""')
+        out.line('"""What `program` does: number of a tile of queries, first and last tile of keys, place."""')
         emit_unpack(out, "sizes", SIZES)
-        out.line("entry, tile, begin, end, place = own_share(program, items, places, all_heads, section, work[0])")
-        out.line("return entry * tl.cdiv(q_len, BLOCK_M) + tile, begin, end, place")
-
-
-def emit_share_function(out: Emitter) -> None:
-    """``own_share``: from the number of a program to what it does."""
-    with jit_function(out, "own_share(program, items, places, all_heads, section, work)"):
-        out.line('"""Head, tile, first visited tile and the one after the last, place of a share or -1."""')
-        out.comment("Heads run in sections that fit in the L2 cache, item by item.")
         out.line("tiles = items")
         emit_entry(out, reverse=False)
-        out.line(f"item = work + {NUMBERS} * (1 + tile)")
+        out.line(f"item = work[0] + {_NUMBERS} * (1 + tile)")
+        out.line("number = entry * tl.cdiv(q_len, BLOCK_M) + tl.load(item)")
         out.line("place = tl.load(item + 3)")
         out.line("place = tl.where(place < 0, -1, entry * places + place)")
-        out.line("return entry, tl.load(item), tl.load(item + 1), tl.load(item + 2), place")
-
-
-def emit_room(out: Emitter, work: str, rows: str, entries: str, partials: Mapping[str, str]) -> None:
-    """The part of ``run`` that makes room for shares: tensors by name, with these sizes of a place.
-
-    ``work`` is the list, of ``rows`` rows, that each of ``entries`` heads has.
-    """
-    out.line(f"parts = ({work}.shape[0] - 1 - {rows}) // 2")
-    out.line(f"places = {entries} * (2 * parts + 1)")
-    for name, shape in partials.items():
-        out.line(f"{name} = torch.empty((places, {shape}), dtype=torch.float32, device=query.device)")
+        out.line("return number, tl.load(item + 1), tl.load(item + 2), place")
 
 
 def emit_partial_outputs(out: Emitter, block_m: int) -> None:
     """The part of ``run`` that makes room for shares of outputs."""
-    partials = {"partial_out": "BLOCK_M.value, VALUE.value", "partial_sums": "2, BLOCK_M.value"}
-    emit_room(out, "tiles[-1]", f"triton.cdiv(q_len, {block_m})", "batches * heads", partials)
+    out.line(f"parts = (tiles[-1].shape[0] - 1 - triton.cdiv(q_len, {block_m})) // 2")
+    out.line("places = batches * heads * 2 * parts if parts > 1 else 1")
+    for name, shape in (("partial_out", "BLOCK_M.value, VALUE.value"), ("partial_sums", "2, BLOCK_M.value")):
+        out.line(f"{name} = torch.empty((places, {shape}), dtype=torch.float32, device=query.device)")
 
 
 def emit_merge_launch(out: Emitter, columns: int) -> None:
@@ -301,13 +276,8 @@ if SPLIT:
     if first == 0:
         tl.store(work, tl.sum(items, 0))
         tl.store(work + 1, tl.sum(cut, 0))
-        tl.store(work + 2, 2 * parts + 1)
+        tl.store(work + 2, 2 * parts)
         tl.store(work + 3, rows + parts)
-        for begin in range(0, parts, COLUMNS):
-            other = tl.sum(items, 0) + begin + tl.arange(0, COLUMNS)
-            unused = work + 4 * (1 + other)
-            for number in tl.static_range(4):
-                tl.store(unused + number, tl.where(other >= 0, number // 3 * 2 * parts, 0), mask=other < rows + parts)
 else:
     tl.store(work + entry.to(tl.int64) * rows + place, row, mask=inside)
 """

@@ -36,21 +36,8 @@ def emit_merge_rows(out: Emitter, name: str, numbers: int) -> None:
 
     Shares of a row have places one after the other. Maxima are times log2(e).
     """
-    merge = _OWN_SUMS + _merge_text(True, "own_out", "own_sums", "target", "width")
-    tensors = "out, lse, partial_out, partial_sums"
-    _emit_cut_rows(out, name, numbers, "outputs of all shares", tensors, 8, "partial_out", merge)
-
-
-def emit_add_rows(out: Emitter, name: str, numbers: int) -> None:
-    """The kernel ``name``, which adds up shares of those rows of tiles that a work list says."""
-    _emit_cut_rows(out, name, numbers, "sums of all shares", "out, partial", 6, "partial", _ADDED.strip("\n"))
-
-
-def _emit_cut_rows(
-    out: Emitter, name: str, numbers: int, what: str, tensors: str, count: int, outputs: str, body: str
-) -> None:
-    facts = {"name": name, "numbers": numbers, "what": what, "tensors": tensors, "count": count, "outputs": outputs}
-    out.section(_CUT_ROWS.format(**facts, body=indent(body, " " * 12)))
+    merge = indent(_merge_text(True, "own_out", "own_sums", "target", "width"), " " * 12)
+    out.section(_CUT_ROWS.format(name=name, numbers=numbers, merge=merge))
 
 
 def _merge_text(fused: bool, outputs: str, sums: str, target: str, width: str) -> str:
@@ -101,21 +88,14 @@ total = tl.where(empty, 1.0, total)
 tl.store(out + {target} * {width} + columns, (acc / total).to(out.dtype.element_ty), mask=columns < {width})
 tl.store(lse + {target}, tl.where(empty, float("-inf"), {total}))
 """
-_ADDED = """
-total = tl.zeros([COLUMNS], tl.float32)
-for share in range(0, shares):
-    total += tl.load(own_out + (share * rows + row) * width + columns, mask=columns < width, other=0.0)
-tl.store(out + target * width + columns, total.to(out.dtype.element_ty), mask=columns < width)
-"""
-_OWN_SUMS = "own_sums = partial_sums + first * 2 * rows\n"
 _CUT_ROWS = '''
 
-@triton.jit(do_not_specialize=range({count}))
+@triton.jit(do_not_specialize=range(8))
 def {name}(
-    {tensors}, work, heads: "i32", length: "i32", width: "i32",
+    out, lse, partial_out, partial_sums, work, heads: "i32", length: "i32", width: "i32",
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):
-    """Those rows of tiles that were cut: {what}, in a fixed order."""
+    """Those rows of tiles that were cut: outputs of all shares, in a fixed order."""
     tiles, places, lines = tl.load(work + 1), tl.load(work + 2), tl.load(work + 3)
     columns = tl.arange(0, COLUMNS)
     rows = ROWS
@@ -125,7 +105,8 @@ def {name}(
         position = tl.load(tile) * rows + row
         if position < length:
             first, shares = (entry * places + tl.load(tile + 1)).to(tl.int64), tl.load(tile + 2)
-            own_out = {outputs} + first * rows * width
+            own_out = partial_out + first * rows * width
+            own_sums = partial_sums + first * 2 * rows
             target = entry.to(tl.int64) * length + position
-{body}
+{merge}
 '''
