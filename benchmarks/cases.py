@@ -11,6 +11,7 @@ import torch
 
 import regard as rg
 
+from .arithmetic import quotient, remainder
 from .case import GRIDS_2D, GRIDS_3D, Case
 
 WINDOW = 1024
@@ -126,7 +127,7 @@ def build(case: Case, device: str = "cuda") -> Contestants:
             reach = DILATION * WINDOW
             return Contestants(
                 rg.attention(rg.sliding_window(reach - 1) & rg.dilated(DILATION)),
-                lambda b, h, q, k: (q >= k) & (q - k < reach) & ((q - k) % DILATION == 0),
+                lambda b, h, q, k: (q >= k) & (q - k < reach) & (remainder(q - k, DILATION) == 0),
                 None,
                 position=lambda p: p % (case.length // DILATION) * DILATION + p // (case.length // DILATION),
             )
@@ -163,7 +164,8 @@ def _neighbourhood(sides: tuple[int, ...], window: tuple[int, ...], box: tuple[i
     def flex_mask(b: Any, h: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         allowed = q >= 0
         for stride, side, width in axes:
-            offset = k // stride % side - (q // stride % side - width // 2).clamp(0, side - width)
+            here, there = (remainder(quotient(x, stride), side) for x in (q, k))
+            offset = there - (here - width // 2).clamp(0, side - width)
             allowed = allowed & (offset >= 0) & (offset < width)
         return allowed
 

@@ -1,7 +1,7 @@
 """The command line of all benchmarks that measure cases: which of them, how long, and how to go on with a stopped run.
 
 What is measured is saved after every case. Cases run in a process of their own, replaced when it crashes or hangs;
-other processes compile ahead while nothing is timed.
+other processes compile ahead, and stand still while something is timed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def parser(benchmark: Benchmark) -> argparse.ArgumentParser:
     made.add_argument("--only", default="", metavar="REGEX", help="cases whose title contains it, e.g. 'S8192 D128$'")
     made.add_argument("--resume", type=Path, metavar="FILE", help="JSON of an earlier run: measure what it lacks")
     made.add_argument("--out", type=Path, help=f"without suffix; default: --resume, or {RESULTS / benchmark.name}")
-    made.add_argument("--jobs", type=int, default=min(8, (os.cpu_count() or 1) // 2), help="processes that compile")
+    made.add_argument("--jobs", type=int, default=min(14, (os.cpu_count() or 1) - 2), help="processes that compile")
     made.add_argument("--warm-l2", action="store_true", help="do not overwrite the L2 cache before every call")
     made.add_argument("--rehearse", action="store_true", help="tiny cases on the CPU, only to see that everything runs")
     made.add_argument("--list", action="store_true", help="show the cases and stop")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 import regard as rg
@@ -24,6 +24,7 @@ from regard.codegen.skeletons import Skeleton, alternatives
 from regard.runtime.compile import plan_for, program
 from regard.runtime.engine import Engine
 
+from .block_masks import block_mask
 from .case import Case
 from .cases import Contestants, Flags
 
@@ -66,7 +67,7 @@ def contender(name: str, case: Case, made: Contestants, device: str = "cuda") ->
         case "flex":
             return Contender(_flex(case, made, device))
         case "flex-ordered":
-            return Contender(_flex(case, _in_order(made), device), "ordered")
+            return Contender(_flex(case, in_order(made, case.length, device), device), "ordered")
         case "flex-flash":
             return Contender(_flex(case, made, device, kernel_options={"BACKEND": "FLASH"}))
         case "flex-autotune":
@@ -135,20 +136,19 @@ def _compiled(mode: str | None) -> Any:
 def _flex(case: Case, made: Contestants, device: str, mode: str | None = None, **options: Any) -> Callable[..., Tensor]:
     blocks = None
     if made.flex_mask is not None:
-        # Uncompiled, it evaluates all pairs at once, in wide integers: quick to start, too much memory when long.
-        make = torch.compile(create_block_mask, dynamic=False) if case.length > 8192 else create_block_mask
-        heads = case.heads if made.per_head else None
-        blocks = make(made.flex_mask, None, heads, case.length, case.length, device=device)
+        blocks = block_mask(made.flex_mask, case.heads if made.per_head else 1, case.length, device)
     gqa = case.heads != case.kv_heads
     return partial(_compiled(mode), score_mod=made.flex_score, block_mask=blocks, enable_gqa=gqa, **options)
 
 
-def _in_order(made: Contestants) -> Contestants:
+def in_order(made: Contestants, length: int, device: str) -> Contestants:
     """The mask over places. Only places are mapped: no score of the suite is used with it."""
-    position, mask = made.position, made.flex_mask
-    if position is None or mask is None or made.flex_score is not None:
+    mask = made.flex_mask
+    if made.position is None or mask is None or made.flex_score is not None:
         raise AbsentError("its blocks fit the order of the tokens")
-    return replace(made, flex_mask=lambda b, h, q, k: mask(b, h, position(q), position(k)))
+    # Read from memory: computed for every pair, orders of boxes take longer to compile, and to run.
+    token = permutation(made, length, device).to(torch.int32)
+    return replace(made, flex_mask=lambda b, h, q, k: mask(b, h, token[q], token[k]))
 
 
 def _flags(made: Contestants) -> Flags:

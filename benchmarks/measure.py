@@ -15,7 +15,7 @@ import torch._functorch.config
 from torch import Tensor
 
 from . import reference
-from .case import Task
+from .case import TIMED, TIMING, Task
 from .cases import Contestants, build
 from .contenders import AbsentError, Contender, Layout, contender, permutation
 from .environment import describe, matmul_peak
@@ -86,9 +86,11 @@ def measure(task: Task, entering: Callable[[str], object]) -> dict[str, Any]:
     pairs = reference.count_pairs(task.case, made, task.device)
     _check(task, made, inputs, row, ready, entering)
     flush = l2_flush(task.device) if task.flush else None
+    entering(TIMING)
     for direction in task.directions:
         flops = 4 * pairs * task.case.head_dim * WORK[direction]
         _time(task, direction, _calls(direction, inputs, row, ready), flops, row, flush, entering)
+    entering(TIMED)
     return {
         "case": asdict(task.case),
         "pairs": pairs,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import regard as rg
 
+from .arithmetic import quotient, remainder
 from .case import GRIDS_2D, GRIDS_3D, Case
 from .cases import BOX_2D, BOX_3D, Contestants, box_order, masked
 
@@ -27,8 +28,8 @@ def windows_2d(shift: int) -> Callable[[Case, str], Contestants]:
         return masked(
             rg.windows(rg.grid(height, width), 16, shift),
             flex=lambda b, h, q, k: (
-                ((q // width + by) // 16 == (k // width + by) // 16)
-                & ((q % width + by) // 16 == (k % width + by) // 16)
+                (quotient(quotient(q, width) + by, 16) == quotient(quotient(k, width) + by, 16))
+                & (quotient(remainder(q, width) + by, 16) == quotient(remainder(k, width) + by, 16))
             ),
             position=box_order((height, width), BOX_2D),
         )
@@ -38,30 +39,34 @@ def windows_2d(shift: int) -> Callable[[Case, str], Contestants]:
 
 def rows(case: Case, device: str) -> Contestants:
     height, width = GRIDS_2D[case.length]
-    return masked(rg.axial(rg.grid(height, width), 1), flex=lambda b, h, q, k: q // width == k // width)
+    return masked(rg.axial(rg.grid(height, width), 1), flex=lambda b, h, q, k: quotient(q, width) == quotient(k, width))
 
 
 def columns(case: Case, device: str) -> Contestants:
     height, width = GRIDS_2D[case.length]
     return masked(
         rg.axial(rg.grid(height, width), 0),
-        flex=lambda b, h, q, k: q % width == k % width,
+        flex=lambda b, h, q, k: remainder(q, width) == remainder(k, width),
         position=lambda p: p % height * width + p // height,
     )
 
 
+def _coordinate(x: Tensor, step: int, size: int) -> Tensor:
+    return remainder(quotient(x, step), size)
+
+
 def _near(here: Tensor, there: Tensor, size: int, window: int, dilation: int = 1, stride: int = 1) -> Tensor:
     """Whether a key is in the window of a query along an axis, shifted inwards at its ends; tensors of coordinates."""
-    residue, last = here % dilation, size - 1
+    residue, last = remainder(here, dilation), size - 1
     if dilation > 1:
-        last = (last - residue) // dilation  # type: ignore[assignment]
-    leader = here // dilation // stride * stride + stride // 2
+        last = quotient(last - residue, dilation)  # type: ignore[assignment]
+    leader = quotient(quotient(here, dilation), stride) * stride + stride // 2
     leader = leader.clamp(max=last) if isinstance(last, int) else torch.minimum(leader, last)
     first = (leader - window // 2).clamp(min=0)
     most = last - window + 1
     first = first.clamp(max=most) if isinstance(most, int) else torch.minimum(first, most)
-    offset = there // dilation - first
-    return (there % dilation == residue) & (offset >= 0) & (offset < window)
+    offset = quotient(there, dilation) - first
+    return (remainder(there, dilation) == residue) & (offset >= 0) & (offset < window)
 
 
 def neighborhood(
@@ -73,7 +78,7 @@ def neighborhood(
     def flex(b: Any, h: Any, q: Tensor, k: Tensor) -> Tensor:
         allowed, step = q >= 0, 1
         for size, width, by in reversed(tuple(zip(sides, window, strides, strict=True))):
-            allowed = allowed & _near(q // step % size, k // step % size, size, width, dilation, by)
+            allowed = allowed & _near(_coordinate(q, step, size), _coordinate(k, step, size), size, width, dilation, by)
             step *= size
         return allowed
 
@@ -90,11 +95,14 @@ def halo(case: Case, device: str) -> Contestants:
     height, width = GRIDS_2D[case.length]
 
     def inside(here: Tensor, there: Tensor) -> Tensor:
-        return (there >= here // 8 * 8 - 4) & (there < here // 8 * 8 + 12)
+        first = quotient(here, 8) * 8 - 4
+        return (there >= first) & (there < first + 16)
 
     return masked(
         rg.halo(rg.grid(height, width), 8, 4),
-        flex=lambda b, h, q, k: inside(q // width, k // width) & inside(q % width, k % width),
+        flex=lambda b, h, q, k: (
+            inside(quotient(q, width), quotient(k, width)) & inside(remainder(q, width), remainder(k, width))
+        ),
         position=box_order((height, width), (8, 8)),
     )
 
@@ -105,8 +113,8 @@ def sliding_tile(case: Case, device: str) -> Contestants:
     def flex(b: Any, h: Any, q: Tensor, k: Tensor) -> Tensor:
         allowed, step = q >= 0, 1
         for size, edge in reversed(tuple(zip(sides, tile, strict=True))):
-            centre = (q // step % size // edge).clamp(1, size // edge - 2)
-            allowed = allowed & ((centre - k // step % size // edge).abs() <= 1)
+            centre = quotient(_coordinate(q, step, size), edge).clamp(1, size // edge - 2)
+            allowed = allowed & ((centre - quotient(_coordinate(k, step, size), edge)).abs() <= 1)
             step *= size
         return allowed
 
@@ -127,10 +135,10 @@ def radial(case: Case, device: str) -> Contestants:
         return (abs(q % tokens - kv % tokens) <= reach) | (kv < tokens)
 
     def flex(b: Any, h: Any, q: Tensor, k: Tensor) -> Tensor:
-        apart, reach = (q // tokens - k // tokens).abs(), torch.full_like(q, tokens // 2)
+        apart, reach = (quotient(q, tokens) - quotient(k, tokens)).abs(), torch.full_like(q, tokens // 2)
         for start, narrower in bands:
             reach = torch.where(apart >= start, narrower, reach)
-        return ((q % tokens - k % tokens).abs() <= reach) | (k < tokens)
+        return ((remainder(q, tokens) - remainder(k, tokens)).abs() <= reach) | (k < tokens)
 
     return masked(radial, flex=flex)
 
@@ -144,7 +152,9 @@ def spatial(case: Case, device: str) -> Contestants:
     def spatial(q: Any, kv: Any) -> Any:
         return (abs(q // tokens - kv // tokens) <= 1) | (kv < tokens)
 
-    return masked(spatial, flex=lambda b, h, q, k: ((q // tokens - k // tokens).abs() <= 1) | (k < tokens))
+    return masked(
+        spatial, flex=lambda b, h, q, k: ((quotient(q, tokens) - quotient(k, tokens)).abs() <= 1) | (k < tokens)
+    )
 
 
 def temporal(case: Case, device: str) -> Contestants:
@@ -159,7 +169,7 @@ def temporal(case: Case, device: str) -> Contestants:
 
     return masked(
         temporal,
-        flex=lambda b, h, q, k: ((q % tokens - k % tokens).abs() <= 64) | (k < tokens),
+        flex=lambda b, h, q, k: ((remainder(q, tokens) - remainder(k, tokens)).abs() <= 64) | (k < tokens),
         position=lambda p: p % frames * tokens + p // frames,
     )
 
@@ -175,7 +185,8 @@ def circle(case: Case, device: str) -> Contestants:
         return (q < TEXT) | (kv < TEXT) | ((y - j) * (y - j) + (x - i) * (x - i) < 16 * 16)
 
     def flex(b: Any, h: Any, q: Tensor, k: Tensor) -> Tensor:
-        dy, dx = (q - TEXT) // side - (k - TEXT) // side, (q - TEXT) % side - (k - TEXT) % side
+        dy = quotient(q - TEXT, side) - quotient(k - TEXT, side)
+        dx = remainder(q - TEXT, side) - remainder(k - TEXT, side)
         return (q < TEXT) | (k < TEXT) | (dy * dy + dx * dx < 16 * 16)
 
     order = box_order(image.sizes, (4, 32))

@@ -12,13 +12,14 @@ from torch import Tensor
 
 import regard as rg
 
+from .arithmetic import quotient, remainder
 from .case import Case
 from .cases import Contestants, document_ids, masked
 
 
 def strided(case: Case, device: str) -> Contestants:
     return masked(
-        rg.strided(128), flex=lambda b, h, q, k: (q >= k) & ((q - k < 128) | ((q - k) % 128 == 0)), causal=True
+        rg.strided(128), flex=lambda b, h, q, k: (q >= k) & ((q - k < 128) | (remainder(q - k, 128) == 0)), causal=True
     )
 
 
@@ -29,14 +30,16 @@ def fixed(case: Case, device: str) -> Contestants:
         return same & (q >= kv) | earlier & (kv % 128 >= 120)
 
     return masked(
-        summaries, flex=lambda b, h, q, k: (q >= k) & ((q // 128 == k // 128) | (k % 128 >= 120)), causal=True
+        summaries,
+        flex=lambda b, h, q, k: (q >= k) & ((quotient(q, 128) == quotient(k, 128)) | (remainder(k, 128) >= 120)),
+        causal=True,
     )
 
 
 def longnet(case: Case, device: str) -> Contestants:
     return masked(
         rg.causal & rg.block_diagonal(2048) & rg.dilated(4),
-        flex=lambda b, h, q, k: (q >= k) & (q // 2048 == k // 2048) & ((q - k) % 4 == 0),
+        flex=lambda b, h, q, k: (q >= k) & (quotient(q, 2048) == quotient(k, 2048)) & (remainder(q - k, 4) == 0),
         position=lambda p: p // 2048 * 2048 + p % 512 * 4 + p // 512 % 4,
         causal=True,
     )
@@ -45,7 +48,7 @@ def longnet(case: Case, device: str) -> Contestants:
 def distant(case: Case, device: str) -> Contestants:
     return masked(
         rg.causal & rg.dilated(16),
-        flex=lambda b, h, q, k: (q >= k) & ((q - k) % 16 == 0),
+        flex=lambda b, h, q, k: (q >= k) & (remainder(q - k, 16) == 0),
         position=lambda p: p % (case.length // 16) * 16 + p // (case.length // 16),
         causal=True,
     )
@@ -61,7 +64,9 @@ def shards(case: Case, device: str) -> Contestants:
 
     return masked(
         shards,
-        flex=lambda b, h, q, k: (q >= k) & ((q // 128 - k // 128 < 4) | ((k // 128 - h) % 8 == 0)),
+        flex=lambda b, h, q, k: (
+            (q >= k) & ((quotient(q, 128) - quotient(k, 128) < 4) | (remainder(quotient(k, 128) - h, 8) == 0))
+        ),
         per_head=True,
         causal=True,
     )
@@ -89,7 +94,7 @@ def bigbird(case: Case, device: str) -> Contestants:
     def flex(b: Any, h: Any, q: Tensor, k: Tensor) -> Tensor:
         hit = ((q - k).abs() <= 192) | (q < 128) | (k < 128)
         for of_block in drawn:
-            hit = hit | (of_block[q // 128] == k // 128)
+            hit = hit | (of_block[quotient(q, 128)] == quotient(k, 128))
         return hit
 
     return masked(rg.random_blocks(128, count) | rg.sliding_window(192, 192) | rg.global_tokens(128), flex=flex)
@@ -99,7 +104,7 @@ def star(case: Case, device: str) -> Contestants:
     """Acharya et al., Star Attention, arXiv:2411.17116, first phase: blocks, each behind the first one."""
     return masked(
         rg.causal & (rg.block_diagonal(2048) | rg.sinks(2048)),
-        flex=lambda b, h, q, k: (q >= k) & ((q // 2048 == k // 2048) | (k < 2048)),
+        flex=lambda b, h, q, k: (q >= k) & ((quotient(q, 2048) == quotient(k, 2048)) | (k < 2048)),
         causal=True,
     )
 
@@ -116,14 +121,14 @@ def block_diffusion(case: Case, device: str) -> Contestants:
         return own | (here > there) & noisy_q & ~noisy_kv | (here >= there) & ~noisy_q & ~noisy_kv
 
     def flex(b: Any, h: Any, q: Tensor, k: Tensor) -> Tensor:
-        here, there = q % half // 64, k % half // 64
+        here, there = (quotient(remainder(x, half), 64) for x in (q, k))
         return torch.where(k < half, (q < half) & (here == there), (here > there) | ((q >= half) & (here == there)))
 
     return masked(block_diffusion, flex=flex)
 
 
 def staircase(case: Case, device: str) -> Contestants:
-    return masked(rg.block_causal(1000), flex=lambda b, h, q, k: q // 1000 >= k // 1000)
+    return masked(rg.block_causal(1000), flex=lambda b, h, q, k: quotient(q, 1000) >= quotient(k, 1000))
 
 
 def longlora(case: Case, device: str) -> Contestants:
@@ -137,7 +142,7 @@ def longlora(case: Case, device: str) -> Contestants:
 
     def flex(b: Any, h: Any, q: Tensor, k: Tensor) -> Tensor:
         by = torch.where(h < half, 0, 1024)
-        return (q >= k) & ((q + by) // 2048 == (k + by) // 2048)
+        return (q >= k) & (quotient(q + by, 2048) == quotient(k + by, 2048))
 
     return masked(shifted, flex=flex, per_head=True, causal=True)
 

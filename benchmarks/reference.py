@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import block_masks
 from .case import Case
 from .cases import Contestants
-
-# So many pairs are held at once, a few times over.
-_PAIRS = 2**26
 
 
 def attention(made: Contestants, query: Tensor, key: Tensor, value: Tensor, grad: Tensor) -> dict[str, Tensor]:
@@ -20,7 +18,7 @@ def attention(made: Contestants, query: Tensor, key: Tensor, value: Tensor, grad
     q, k, v = (x.detach().float().requires_grad_() for x in (query, key, value))
     out = torch.empty_like(q, requires_grad=False)
     heads, length, size = q.shape
-    rows = max(1, _PAIRS // (heads * length))
+    rows = max(1, block_masks.PAIRS // (heads * length))
     places = torch.arange(length, device=q.device)
     head = torch.arange(heads, device=q.device)[:, None, None]
     for start in range(0, length, rows):
@@ -46,11 +44,7 @@ def count_pairs(case: Case, made: Contestants, device: str) -> int:
     alike = 1 if made.per_head else case.heads
     total = length * length * (case.heads // alike)
     if made.flex_mask is not None:
-        places = torch.arange(length, device=device)
-        rows = max(1, _PAIRS // length)
-        chunks = (places[start : start + rows, None] for start in range(0, length, rows))
-        heads = torch.arange(case.heads // alike, device=device)
-        total = sum(int(made.flex_mask(0, head, row, places).sum()) for row in chunks for head in heads)
+        total = int(block_masks.count_pairs(made.flex_mask, case.heads // alike, length, device).sum())
     total *= case.batch * alike
     query, key = ((case.batch, heads, length, case.head_dim) for heads in (case.heads, case.kv_heads))
     counted = made.regard.explain(query, key, key, exact=False).counts.pairs

@@ -9,15 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import report
+from . import case, report
+from .ahead import Ahead
 from .case import Task
 from .suite import Entry
 from .worker import Done, Lost, Raised, Worker
 
 # Compiling a case of FlexAttention's search takes minutes; a hanging kernel should not take more.
 CASE_SECONDS = 300.0
-# Compiled ahead in one wave, for each process: few, so that figures come early.
-WAVE = 2
 
 
 class Session:
@@ -27,7 +26,8 @@ class Session:
         self.results, self.save = results, save
         self.started = time.monotonic()
         self.deadline = self.started + 60 * minutes
-        self.worker = Worker()
+        self.worker = Worker(hearing=self._hear)
+        self._ahead: Ahead | None = None
         self._seconds: list[float] = []
 
     @property
@@ -39,26 +39,42 @@ class Session:
         """Whether a case like those before would end in time."""
         return self.left > (statistics.median(self._seconds) if self._seconds else 0.0)
 
-    def row(self, task: Task, job: Callable[..., Any]) -> dict[str, Any] | None:
-        """Measures one case; None where the time ran out. Contenders that end the process are left out and said."""
+    def row(self, task: Task, job: Callable[..., Any], ahead: Ahead, alone: bool = False) -> dict[str, Any] | None:
+        """Measures one case; None where the time ran out. Contenders that end the process are left out and said.
+
+        ``ahead`` is paused while the job times, or all along where the case must be ``alone``.
+        """
         started = time.monotonic()
-        excluded: dict[str, str] = {}
-        while True:
-            limit = min(CASE_SECONDS, self.left)
-            if limit <= 0:
-                return None
-            match self.worker.run(job, replace(task, excluded=dict(excluded)), timeout=limit):
-                case Done(row):
-                    self._seconds.append(time.monotonic() - started)
-                    return dict(row)
-                case Raised(text):
-                    return {"error": text}
-                case Lost(place, text):
-                    if self.left <= 0:
-                        return None
-                    if place in excluded or place not in task.names:
-                        return {"error": f"{text}, at {place}"}
-                    excluded[place] = text
+        excluded = dict(task.excluded)
+        self._ahead = ahead
+        if alone:
+            ahead.pause()
+        try:
+            while True:
+                limit = min(CASE_SECONDS, self.left)
+                if limit <= 0:
+                    return None
+                match self.worker.run(job, replace(task, excluded=dict(excluded)), timeout=limit):
+                    case Done(row):
+                        self._seconds.append(time.monotonic() - started)
+                        return dict(row)
+                    case Raised(text):
+                        return {"error": text}
+                    case Lost(place, text):
+                        if self.left <= 0:
+                            return None
+                        if place in excluded or place not in task.names:
+                            return {"error": f"{text}, at {place}"}
+                        excluded[place] = text
+        finally:
+            ahead.resume()
+
+    def _hear(self, place: str) -> None:
+        match self._ahead, place:
+            case Ahead() as ahead, case.TIMING:
+                ahead.pause()
+            case Ahead() as ahead, case.TIMED:
+                ahead.resume()
 
 
 def run_suite(
@@ -70,63 +86,42 @@ def run_suite(
     task_of: Callable[[Entry], Task],
     line: Callable[[dict[str, Any]], str] = report.line,
 ) -> None:
-    """Measures the entries in order until the time is over, saving after each; what was not reached is listed.
+    """Measures the entries until the time is over, each when it is compiled, saving after each; the rest is listed.
 
     ``measuring`` and ``warming`` take what ``task_of`` makes of an entry, in a worker; ``jobs`` workers run the latter
-    ahead. ``line`` shows a row.
+    ahead, in the order of the entries. ``line`` shows a row.
     """
-    rows = session.results["rows"]
+    rows, order = session.results["rows"], {entry.title: i for i, entry in enumerate(entries)}
     done = {row["title"] for row in rows}
     todo = [entry for entry in entries if entry.title not in done]
     session.results["not_run"] = [entry.title for entry in todo]
-    jobs = max(0, jobs)
-    compilers = [Worker({"TORCHINDUCTOR_COMPILE_THREADS": "1"}) for _ in range(jobs)]
+    tasks = [task_of(entry) for entry in todo]
+    # A search that times kernels must not run beside others.
+    alone = [entry.group == "autotune" for entry in todo]
+    ahead = Ahead([None if x else task for x, task in zip(alone, tasks, strict=True)], warming, max(0, jobs))
     try:
-        for start in range(0, len(todo), max(1, WAVE * jobs)):
-            wave = todo[start : start + max(1, WAVE * jobs)]
-            tasks = [task_of(entry) for entry in wave]
-            # A search that times kernels must not run beside others.
-            ahead = [task for entry, task in zip(wave, tasks, strict=True) if entry.group != "autotune"]
-            if jobs and session.fits():
-                _compile_ahead(ahead, compilers, session, warming)
-            for entry, task in zip(wave, tasks, strict=True):
-                found = session.row(task, measuring) if session.fits() else None
-                if found is None:
-                    return
-                peak = session.results["matmul_tflops"]
-                rows.append({"title": entry.title, "group": entry.group, "matmul_tflops": peak} | found)
-                session.results["not_run"].remove(entry.title)
-                session.save(session.results)
-                at = time.monotonic() - session.started
-                print(f"[{len(rows)} of {len(rows) + len(session.results['not_run'])}, {at:.0f} s] "
-                      f"{line(rows[-1])}", flush=True)  # fmt: skip
+        while session.results["not_run"] and session.fits():
+            if (taken := ahead.take()) is None:
+                time.sleep(0.02)
+                continue
+            at, compiled = taken
+            entry, task = todo[at], replace(tasks[at], excluded=compiled.excluded)
+            found = session.row(task, measuring, ahead, alone[at])
+            if found is None:
+                return
+            facts = {"title": entry.title, "group": entry.group, "matmul_tflops": session.results["matmul_tflops"]}
+            row = facts | {"compile_seconds": compiled.seconds} | found
+            rows.append(row)
+            rows.sort(key=lambda x: order.get(x["title"], -1))
+            session.results["not_run"].remove(entry.title)
+            session.save(session.results)
+            seconds = time.monotonic() - session.started
+            print(f"[{len(rows)} of {len(rows) + len(session.results['not_run'])}, {seconds:.0f} s] "
+                  f"{line(row)}", flush=True)  # fmt: skip
     finally:
-        for worker in (*compilers, session.worker):
-            worker.stop()
+        ahead.stop()
+        session.worker.stop()
         session.save(session.results)
-
-
-def _compile_ahead(tasks: list[Task], workers: list[Worker], session: Session, job: Callable[..., Any]) -> None:
-    """Runs ``job`` on all tasks, side by side. What fails here is met again, and reported, when it is measured."""
-    print(f"compiling {len(tasks)} cases", end=" ", flush=True)
-    waiting, busy = list(tasks), dict[int, float]()
-    # Never more than half of what is left: without measuring, nothing is gained.
-    until = time.monotonic() + session.left / 2
-    while (waiting or busy) and time.monotonic() < until:
-        for i, worker in enumerate(workers):
-            if i in busy:
-                if worker.reply(0.05) is not None:
-                    print(".", end="", flush=True)
-                    del busy[i]
-                elif time.monotonic() - busy[i] > CASE_SECONDS:
-                    worker.stop()
-                    del busy[i]
-            if i not in busy and waiting:
-                worker.submit(job, waiting.pop(0))
-                busy[i] = time.monotonic()
-    for i in busy:
-        workers[i].stop()
-    print(flush=True)
 
 
 def opened(path: Path | None, facts: dict[str, Any]) -> dict[str, Any]:

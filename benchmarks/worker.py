@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -47,11 +49,14 @@ Reply = Done | Raised | Lost
 class Worker:
     """One process at a time, started when a job comes, and again after it was lost.
 
-    A job is a function of a module; it is called with its arguments and a function to tell the place it is at.
+    A job is a function of a module; it is called with its arguments and a function to tell the place it is at, which
+    returns when that was heard, by ``hearing`` too.
     """
 
-    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        self._environment = dict(environment or {})
+    def __init__(
+        self, environment: Mapping[str, str] | None = None, hearing: Callable[[str], object] = lambda place: None
+    ) -> None:
+        self._environment, self._hearing = dict(environment or {}), hearing
         self._process: Any = None
         self._connection: Connection | None = None
         self._place = "start"
@@ -84,6 +89,9 @@ class Worker:
             match kind:
                 case "place":
                     self._place = content
+                    self._hearing(content)
+                    with suppress(BrokenPipeError):  # then its end is what comes next
+                        self._connection.send(None)
                 case "done":
                     return Done(content)
                 case "raised":
@@ -99,6 +107,13 @@ class Worker:
         reply = self.reply(timeout)
         return reply if reply is not None else self._lost(f"not finished after {timeout:.0f} s")
 
+    def pause(self) -> None:
+        """Stops the process where it is, until :meth:`resume`."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
     def stop(self) -> None:
         """Ends the process, whatever it does."""
         if self._process is not None:
@@ -109,6 +124,10 @@ class Worker:
             self._connection.close()
             self._connection = None
 
+    def _signal(self, number: int) -> None:
+        if self._process is not None and self._process.is_alive():
+            os.kill(self._process.pid, number)
+
     def _lost(self, text: str) -> Lost:
         self.stop()
         return Lost(self._place, text)
@@ -116,13 +135,18 @@ class Worker:
 
 def _serve(connection: Connection, environment: dict[str, str]) -> None:
     os.environ.update(environment)
+
+    def tell(place: str) -> None:
+        connection.send(("place", place))
+        connection.recv()
+
     while True:
         try:
             job, arguments = connection.recv()
         except EOFError:
             return
         try:
-            connection.send(("done", job(*arguments, lambda place: connection.send(("place", place)))))
+            connection.send(("done", job(*arguments, tell)))
         except ProcessLost as lost:
             connection.send(("lost", (lost.place, lost.text)))
         except Exception as error:

@@ -77,8 +77,12 @@ def box_shapes(axes: tuple[BoxAxis, ...], own: Literal["q", "k"], block_m: int, 
     guesses = _guesses(axes, own, extents)
 
     @cache
+    def guessed(axis: int, value: int) -> Ranges:
+        return _guessed_ranges(axes[axis].keys if own == "q" else axes[axis].queries, value)
+
+    @cache
     def seen(axis: int, side: int, value: int) -> _Seen:
-        return _seen(axes[axis], own, side, extents[axis], value)
+        return _seen(guessed(axis, value), side, extents[axis], axes[axis].residue)
 
     @cache
     def boxes(axis: int, side: int, other: int, value: int) -> tuple[float, float]:
@@ -129,7 +133,7 @@ def _nested_costs(
         zero, last = np.zeros_like(first), np.minimum(first + side, extent) - 1
         tiles.append(Tiles(zero, zero, first, last, zero, zero + extent, zero + 1))
     length = prod(e * a.residue for e, a in zip(extents, axes, strict=True))
-    guessed = [Ranges(*(_guessed_union(u, value) for u in (r.may, r.must))) for r in ranges]
+    guessed = [_guessed_ranges(r, value) for r in ranges]
     env = leaves(Sizes(1, 1, 1, length, length), {})
     found = walk_boxes(guessed, tiles, [sides[which, 1, i] for i in range(len(axes))], env, "q" if own == "q" else "kv")
     each = (PARTIAL * found.visited - (PARTIAL - FULL) * found.full).reshape(len(shapes), -1).sum(1)
@@ -169,25 +173,26 @@ def _extent(axis: BoxAxis) -> int:
     return max(-(-int(max(known or sizes)) // axis.residue), 1)
 
 
-def _seen(axis: BoxAxis, own: Literal["q", "k"], side: int, extent: int, value: int) -> _Seen:
-    """``value``: what every parameter, and what is read from a tensor, is taken to be."""
-    may, must = (
-        _guessed_union(union, value)
-        for union in ((axis.keys.may, axis.keys.must) if own == "q" else (axis.queries.may, axis.queries.must))
-    )
+def _seen(ranges: Ranges, side: int, extent: int, residue: int) -> _Seen:
+    """Of ``ranges`` without parameters, along an axis of ``extent`` in each of ``residue`` classes."""
     first = np.arange(0, extent, side * max(extent // side // _SAMPLES, 1))
     last = np.minimum(first + side, extent) - 1
-    length = extent * axis.residue
+    length = extent * residue
     env = {**leaves(Sizes(1, 1, 1, length, length), {}), "block": 0, "residue": 0}
-    some, every = runs(may, first, last, extent, env), runs(must, first, last, extent, env)
+    some, every = (runs(union, first, last, extent, env) for union in (ranges.may, ranges.must))
     start, stop = (x[:, 0, 0] for x in (some.starts, some.stops))
     inner = [x[:1, 0, 0] for x in (every.starts, every.stops)]
     weight = -(-extent // side) / len(first)
     return _Seen(start, stop, np.maximum(inner[0], start), np.minimum(inner[1], stop), weight)
 
 
-def _guessed_union(union: tuple[Interval, ...], value: int) -> tuple[Interval, ...]:
-    return tuple(Interval(_guessed(i.start, value), _guessed(i.stop, value)) for i in union)
+def _guessed_ranges(ranges: Ranges, value: int) -> Ranges:
+    """``value``: what every parameter, and what is read from a tensor, is taken to be."""
+    may, must = (
+        tuple(Interval(_guessed(i.start, value), _guessed(i.stop, value)) for i in union)
+        for union in (ranges.may, ranges.must)
+    )
+    return Ranges(may, must)
 
 
 def _guessed(e: Expr, value: int) -> Expr:

@@ -52,9 +52,9 @@ class BoxConsumer(Consumer):
             out.line("lane_steps = k_steps")
         self.visits.emit_lanes(out, "k", "columns")
 
-    def emit_place(self, out: Emitter) -> None:
-        """The box of queries number ``program``, and what each of its rows sees along each axis."""
-        out.line("own = query_box(program, sizes, parameters, BOX)")
+    def emit_place(self, out: Emitter, number: str) -> None:
+        """The box of queries with this ``number``, and what each of its rows sees along each axis."""
+        out.line(f"own = query_box({number}, sizes, parameters, BOX)")
         self.visits.emit_names(out)
         self.visits.emit_first(out, "q")
         out.line("q_row = q_first + q_steps")

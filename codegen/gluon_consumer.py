@@ -12,9 +12,11 @@ from .emitter import Emitter
 from .gluon_columns import RUN, emit_columns, lanes
 from .gluon_names import Names
 from .gluon_parts import tiles_of
+from .gluon_products import MORE_SCORES, PRODUCTS
 from .gluon_releases import emit_releases
 from .gluon_seen import Unseen, UnseenByWeights
 from .gluon_tiles import emit_unpack, jit_function
+from .gluon_work import emit_share, emit_sums_of_share
 from .schedule import Problem, Schedule
 from .triton_forward import composed_scores
 from .triton_module import Argument, Part, head_parts
@@ -22,68 +24,32 @@ from .triton_program import INDICES, SIZES
 from .triton_tiles import TileLoops
 from .triton_values import Guard, Values, level_of
 
-_PRODUCTS = """
-@gluon.jit
-def start_scores(q_tile, k_tile):
-    \"\"\"Starts Q K^T; the result may be read after a wait.\"\"\"
-    zero = gl.zeros([ROWS, BLOCK_N], gl.float32, SCORES)
-    k_tile = k_tile.reshape([BLOCK_N, k_tile.shape[-1]])
-    return warpgroup_mma(q_tile, k_tile.permute((1, 0)), zero, use_acc=False, is_async=True)
-
-
-@gluon.jit
-def start_outputs(weights, v_tile, acc):
-    \"\"\"Starts acc + weights V; the result may be read after a wait.\"\"\"
-    return warpgroup_mma(weights, v_tile.reshape([BLOCK_N, v_tile.shape[-1]]), acc, is_async=True)
-
-
-@gluon.jit
-def row_max(s):
-    \"\"\"The largest number of each row; in one long chain, every comparison would wait for the one before.\"\"\"
-    of_chunks = gl.max(gl.max(s.reshape([ROWS, BLOCK_N // 32, 4, 8]), 1), 1)
-    return gl.convert_layout(gl.max(of_chunks, 1), gl.SliceLayout(1, SCORES))
-
-
-@gluon.jit
-def partial_sums(p):
-    \"\"\"For each row eight sums, of every eighth key: threads exchange them only at the end.\"\"\"
-    return gl.convert_layout(gl.sum(p.reshape([ROWS, BLOCK_N // 8, 8]), 1), SUMS)
-
-"""
-# Where columns of heads are in several parts.
-_MORE_SCORES = """
-@gluon.jit
-def add_scores(q_tile, k_tile, s):
-    \"\"\"Starts s + Q K^T for further columns of heads.\"\"\"
-    return warpgroup_mma(q_tile, k_tile.reshape([BLOCK_N, k_tile.shape[3]]).permute((1, 0)), s, is_async=True)
-
-"""
-
 
 class Consumer:
     """Prints ``attend``: for each tile of queries a first tile of keys, a masked loop, a loop without mask.
 
-    What a tile is, is said by the methods that :mod:`.gluon_box_consumer` overrides.
+    ``ahead``: the first tile of keys comes beside the last values of the tile of queries before, and its scores beside
+    the outputs of that. What a tile is, is said by the methods that :mod:`.gluon_box_consumer` overrides.
     """
 
     # Constants that ``attend`` takes, positions of the columns of a tile of scores, and whether masks need these.
     constants = ""
     positions = RUN
     masks_positions = True
-    # How many numbers the producer says for each tile of queries, and whether it may be a share of a row.
-    cells = 3
-    in_shares = False
 
     def __init__(
         self, plan: TilePlan, problem: Problem, schedule: Schedule, parameters: Sequence[Argument],
         unseen: Unseen, names: Names, shares_query: bool,
     ) -> None:  # fmt: skip
-        if schedule.listed:
-            self.constants = ", work"
-        if schedule.listed and schedule.split_keys:
-            self.cells, self.in_shares = 4, True
+        self.in_shares = schedule.listed and schedule.split_keys
+        self.constants = ", work" if schedule.listed else self.constants
+        # How many numbers the producer says for each tile of queries.
+        self.cells = 4 if self.in_shares else 3
         self.parameters, self.unseen, self.names = parameters, unseen, names
-        self.consumers, self.shares_query = schedule.block_m // 64, shares_query
+        self.consumers, self.shares_query, self.ahead = schedule.block_m // 64, shares_query, schedule.ahead
+        # Which of two tiles of queries, where there is room for both.
+        self.own_query = "slot * CONSUMERS + GROUP" if self.ahead else "GROUP"
+        self.query_turn = (".index(slot)", "turn >> 1 & 1") if self.ahead else ("", "turn & 1")
         self.head, self.value = head_parts(problem.head_dim), head_parts(problem.value_dim)
         results: dict[str, Expr] = {}
         if plan.variant.mask != TRUE:
@@ -103,7 +69,7 @@ class Consumer:
     def emit(self, out: Emitter, loops: TileLoops) -> None:
         self.unseen.emit_functions(out, self.names.barrier, "BLOCK_N", SIZES, self.parameters)
         emit_releases(out, self.consumers)
-        out.definition(_PRODUCTS + (_MORE_SCORES if len(self.head) > 1 else ""))
+        out.definition(PRODUCTS + (MORE_SCORES if len(self.head) > 1 else ""))
         with jit_function(
             out,
             "attend(GROUP: tl.constexpr, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts, "
@@ -111,9 +77,13 @@ class Consumer:
         ):
             out.line('"""A consumer: four warps own ROWS queries of each tile."""')
             self._emit_prologue(out)
-            with out.block("while program < programs:"):
+            if self.ahead:
                 done = self._emit_query_prologue(out)
                 self._emit_first(out, done)
+            with out.block("while program < programs:"):
+                if not self.ahead:
+                    done = self._emit_query_prologue(out)
+                    self._emit_first(out, done)
                 if loops.partial_count:
                     out.comment("Tiles in which the mask decides.")
                     with out.block("for t in range(1, partial_count):"):
@@ -122,7 +92,10 @@ class Consumer:
                     out.comment("Tiles in which every pair is allowed.")
                     with out.block("for t in range(tl.maximum(partial_count, 1), count):"):
                         self._emit_step(out, done, masked=False)
-                self._emit_epilogue(out)
+                if self.ahead:
+                    self._emit_end_and_next(out)
+                else:
+                    self._emit_epilogue(out)
             out.line("tma.store_wait(0)")
 
     def _emit_prologue(self, out: Emitter) -> None:
@@ -131,9 +104,9 @@ class Consumer:
         out.line(f"q_ready, q_empty, k_ready, v_ready, order_ready, order_empty{more} = barriers")
         self.emit_sizes(out)
         emit_unpack(out, "parameters", self.parameters)
-        for i, p in enumerate(self.head):
-            tiles = tiles_of("q_tiles", self.head, i)
-            out.line(f"q_tile{p.suffix} = {tiles}.index(GROUP).reshape([ROWS, {p.width}])")
+        if not self.ahead:
+            for i, p in enumerate(self.head):
+                out.line(f"q_tile{p.suffix} = {self._query_tile(i)}")
         out.line("rows = tl.arange(0, ROWS, tl.SliceLayout(1, SCORES))")
         out.line("columns = tl.arange(0, BLOCK_N, tl.SliceLayout(0, SCORES))")
         if self.loads_columns:
@@ -155,36 +128,59 @@ class Consumer:
         if self.in_shares:
             out.line(f"place = read(orders, slot * {self.cells} + 3)  # of a share of a row")
         out.line("mbarrier.arrive(order_empty.index(slot))")
-        self.emit_place(out)
+        if self.ahead:
+            out.comment("Past the last tile, what is computed goes nowhere.")
+        self.emit_place(out, "tl.minimum(program, programs - 1)" if self.ahead else "program")
         out.line("q_index = q_row[:, None]")
         if not self.unseen.all_seen:
             self.unseen.emit_bounds(out)
         done = self.values.emit(out, "program", self.results, Guard())
         done = self.values.emit(out, "query", self.results, Guard(query="(q_index < q_len)"), done)
+        if not self.ahead:
+            self._emit_no_outputs(out)
+        return done
+
+    def _query_tile(self, i: int) -> str:
+        """Part ``i`` of the columns of this consumer's queries, as text."""
+        tiles, width = tiles_of("q_tiles", self.head, i), self.head[i].width
+        return f"{tiles}.index({self.own_query}).reshape([ROWS, {width}])"
+
+    def _emit_no_outputs(self, out: Emitter) -> None:
         for p in self.value:
             out.line(f"acc{p.suffix} = tl.zeros([ROWS, {p.width}], tl.float32, OUTPUTS{p.suffix})")
-        return done
 
     def _emit_first(self, out: Emitter, done: frozenset[str]) -> None:
         out.comment("The first tile, masked even if it is full: nothing to overlap with yet.")
-        out.line("mbarrier.wait(q_ready, turn & 1)")
+        self._emit_start_first(out, "s")
+        self._emit_weights_of_first(out, done, "s")
+        if self.ahead:
+            self._emit_no_outputs(out)
+
+    def _emit_start_first(self, out: Emitter, name: str) -> None:
+        """Starts the scores of the first tile of keys."""
+        at, phase = self.query_turn
+        out.line(f"mbarrier.wait(q_ready{at}, {phase})")
         out.line("stage, phase = ring(used)")
-        self._emit_start_scores(out, "s")
+        self._emit_start_scores(out, name)
+
+    def _emit_weights_of_first(self, out: Emitter, done: frozenset[str], product: str) -> None:
+        """From its product to the weights of the first tile of keys, with which maxima and sums begin."""
         self.emit_start(out)
-        out.line("s = warpgroup_mma_wait(0, deps=(s,))")
+        out.line(f"s = warpgroup_mma_wait(0, deps=({product},))")
         out.line("release(stage)")
         self._emit_scores(out, done, masked=True)
         out.comment("Finite, so never inf - inf: a row may see none of its first tile.")
         out.line(f"m = tl.maximum(row_max(s) * {self.unit}, -3.0e38)  # running maximum times log2(e)")
         out.line(f"p = tl.exp2(s * {self.unit} - m[:, None])")
         out.line("l = partial_sums(p)  # of exponentials")
-        self._emit_clear(out)
+        self._emit_clear(out, exists="program < programs" if self.ahead else "")
 
     def _emit_start_scores(self, out: Emitter, name: str) -> None:
         out.line("mbarrier.wait(k_ready.index(stage), phase)")
         for i, p in enumerate(self.head):
             tile = f"{tiles_of('k_tiles', self.head, i)}.index(stage)"
-            start = f"add_scores(q_tile{p.suffix}, {tile}, {name})" if i else f"start_scores(q_tile{p.suffix}, {tile})"
+            query = self._query_tile(i) if self.ahead else f"q_tile{p.suffix}"
+            start = f"add_scores({query}, {tile}, {name})" if i else f"start_scores({query}, {tile})"
             out.line(f"{name} = {start}")
 
     def _emit_start_outputs(self, out: Emitter, prefix: str) -> None:
@@ -196,10 +192,11 @@ class Consumer:
             tile = f"{tiles_of('v_tiles', self.value, i)}.index(last)"
             out.line(f"{prefix}acc{p.suffix} = start_outputs(weights{p.suffix}, {tile}, acc{p.suffix})")
 
-    def _emit_wait_outputs(self, out: Emitter, prefix: str) -> None:
+    def _emit_wait_outputs(self, out: Emitter, prefix: str, behind: int = 0) -> None:
+        """``behind``: how many products that were started after these may go on."""
         names = ", ".join(f"acc{p.suffix}" for p in self.value)
         waited = ", ".join(f"{prefix}acc{p.suffix}" for p in self.value)
-        out.line(f"{names} = warpgroup_mma_wait(0, deps=({waited}{',' if len(self.value) == 1 else ''}))")
+        out.line(f"{names} = warpgroup_mma_wait({behind}, deps=({waited}{',' if len(self.value) == 1 else ''}))")
 
     def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """Scores and weights of one tile of keys, overlapped with the values of the tile before."""
@@ -244,11 +241,12 @@ class Consumer:
         if masked:
             out.line('s = tl.where(allowed, s, float("-inf"))')
 
-    def _emit_clear(self, out: Emitter) -> None:
-        """After the scores of a partial tile: clears what must not be seen of its values."""
+    def _emit_clear(self, out: Emitter, exists: str = "") -> None:
+        """After the scores of a partial tile: clears what must not be seen of its values, if it ``exists``."""
         if self.unseen.all_seen:
             return
-        with out.block(f"if {self.unseen.some_unseen}:"):
+        some_unseen = f"({self.unseen.some_unseen}) & ({exists})" if exists else self.unseen.some_unseen
+        with out.block(f"if {some_unseen}:"):
             out.line("mbarrier.wait(v_ready.index(stage), phase)")
             tiles = [f"{tiles_of('v_tiles', self.value, i)}.index(stage)" for i in range(len(self.value))]
             shapes = [f"[BLOCK_N, {p.width}]" for p in self.value]
@@ -263,33 +261,43 @@ class Consumer:
         self._emit_wait_outputs(out, "")
         out.line("release(STAGES + last)")
         out.line()
+        self._emit_log_sums(out)
+        self.emit_outputs(out)
+        out.line()
+        self._emit_next_number(out)
+
+    def _emit_end_and_next(self, out: Emitter) -> None:
+        """The last values and the outputs of a tile of queries, and between them the first scores of the next."""
+        out.line("mbarrier.arrive(q_empty.index(slot))")
+        out.line("used += count")
+        out.line("last, last_phase = ring(used - 1)")
+        self._emit_start_outputs(out, "next_")
+        self._emit_log_sums(out)
+        self.emit_keep(out)
+        self._emit_next_number(out)
+        done = self._emit_query_prologue(out)
+        self._emit_start_first(out, "next_s")
+        self._emit_wait_outputs(out, "next_", behind=len(self.head))
+        out.line("release(STAGES + last)")
+        self.emit_outputs(out)
+        self._emit_weights_of_first(out, done, "next_s")
+        self._emit_no_outputs(out)
+
+    def _emit_log_sums(self, out: Emitter) -> None:
+        """Sums ``l`` of whole rows, and their logarithms for the caller."""
         out.line("l = tl.convert_layout(tl.sum(l, 1), tl.SliceLayout(1, SCORES))")
         out.comment("A row that may attend to nothing gives 0, and -inf for the logarithm of its sum.")
         out.line('total = tl.where(l == 0.0, float("-inf"), (m + tl.log2(l)) * LN2)')
         inside = self.emit_inside(out)
         out.line(f"tl.store(lse + entry.to(tl.int64) * q_len + q_row, total, mask={inside})")
         if self.in_shares:
-            self._emit_sums_of_share(out)
-        self.emit_outputs(out)
-        out.line()
+            emit_sums_of_share(out)
+
+    def _emit_next_number(self, out: Emitter) -> None:
+        """``program`` of the next tile of queries."""
         out.line("turn += 1")
         out.line("mbarrier.wait(order_ready.index(turn & 1), turn >> 1 & 1)")
         out.line(f"program = read(orders, (turn & 1) * {self.cells})")
-
-    def _emit_sums_of_share(self, out: Emitter) -> None:
-        """Of a share the maximum and the sum; what it leaves in ``lse`` and ``out`` the merge replaces."""
-        out.comment("A share of a row leaves its parts to be merged. No branch: it would take registers.")
-        out.line("own_sums = work[2] + place.to(tl.int64) * (2 * BLOCK_M) + GROUP * ROWS + rows")
-        out.line("tl.store(own_sums, m, mask=place >= 0)")
-        out.line("tl.store(own_sums + BLOCK_M, l, mask=place >= 0)")
-
-    def _emit_share(self, out: Emitter, p: Part) -> None:
-        """Of a share the outputs, in float32."""
-        out.line(f"own_rows = GROUP * ROWS + tl.arange(0, ROWS, tl.SliceLayout(1, OUTPUTS{p.suffix}))")
-        out.line(f"own_columns = {p.first} + tl.arange(0, {p.width}, tl.SliceLayout(0, OUTPUTS{p.suffix}))")
-        out.line("own_out = work[1] + place.to(tl.int64) * (BLOCK_M * VALUE)")
-        out.line("own_out += own_rows[:, None] * VALUE + own_columns[None, :]")
-        out.line(f"tl.store(own_out, acc{p.suffix}, mask=place >= 0)")
 
     def emit_quotient(self, out: Emitter, p: Part) -> None:
         """Divides a part of the sums by those of the weights."""
@@ -307,9 +315,9 @@ class Consumer:
     def emit_lanes(self, out: Emitter) -> None:
         """What follows from the numbers of ``rows`` and ``columns`` in a tile."""
 
-    def emit_place(self, out: Emitter) -> None:
-        """``entry``, ``batch``, ``head``, ``kv_head`` and the positions ``q_row`` of tile number ``program``."""
-        out.line("entry, batch, head, kv_head, tile_first = query_tile(program, sizes)")
+    def emit_place(self, out: Emitter, number: str) -> None:
+        """``entry``, ``batch``, ``head``, ``kv_head`` and the positions ``q_row`` of tile ``number``."""
+        out.line(f"entry, batch, head, kv_head, tile_first = query_tile({number}, sizes)")
         out.line("q_row = tile_first + GROUP * ROWS + rows")
 
     def emit_start(self, out: Emitter) -> None:
@@ -330,6 +338,12 @@ class Consumer:
         """Which rows exist, as text."""
         return "q_row < q_len"
 
+    def emit_keep(self, out: Emitter) -> None:
+        """Keeps the place of outputs, whose names the next tile takes."""
+        coordinates = self.emit_out_place(out).split(", ")
+        self.kept = [f"out_at_{i}" for i in range(len(coordinates))]
+        out.line(f"{', '.join(self.kept)} = {', '.join(coordinates)}")
+
     def emit_outputs(self, out: Emitter) -> None:
         """Writes the outputs of this consumer, from ``acc`` and the sums ``l`` of weights."""
         if not self.shares_query:
@@ -339,12 +353,12 @@ class Consumer:
         for i, p in enumerate(self.value):
             self.emit_quotient(out, p)
             if self.in_shares:
-                self._emit_share(out, p)
+                emit_share(out, p)
             tile = f"{tiles_of('out_tiles', self.value, i)}.index(GROUP)"
             out.line(f"{tile}.reshape([ROWS, {p.width}]).store(acc{p.suffix}.to(ELEMENT))")
         out.line("fence_async_shared()")
         out.line(f"{self.names.barrier}()")
-        place = self.emit_out_place(out)
+        place = ", ".join(self.kept) if self.ahead else self.emit_out_place(out)
         for i, p in enumerate(self.value):
             target, tile = (tiles_of(x, self.value, i) for x in ("out", "out_tiles"))
             out.line(f"{self.names.store}({target}, [{place}, {p.first}], {tile}.index(GROUP))")

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from ..ir.dependence import dependence
-from ..ir.nodes import Load, Unary
+from ..ir.nodes import TILE_NAMES, Load, Unary
 from ..ir.tiles.plan import TilePlan
-from ..ir.traverse import walk
+from ..ir.traverse import index_names, walk
 from .defaults import heaviest_last
 from .emitter import Emitter
 from .gluon_consumer import Consumer
@@ -34,9 +34,8 @@ from .gluon_work import (
     emit_merge_launch,
     emit_partial_outputs,
     emit_work_functions,
-    has_one_list,
-    is_uneven,
-    splits,
+    other_lists,
+    with_list,
     work_arguments,
 )
 from .schedule import Problem, Schedule, Source, Target
@@ -74,20 +73,30 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     fewer = (wide and (takes_registers(plan) or uses_table(plan))) or problem.value_dim > 192
     for keys in (64,) if fewer else (128, 64):
         for stages in (2,) if wide and keys == 128 else (4, 3, 2):
-            listed, split = is_uneven(plan), splits(plan)
-            schedule = Schedule(
-                128, keys, num_warps=4, num_stages=stages, split_keys=split, descriptors=True,
-                reverse=heaviest_last(plan.keys) and not listed, listed=listed,
-            )  # fmt: skip
+            reverse = heaviest_last(plan.keys)
+            schedule = Schedule(128, keys, num_warps=4, num_stages=stages, reverse=reverse, descriptors=True)
             least = _buffer_bytes(problem, schedule, apart=not _may_share_query(problem))
             if least <= _BUFFERS and (stages == 2 or _buffer_bytes(problem, schedule, apart=True) <= _BUFFERS):
-                return schedule
+                return with_list(plan, replace(schedule, ahead=_gains_ahead(plan, problem)))
     raise AssertionError(f"no schedule for head sizes {problem.head_dim} and {problem.value_dim}")
+
+
+def _gains_ahead(plan: TilePlan, problem: Problem) -> bool:
+    """Whether tiles of queries overlap: where that was measured faster."""
+    if plan.variant.scores or uses_table(plan) or sees_few_keys(plan) or UnseenKeys.of(plan) is None:
+        return False
+    sizes = (problem.head_dim, problem.value_dim)
+    return sizes == (64, 64) or (sizes == (128, 128) and heaviest_last(plan.keys))
+
+
+def sees_few_keys(plan: TilePlan) -> bool:
+    """Whether the first key that a tile of queries sees moves with it."""
+    return any(index_names(x.start) & set(TILE_NAMES) for x in plan.keys.may)
 
 
 def _buffer_bytes(problem: Problem, schedule: Schedule, *, apart: bool) -> int:
     """Shared memory for tiles; ``apart``: outputs have buffers besides those of queries."""
-    rows = problem.head_dim + (problem.value_dim if apart else 0)
+    rows = problem.head_dim * (2 if schedule.ahead else 1) + (problem.value_dim if apart else 0)
     return 2 * (
         schedule.block_m * rows + schedule.num_stages * schedule.block_n * (problem.head_dim + problem.value_dim)
     )
@@ -103,17 +112,19 @@ def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
     """Schedules worth timing, the default first."""
     default = default_schedule(plan, problem)
     found = variations(default)
-    if default.listed and not default.split_keys and has_one_list(plan):
-        found += (replace(default, split_keys=True),)
     if default.listed:
-        found += (replace(default, listed=False, split_keys=False, reverse=heaviest_last(plan.keys)),)
+        return *found, *other_lists(plan, default)
+    ahead = replace(default, ahead=True)
+    if not default.ahead and UnseenKeys.of(plan) and _buffer_bytes(problem, ahead, apart=True) <= _BUFFERS:
+        found += (ahead,)
     return found
 
 
 def variations(default: Schedule) -> tuple[Schedule, ...]:
     """``default``, and other numbers of keys and stages; some may not fit into shared memory."""
     shapes = ((128, 2), (128, 3), (64, 2), (64, 3), (64, 4))
-    return tuple(dict.fromkeys((default, *(replace(default, block_n=n, num_stages=s) for n, s in shapes))))
+    others = (replace(default, block_n=n, num_stages=s, ahead=False) for n, s in shapes)
+    return tuple(dict.fromkeys((default, *others)))
 
 
 def takes_registers(plan: TilePlan) -> bool:
@@ -160,7 +171,7 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     loops = emit_visits(out, plan, KEYS, SIZES, parameters)
     shares_query = _buffer_bytes(problem, schedule, apart=True) > _BUFFERS
     Consumer(plan, problem, schedule, parameters, unseen, names, shares_query).emit(out, loops)
-    emit_load_tiles(out, run_loads(names, problem, schedule, ahead=uses_table(plan)))
+    emit_load_tiles(out, run_loads(names, problem, schedule, from_table=uses_table(plan)), schedule.ahead)
     out.line("\n")
     with kernel(out, KERNEL, arguments, ()):
         if shares_query:
@@ -247,7 +258,7 @@ def emit_body(
     cells = 4 if schedule.listed and schedule.split_keys else 3
     out.line(f"sizes = ({', '.join(a.name for a in sizes)})")
     out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
-    _emit_buffers(out, problem, own_out_tiles)
+    _emit_buffers(out, problem, schedule, own_out_tiles)
     consumers = schedule.block_m // 64
     out.lines(
         _KERNEL_BODY.format(
@@ -259,20 +270,22 @@ def emit_body(
             constants=constants,
             cells=2 * cells,
             told=", its place as a share" if cells > 3 else "",
+            queries="2, " if schedule.ahead else "",
+            init=_INIT_BOTH if schedule.ahead else _INIT,
             weights=_WEIGHTS if asks else "",
             more=", weighty, weighty_ready" if asks else "",
         )
     )
 
 
-def _emit_buffers(out: Emitter, problem: Problem, own_out_tiles: bool) -> None:
+def _emit_buffers(out: Emitter, problem: Problem, schedule: Schedule, own_out_tiles: bool) -> None:
     """Buffers of tiles; tuples of them, and of descriptors, where heads have several parts."""
     head, value = head_parts(problem.head_dim), head_parts(problem.value_dim)
     for name, parts in (("query", head), ("key", head), ("value", value), ("out", value)):
         if len(parts) > 1:
             out.line(f"{name} = {together([name + p.suffix for p in parts])}")
     for name, number, tensor, parts, layout in (
-        ("q_tiles", "CONSUMERS", "query", head, "QUERY_TILE"),
+        ("q_tiles", "2 * CONSUMERS" if schedule.ahead else "CONSUMERS", "query", head, "QUERY_TILE"),
         ("k_tiles", "STAGES", "key", head, "KEY_TILE"),
         ("v_tiles", "STAGES", "value", value, "VALUE_TILE"),
         ("out_tiles", "CONSUMERS", "out", value, "OUT_TILE"),
@@ -290,20 +303,27 @@ def _emit_buffers(out: Emitter, problem: Problem, own_out_tiles: bool) -> None:
 _ATTEND = (
     "(attend, ({}, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts, sizes, parameters{})),"
 )
+_INIT = """\
+mbarrier.init(q_ready, count=1)
+mbarrier.init(q_empty, count=CONSUMERS)
+"""
+_INIT_BOTH = """\
+for i in gl.static_range(2):
+    mbarrier.init(q_ready.index(i), count=1)
+    mbarrier.init(q_empty.index(i), count=CONSUMERS)
+"""
 _KERNEL_BODY = """
 # Two tiles of queries in turn: number, how many partial tiles of keys, how many tiles{told}; and the tiles' first keys.
 orders = gl.allocate_shared_memory(gl.int32, [{cells}, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 starts = gl.allocate_shared_memory(gl.int32, [{starts}, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 # The producer makes buffers ready, all consumers make them empty.
-q_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-q_empty = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+q_ready = gl.allocate_shared_memory(gl.int64, [{queries}1], mbarrier.MBarrierLayout())
+q_empty = gl.allocate_shared_memory(gl.int64, [{queries}1], mbarrier.MBarrierLayout())
 k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
 v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
 order_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
 order_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-mbarrier.init(q_ready, count=1)
-mbarrier.init(q_empty, count=CONSUMERS)
-for i in gl.static_range(2):
+{init}for i in gl.static_range(2):
     mbarrier.init(order_ready.index(i), count=1)
     mbarrier.init(order_empty.index(i), count=CONSUMERS)
 for i in gl.static_range(STAGES):

@@ -29,10 +29,11 @@ def load_tiles({arguments}):
     q_ready, q_empty, k_ready, v_ready, order_ready, order_empty = barriers[:6]
     {prologue}
     program = gl.program_id(0)
+    {before_all}
     loaded = 0  # tiles of keys
     turn = 0  # tiles of queries
     while program < programs:
-        next_program = gl.num_programs(0) + gl.atomic_add(counter, 1, sem="relaxed")
+        {early}
         {visits}
         # Even a tile of queries that sees nothing gets one tile of keys, and masks it.
         count = gl.maximum({count}, 1)
@@ -43,8 +44,8 @@ def load_tiles({arguments}):
         write(orders, slot * {cells} + 2, count)
         {write_more}
         mbarrier.arrive(order_ready.index(slot))
-        mbarrier.wait(q_empty, (turn & 1) ^ 1)
-        mbarrier.expect(q_ready, BLOCK_M * HEAD * 2)
+        mbarrier.wait(q_empty{query}, ({turn}) ^ 1)
+        mbarrier.expect(q_ready{query}, BLOCK_M * HEAD * 2)
         for i in gl.static_range(CONSUMERS):
             {load_query}
         {before}
@@ -61,14 +62,32 @@ def load_tiles({arguments}):
             mbarrier.expect(v_ready.index(stage), BLOCK_N * VALUE * 2)
             {load_value}
             loaded += 1
+            {late}
         turn += 1
         program = next_program
     # A number past the last tile of queries ends the consumers too.
     slot = turn & 1
     mbarrier.wait(order_empty.index(slot), (turn >> 1 & 1) ^ 1)
     write(orders, slot * {cells}, program)
+    {end}
     mbarrier.arrive(order_ready.index(slot))
 """
+_NEXT = 'next_program = gl.num_programs(0) + gl.atomic_add(counter, 1, sem="relaxed")'
+_LATE = f"""\
+if t == 0:
+    # The answer takes a while, and now consumers do not wait for it.
+    {_NEXT}"""
+# Consumers start one more tile beside the end of the last one; what is computed from does not matter.
+_ONE_MORE = """\
+write(orders, slot * 3 + 1, 0)
+write(orders, slot * 3 + 2, 1)
+mbarrier.wait(q_empty.index(slot), (turn >> 1 & 1) ^ 1)
+mbarrier.arrive(q_ready.index(slot))
+stage, phase = ring(loaded)
+if loaded >= STAGES:
+    acquire(stage)
+write(starts, stage, 0)
+mbarrier.arrive(k_ready.index(stage))"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,31 +116,35 @@ class TileLoads:
     constants: str = ""
 
 
-def emit_load_tiles(out: Emitter, loads: TileLoads) -> None:
-    """The producer's function."""
+def emit_load_tiles(out: Emitter, loads: TileLoads, ahead: bool = False) -> None:
+    """The producer's function; ``ahead``: consumers start a tile of queries before the last one has ended."""
     pieces = {name: str(getattr(loads, name)) for name in loads.__slots__}
-    arguments = (
+    pieces["arguments"] = (
         f"counter, query, key, value, {pieces.pop('descriptors')}q_tiles, k_tiles, v_tiles, barriers, orders, starts, "
         f"sizes, parameters{pieces.pop('constants')}"
     )
+    pieces["before_all"] = "next_program = program" if ahead else ""
+    pieces |= {"early": "", "late": _LATE, "end": _ONE_MORE} if ahead else {"early": _NEXT, "late": "", "end": ""}
+    pieces |= {"query": ".index(slot)", "turn": "turn >> 1 & 1"} if ahead else {"query": "", "turn": "turn & 1"}
     lines = []
     for line in LOAD_TILES.split("\n"):
-        if line.strip() in ("{before}", "{write_more}") and not pieces[line.strip(" {}")]:
+        name = line.strip()
+        if name[:1] == "{" and not pieces[name[1:-1]]:
             continue
         depth = " " * (len(line) - len(line.lstrip()))
-        lines.append(line.format(arguments=arguments, **{k: v.replace("\n", f"\n{depth}") for k, v in pieces.items()}))
+        lines.append(line.format(**{k: v.replace("\n", f"\n{depth}") for k, v in pieces.items()}))
     out.definition("\n".join(lines))
 
 
-def run_loads(names: Names, problem: Problem, schedule: Schedule, ahead: bool) -> TileLoads:
+def run_loads(names: Names, problem: Problem, schedule: Schedule, from_table: bool) -> TileLoads:
     """The loads of tiles that are runs of positions, part by part of their columns.
 
-    ``ahead``: where one is takes a load, begun a tile earlier.
+    ``from_table``: where one is takes a load, begun a tile earlier.
     """
     head, value = head_parts(problem.head_dim), head_parts(problem.value_dim)
     first = "begin + " if schedule.split_keys else ""
     start = f"start = visited_start({first}t, visits)"
-    if ahead:
+    if from_table:
         start = f"start = next_start\nnext_start = visited_start({first}t + 1, visits)"
 
     def loads(source: str, where: str, ready: str, tiles: str, i: str, parts: tuple[Part, ...]) -> str:
@@ -131,13 +154,14 @@ def run_loads(names: Names, problem: Problem, schedule: Schedule, ahead: bool) -
             for n, p in enumerate(parts)
         )
 
+    ready, i = ("q_ready.index(slot)", "slot * CONSUMERS + i") if schedule.ahead else ("q_ready", "i")
     loads_of_rows = TileLoads(
         prologue=f"{', '.join(a.name for a in SIZES)} = sizes\nprograms = gl.cdiv(q_len, BLOCK_M) * all_heads",
         visits="entry, batch, head, kv_head, tile_first = query_tile(program, sizes)\n"
         "visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)",
         count="visits[0] + visits[1]",
-        load_query=loads("query", "batch, head, tile_first + ROWS * i", "q_ready", "q_tiles", "i", head),
-        before=f"next_start = visited_start({'begin' if first else '0'}, visits)" if ahead else "",
+        load_query=loads("query", "batch, head, tile_first + ROWS * i", ready, "q_tiles", i, head),
+        before=f"next_start = visited_start({'begin' if first else '0'}, visits)" if from_table else "",
         start=start,
         write_start="write(starts, stage, start)",
         load_key=loads("key", "batch, kv_head, start", "k_ready.index(stage)", "k_tiles", "stage", head),

@@ -185,16 +185,17 @@ class UnseenByWeights:
             out.line("own_weights.store(tl.max((p != 0.0).to(tl.int32), 0))")
             out.line("mbarrier.arrive(weighty_ready)")
             out.line("mbarrier.wait(weighty_ready, cleared & 1)")
-            out.line("weighty_0, weighty_1 = weighty.index(cleared % 2 * 2), weighty.index(cleared % 2 * 2 + 1)")
+            out.line("seen_by_0, seen_by_1 = weighty.index(cleared % 2 * 2), weighty.index(cleared % 2 * 2 + 1)")
             for tile in tiles:
-                out.line(f"clear_unseen({tile}, weighty_0, weighty_1)")
+                out.line(f"clear_unseen({tile}, seen_by_0, seen_by_1)")
             out.line("cleared += 1")
 
     def emit_functions(
         self, out: Emitter, barrier: str, rows: str, sizes: Sequence[Argument], parameters: Sequence[Argument]
     ) -> None:
         """``all_finite`` and ``clear_unseen``, for tiles of ``rows`` keys."""
-        out.definition(f'''
+        if self.own == FALSE:
+            out.definition(f'''
 @gluon.jit
 def add_nothing(total, x):
     """``total`` + 0 ``x``, two numbers at once: NaN from where ``x`` is not finite."""
@@ -213,16 +214,16 @@ def all_finite(rows_tile):
     for first in gl.static_range(0, {rows}, 16):
         total = add_nothing(total, rows_tile.slice(first, 16).load(LAYOUT))
     return gl.sum(gl.sum(total.to(gl.float32), 1), 0) == 0.0
-
-
+''')
+        out.definition(f'''
 @gluon.jit
-def clear_unseen(rows_tile, weights_0, weights_1):
+def clear_unseen(rows_tile, seen_by_0, seen_by_1):
     """Zeros in the rows of keys that have no weight in either group of warps; both write the same."""
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     KEYS: gl.constexpr = gl.SliceLayout(1, LAYOUT)
     for first in gl.static_range(0, {rows}, 32):
         part = rows_tile.slice(first, 32)
-        some_query_sees = weights_0.slice(first, 32).load(KEYS) + weights_1.slice(first, 32).load(KEYS) > 0
+        some_query_sees = seen_by_0.slice(first, 32).load(KEYS) + seen_by_1.slice(first, 32).load(KEYS) > 0
         part.store(gl.where(some_query_sees[:, None], part.load(LAYOUT), 0.0))
     fence_async_shared()
     {barrier}()

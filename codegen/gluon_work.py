@@ -11,15 +11,17 @@ at least one part of all tiles, so that there are at most as many more of them t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..ir.nodes import TILE_NAMES, Select
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import index_names, loads, walk
+from .defaults import heaviest_last
 from .emitter import Emitter
 from .gluon_module import emit_tables
 from .gluon_tiles import emit_unpack, jit_function
 from .schedule import Schedule
-from .triton_module import Argument, emit_launch, kernel, user_names
+from .triton_module import Argument, Part, emit_launch, kernel, user_names
 from .triton_program import BROADCAST_STRIDE, SIZES, emit_entry, uses_table
 from .triton_split import emit_merge_rows
 
@@ -43,14 +45,23 @@ def is_uneven(plan: TilePlan) -> bool:
     return any(index_names(x) & set(TILE_NAMES) for x in switches)
 
 
-def has_one_list(plan: TilePlan) -> bool:
+def with_list(plan: TilePlan, schedule: Schedule) -> Schedule:
+    """``schedule`` with a list where rows are uneven; long ones are cut unless tensors say how long they are."""
+    if not is_uneven(plan):
+        return schedule
+    split = _has_one_list(plan) and not any(loads(plan.variant.mask))
+    return replace(schedule, reverse=False, ahead=False, listed=True, split_keys=split)
+
+
+def other_lists(plan: TilePlan, schedule: Schedule) -> tuple[Schedule, ...]:
+    """What is worth timing besides a ``schedule`` with a list: shares, and no list."""
+    shares = (replace(schedule, split_keys=True),) if _has_one_list(plan) and not schedule.split_keys else ()
+    return *shares, replace(schedule, listed=False, split_keys=False, reverse=heaviest_last(plan.keys))
+
+
+def _has_one_list(plan: TilePlan) -> bool:
     """Whether rows of tiles are the same in all heads, so that long ones can be cut into shares."""
     return not index_names(plan.variant.mask) & {"head", "kv_head", "batch"}
-
-
-def splits(plan: TilePlan) -> bool:
-    """Whether long rows are cut by default: not where tensors say how long they are, which may be even."""
-    return is_uneven(plan) and has_one_list(plan) and not any(loads(plan.variant.mask))
 
 
 def emit_lists(
@@ -211,6 +222,23 @@ def emit_merge_launch(out: Emitter, columns: int) -> None:
         ]
         options = f"ROWS=BLOCK_M.value, COLUMNS={columns}, num_warps=1"
         emit_launch(out, _MERGE, "(16 * multiprocessors,)", arguments, options)
+
+
+def emit_sums_of_share(out: Emitter) -> None:
+    """What consumers leave of a share: its maxima and sums; what they write to ``lse`` and ``out`` is replaced."""
+    out.comment("A share of a row leaves its parts to be merged. No branch: it would take registers.")
+    out.line("own_sums = work[2] + place.to(tl.int64) * (2 * BLOCK_M) + GROUP * ROWS + rows")
+    out.line("tl.store(own_sums, m, mask=place >= 0)")
+    out.line("tl.store(own_sums + BLOCK_M, l, mask=place >= 0)")
+
+
+def emit_share(out: Emitter, p: Part) -> None:
+    """The same: its outputs, in float32."""
+    out.line(f"own_rows = GROUP * ROWS + tl.arange(0, ROWS, tl.SliceLayout(1, OUTPUTS{p.suffix}))")
+    out.line(f"own_columns = {p.first} + tl.arange(0, {p.width}, tl.SliceLayout(0, OUTPUTS{p.suffix}))")
+    out.line("own_out = work[1] + place.to(tl.int64) * (BLOCK_M * VALUE)")
+    out.line("own_out += own_rows[:, None] * VALUE + own_columns[None, :]")
+    out.line(f"tl.store(own_out, acc{p.suffix}, mask=place >= 0)")
 
 
 _PARTS = '''

@@ -50,6 +50,7 @@ class Schedule:
     last are the heaviest. ``descriptors``: tiles are loaded through tensor descriptors (the tensor memory
     accelerator of sm_90 and newer; bases and strides must be multiples of 16 bytes), else by pointers.
     ``listed``: tiles of queries stand in a list, the heaviest first; with ``split_keys`` long rows are in shares there.
+    ``ahead``: the scores of a tile of queries start beside the last values of the one before; not with a list.
     ``grad_query``: the backward kernel that computes the gradient of the queries, where it differs from
     the one for keys and values, which this schedule describes then.
     """
@@ -62,6 +63,7 @@ class Schedule:
     reverse: bool = False
     descriptors: bool = False
     listed: bool = False
+    ahead: bool = False
     grad_query: Schedule | None = None
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..ir.nodes import TILE_NAMES
 from ..ir.tiles.plan import TilePlan
-from ..ir.traverse import index_names
 from .box_support import walks_boxes as walks_boxes
 from .box_support import why_not_boxes
 from .defaults import Direction
@@ -151,21 +149,16 @@ def _choose_for_runs(
 def _why_seven_products(plan: TilePlan, problem: Problem, target: Target) -> str | None:
     """Why the backward pass is that of :mod:`.gluon_repeatable`; None where it is that of :mod:`.gluon_backward`."""
     from .gluon_backward import unsupported_reason
-    from .gluon_forward import functions_of_pairs
+    from .gluon_forward import functions_of_pairs, sees_few_keys
 
     reason = unsupported_reason(plan, problem, target)
     if reason is not None:
         return f"cannot: {reason}"
     if problem.head_dim == 64 and functions_of_pairs(plan):
         return "was measured slower at head size 64 where scores call functions"
-    if problem.head_dim == 128 and _sees_few_keys(plan):
+    if problem.head_dim == 128 and sees_few_keys(plan):
         return "was measured slower at head size 128 where queries see few keys"
     return None
-
-
-def _sees_few_keys(plan: TilePlan) -> bool:
-    """Whether the first key that a tile of queries sees moves with it."""
-    return any(index_names(x.start) & set(TILE_NAMES) for x in plan.keys.may)
 
 
 def _slower_over_boxes(plan: TilePlan, problem: Problem) -> str | None:
@@ -175,7 +168,7 @@ def _slower_over_boxes(plan: TilePlan, problem: Problem) -> str | None:
 
 
 def _slower_forward(plan: TilePlan, problem: Problem) -> str | None:
-    from .gluon_forward import functions_of_pairs
+    from .gluon_forward import functions_of_pairs, sees_few_keys
 
     functions = functions_of_pairs(plan)
     if functions - {"tanh"}:
@@ -184,7 +177,7 @@ def _slower_forward(plan: TilePlan, problem: Problem) -> str | None:
         return None
     if plan.variant.scores and not functions:
         return "slower at head size 64 where scores are modified by cheap arithmetic"
-    if uses_table(plan) or _sees_few_keys(plan):
+    if uses_table(plan) or sees_few_keys(plan):
         return "slower at head size 64 where queries see few keys"
     return None
 

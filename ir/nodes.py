@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from .location import Location
 from .types import BOOL, F32, I64, ScalarType
@@ -34,8 +34,35 @@ DIAGONAL = "diagonal"
 TILE_NAMES = ("tile_first", "tile_last")
 
 
+class _Node:
+    """What is found out about a node is kept with it: its hash, and the indices it depends on (``traverse``)."""
+
+    __slots__ = ("_hash", "known_indices")
+    known_indices: frozenset[str]
+
+
+_N = TypeVar("_N", bound=_Node)
+
+
+def _hashed_once(node: type[_N]) -> type[_N]:
+    """An expression is asked for its hash at every node of larger ones, again and again."""
+    compute = node.__hash__
+
+    def kept(self: _N) -> int:
+        try:
+            return self._hash  # type: ignore[attr-defined, no-any-return]
+        except AttributeError:
+            found = compute(self)
+            object.__setattr__(self, "_hash", found)
+            return found
+
+    node.__hash__ = kept  # type: ignore[method-assign, assignment]
+    return node
+
+
+@_hashed_once
 @dataclass(frozen=True, slots=True, eq=False)
-class Const:
+class Const(_Node):
     """A literal. Unlike Python's floats, equal means interchangeable: nan equals nan, 0.0 is not -0.0."""
 
     value: bool | int | float
@@ -52,8 +79,9 @@ class Const:
         return hash(self._key())
 
 
+@_hashed_once
 @dataclass(frozen=True, slots=True)
-class Index:
+class Index(_Node):
     """A position, identity or length: one of ``INDEX_NAMES``, or in ranges of ``TILE_NAMES``."""
 
     name: str
@@ -61,16 +89,18 @@ class Index:
     loc: Location | None = field(default=None, compare=False, repr=False)
 
 
+@_hashed_once
 @dataclass(frozen=True, slots=True)
-class Score:
+class Score(_Node):
     """The score ``s`` that a score function receives, in float32, already scaled."""
 
     type: ScalarType = F32
     loc: Location | None = field(default=None, compare=False, repr=False)
 
 
+@_hashed_once
 @dataclass(frozen=True, slots=True)
-class Param:
+class Param(_Node):
     """A scalar parameter, by name: i32, f32, or the type of its static value."""
 
     name: str
@@ -78,8 +108,9 @@ class Param:
     loc: Location | None = field(default=None, compare=False, repr=False)
 
 
+@_hashed_once
 @dataclass(frozen=True, slots=True)
-class Load:
+class Load(_Node):
     """One element of a captured tensor. Negative indices count from the end, as in torch."""
 
     buffer: str
@@ -88,8 +119,9 @@ class Load:
     loc: Location | None = field(default=None, compare=False, repr=False)
 
 
+@_hashed_once
 @dataclass(frozen=True, slots=True)
-class Unary:
+class Unary(_Node):
     """``neg`` and ``abs`` keep the type of a number, ``not`` takes a boolean; the rest compute in float32."""
 
     op: UnaryOp
@@ -98,8 +130,9 @@ class Unary:
     loc: Location | None = field(default=None, compare=False, repr=False)
 
 
+@_hashed_once
 @dataclass(frozen=True, slots=True)
-class Binary:
+class Binary(_Node):
     """``floordiv`` and ``mod`` floor as in Python; ``div`` is float32."""
 
     op: BinaryOp
@@ -109,8 +142,9 @@ class Binary:
     loc: Location | None = field(default=None, compare=False, repr=False)
 
 
+@_hashed_once
 @dataclass(frozen=True, slots=True)
-class Select:
+class Select(_Node):
     """``a`` where ``condition`` holds, else ``b``. Neither side has effects."""
 
     condition: Expr
@@ -120,8 +154,9 @@ class Select:
     loc: Location | None = field(default=None, compare=False, repr=False)
 
 
+@_hashed_once
 @dataclass(frozen=True, slots=True)
-class Cast:
+class Cast(_Node):
     """Conversion; float to integer truncates towards zero, anything to bool is ``!= 0``."""
 
     x: Expr
@@ -129,8 +164,9 @@ class Cast:
     loc: Location | None = field(default=None, compare=False, repr=False)
 
 
+@_hashed_once
 @dataclass(frozen=True, slots=True)
-class Coordinate:
+class Coordinate(_Node):
     """Coordinate ``axis`` of position ``x`` in a row-major grid of ``sizes``; what it computes, :attr:`steps` says.
 
     Its type is that of ``x``: no coordinate is larger than the position.
@@ -157,8 +193,9 @@ class Coordinate:
 ReductionOp = Literal["min", "max", "any", "all"]
 
 
+@_hashed_once
 @dataclass(frozen=True, slots=True)
-class Reduction:
+class Reduction(_Node):
     """``x`` reduced over the positions of one tile of ``axis``; only in tile classification.
 
     ``x`` depends on ``q`` or ``kv`` (the one that ``axis`` names); with "both" on the blocks of both alone, see
@@ -172,8 +209,9 @@ class Reduction:
     loc: Location | None = field(default=None, compare=False, repr=False)
 
 
+@_hashed_once
 @dataclass(frozen=True, slots=True)
-class Value:
+class Value(_Node):
     """The result of an earlier step of lowered IR, by name."""
 
     name: str

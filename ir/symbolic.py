@@ -32,7 +32,7 @@ from .nodes import (
     Select,
     Unary,
 )
-from .traverse import children, walk, with_children
+from .traverse import children, index_names, with_children
 from .types import BOOL, F32, I32, I64
 
 Monomial = tuple[Expr, ...]
@@ -56,7 +56,7 @@ class Linear:
 
 def mentions(e: Expr, name: str) -> bool:
     """Whether ``e`` depends on the index ``name``."""
-    return any(isinstance(x, Index) and x.name == name for x in walk(e))
+    return name in index_names(e)
 
 
 @lru_cache(maxsize=4096)
@@ -195,6 +195,7 @@ def _as_i64(x: Expr) -> Expr:
     return cast(x, I64)
 
 
+@lru_cache(maxsize=4096)
 def _order(x: Expr) -> tuple[int, str]:
     """Positions first, then lengths and identities, scalars, and the rest; constants last."""
     match x:

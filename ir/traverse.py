@@ -12,14 +12,14 @@ from .nodes import Binary, Cast, Const, Coordinate, Expr, Index, Load, Param, Re
 def children(e: Expr) -> tuple[Expr, ...]:
     """The direct operands of ``e``."""
     match e:
+        case Binary():  # most are
+            return (e.a, e.b)
         case Const() | Index() | Score() | Param() | Value():
             return ()
         case Load():
             return e.indices
         case Unary() | Cast() | Coordinate() | Reduction():
             return (e.x,)
-        case Binary():
-            return (e.a, e.b)
         case Select():
             return (e.condition, e.a, e.b)
         case _:
@@ -95,7 +95,13 @@ def walk(e: Expr) -> Iterator[Expr]:
 
 def index_names(e: Expr) -> frozenset[str]:
     """Names of all positions, identities and lengths that ``e`` depends on."""
-    return frozenset(x.name for x in walk(e) if isinstance(x, Index))
+    try:
+        return e.known_indices
+    except AttributeError:
+        own = frozenset((e.name,)) if isinstance(e, Index) else frozenset[str]()
+        found = own.union(*map(index_names, children(e)))
+        object.__setattr__(e, "known_indices", found)
+        return found
 
 
 def loads(e: Expr) -> tuple[Load, ...]:

@@ -14,6 +14,9 @@ class ScalarType(Enum):
     I64 = "i64"
     F32 = "f32"
 
+    # Enum's own hashes the name, in Python; members are unique.
+    __hash__ = object.__hash__
+
     @property
     def is_integer(self) -> bool:
         return self in (ScalarType.I32, ScalarType.I64)

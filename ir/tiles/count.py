@@ -136,8 +136,9 @@ def tile_counts(
         partial = full = 0
         for classes in _classes(plan, sizes, values, block_m, block_n, exact):
             copies = _copies(classes, sizes)
-            partial += int((classes == 1).sum()) * copies
-            full += int((classes == 2).sum()) * copies
+            certain = int(np.count_nonzero(classes == 2))
+            full += certain * copies
+            partial += (int(np.count_nonzero(classes)) - certain) * copies
     else:
         first, last = tile_ends(sizes.q_len, block_m)
         env = leaves(sizes, values)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,10 @@ import numpy.typing as npt
 
 from ..interpret import evaluate
 from ..nodes import Expr, Reduction, Value
-from ..traverse import substitute, walk
+from ..traverse import index_names, substitute, walk
 from .plan import Classification, Interval, TilePlan
 from .solve import Axis
-from .steps import looks, steps
+from .steps import looks, shifted, steps
 
 Array = npt.NDArray[Any]
 Values = Mapping[str, Array | bool | int | float]
@@ -125,20 +127,29 @@ def decide(plan: Classification, sizes: Sizes, values: Values, block_m: int, blo
     env = leaves(sizes, values)
     table: dict[Expr, Expr] = {}
     tiles: dict[str, Array] = {}
+    of_pairs: dict[str, Reduction] = {}
     for e in (plan.may, plan.must):
         for x in walk(e):
             if isinstance(x, Reduction) and x not in table:
                 name = f"reduction {len(table)}"
                 table[x] = Value(name, x.type)
                 if x.axis == "both":
-                    tiles[name] = _reduced_pairs(x, sizes, env, block_m, block_n)
+                    of_pairs[name] = x
                 else:
                     tiles[name] = _reduced(x, sizes, env, block_m if x.axis == "q" else block_n)
     may, must = substitute(plan.may, table), substitute(plan.must, table)
     rows, columns = -(-sizes.q_len // block_m), -(-sizes.kv_len // block_n)
-    for part in chunks(rows, sizes.batch * sizes.heads * columns):
-        by_row = {n for n, a in tiles.items() if a.shape[-2] == rows and a.shape[-1] in (1, columns)}
+    names = index_names(plan.may) | index_names(plan.must)
+    copies = (sizes.batch if "batch" in names else 1) * (sizes.heads if names & {"head", "kv_head"} else 1)
+    key = np.arange(0, sizes.kv_len, block_n)
+    offsets = {x.x: _offsets(x.x, block_m, block_n) for x in of_pairs.values()}
+    for part in chunks(rows, copies * columns):
+        by_row = {n for n, a in tiles.items() if a.shape[-2] == rows and a.shape[-1] == 1}
         local = {n: a[..., part, :] if n in by_row else a for n, a in tiles.items()}
+        query = np.arange(part.start, part.stop)[:, None] * block_m
+        looked = {e: [_at(e, query + i, key + j, sizes, env) for i, j in found] for e, found in offsets.items()}
+        for name, x in of_pairs.items():
+            local[name] = reduce(np.logical_or if x.op == "any" else np.logical_and, looked[x.x])
         possible, certain = _read(may, {**env, **local}), _read(must, {**env, **local})
         yield _classes(possible, certain, part.stop - part.start, columns)
 
@@ -149,20 +160,20 @@ def _classes(possible: Array, certain: Array, rows: int, columns: int) -> Array:
     return np.broadcast_to(classes.reshape(shape), (*shape[:2], rows, columns))
 
 
-def _reduced_pairs(x: Reduction, sizes: Sizes, env: Values, block_m: int, block_n: int) -> Array:
-    """One reduction over all pairs of tiles: (batch or 1, head or 1, rows, columns)."""
-    found = steps(x.x)
+def _offsets(e: Expr, block_m: int, block_n: int) -> list[tuple[int, int]]:
+    """Where in a pair of tiles to look, so that one pair of all blocks that they touch is seen."""
+    found = steps(e)
     assert found is not None
-    combine = np.logical_or if x.op == "any" else np.logical_and
-    result: Array | None = None
-    for i in looks(block_m, found[0]):
-        q = np.minimum(np.arange(0, sizes.q_len, block_m) + i, sizes.q_len - 1)[:, None]
-        for j in looks(block_n, found[1]):
-            kv = np.minimum(np.arange(0, sizes.kv_len, block_n) + j, sizes.kv_len - 1)
-            value = _read(x.x, {**env, "q": q, "kv": kv})
-            result = value if result is None else combine(result, value)
-    assert result is not None
-    return result
+    of_queries, of_keys = (
+        looks(block, step, shifted(e, axis))
+        for block, step, axis in zip((block_m, block_n), found, ("q", "kv"), strict=True)
+    )
+    return list(product(of_queries, of_keys))
+
+
+def _at(e: Expr, q: Array, kv: Array, sizes: Sizes, env: Values) -> Array:
+    """``e`` at pairs of positions, those beyond the last one taken for it: (batch or 1, head or 1, rows, columns)."""
+    return _read(e, {**env, "q": np.minimum(q, sizes.q_len - 1), "kv": np.minimum(kv, sizes.kv_len - 1)})
 
 
 def _reduced(x: Reduction, sizes: Sizes, env: Values, block: int) -> Array:

@@ -35,12 +35,19 @@ def steps(e: Expr) -> tuple[int, int] | None:
     return lengths[0], lengths[1]
 
 
-def looks(block: int, step: int) -> tuple[int, ...]:
+def shifted(e: Expr, axis: str) -> bool:
+    """Whether the blocks of an axis, in ``e`` of :func:`steps`, begin elsewhere than at multiples of their length."""
+    return any(quotient is None or not _is_position(quotient.a, axis) for quotient in _quotients(e, axis))
+
+
+def looks(block: int, step: int, shifted: bool = True) -> tuple[int, ...]:
     """Offsets in a tile of ``block`` positions of which one lies in every block of ``step`` that it touches.
 
-    >>> looks(128, 64), looks(64, 128), looks(1, 16)
-    ((0, 64, 127), (0, 63), (0,))
+    >>> looks(128, 64), looks(64, 128), looks(1, 16), looks(128, 64, shifted=False), looks(64, 128, shifted=False)
+    ((0, 64, 127), (0, 63), (0,), (0, 64), (0,))
     """
+    if not shifted and (block % step == 0 or step % block == 0):
+        return tuple(range(0, block, step))
     return tuple(dict.fromkeys((*range(0, block, step), block - 1)))
 
 

@@ -85,6 +85,15 @@ EMULATED: dict[str, tuple[list[Part], tuple[int, int, int, int, int], dict[str, 
     "heads in two parts": ([rg.causal()], (1, 4, 2, 200, 333), {"sizes": (96, 96)}),
     "outputs leave from where queries were": ([rg.causal()], (1, 2, 2, 300, 300), {"sizes": (192, 128)}),
     "the widest heads": ([rg.sliding_window(70)], (1, 2, 1, 300, 200), {"sizes": (256, 256)}),
+    "tiles of queries overlap, odd lengths": ([rg.causal()], (2, 6, 2, 300, 390), {"ahead": True, "align": "end"}),
+    "tiles of queries overlap, in a window": ([rg.sliding_window(70, 9)], (1, 2, 1, 500, 400), {"ahead": True}),
+    "tiles of queries overlap, rows that see nothing": ([first_keys(limit=0)], (1, 1, 1, 300, 200), {"ahead": True}),
+    "tiles of queries overlap, two parts": (
+        [rg.causal(), rg.alibi(slopes=bias(2))], (1, 2, 2, 300, 300), {"ahead": True, "sizes": (96, 96)},
+    ),
+    "documents, heads in two parts": (
+        [rg.document(torch.arange(300).int()[None] // 97)], (1, 2, 1, 300, 300), {"sizes": (96, 96)},
+    ),
     "values wider than keys": ([rg.causal()], (1, 1, 1, 140, 300), {"sizes": (64, 192)}),
     "softcap": ([rg.causal(), rg.softcap(20.0)], (1, 2, 2, 200, 200), {"sizes": (128, 128)}),
     "alibi": ([rg.causal(), rg.alibi(slopes=bias(2))], (1, 2, 2, 200, 200), {}),
@@ -181,6 +190,7 @@ COMPILED: dict[str, tuple[list[Part], tuple[int, int], torch.dtype]] = {
     "softcap": ([rg.causal(), rg.softcap(20.0)], (128, 128), BF16),
     "heads in two parts": ([rg.causal()], (192, 192), BF16),
     "documents": ([rg.causal(), rg.document(torch.arange(64).int()[None])], (128, 128), BF16),
+    "documents, heads in two parts": ([rg.document(torch.arange(64).int()[None])], (192, 192), BF16),
 }
 # Static instructions, in all consumers.
 MOST_SPILLS = 48

@@ -76,3 +76,18 @@ def hanging_row(task: Any, entering: Callable[[str], object]) -> dict[str, Any]:
         entering("flex")
         time.sleep(600)
     return row(task, entering)
+
+
+def compiled(task: Any, entering: Callable[[str], object]) -> None:
+    """Compiling for whom "flex" never ends on documents."""
+    if task.names == ("flex",) and task.case.variant == "document":
+        time.sleep(600)
+
+
+def count(path: str, entering: Callable[[str], object]) -> None:
+    """Makes a file longer and longer."""
+    entering("start")
+    for _ in range(6000):
+        with open(path, "a") as file:
+            file.write("x")
+        time.sleep(0.01)

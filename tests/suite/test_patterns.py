@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 from benchmarks import patterns, published
+from benchmarks.arithmetic import quotient, remainder
+from benchmarks.block_masks import block_mask
 from benchmarks.case import Case, Task
 from benchmarks.cases import build
 from benchmarks.command import main
-from benchmarks.contenders import permutation
+from benchmarks.contenders import in_order, permutation
 from benchmarks.measure import measure_sparse
 from benchmarks.pattern_table import PATTERNS
 from benchmarks.suite import Entry
+from torch.nn.attention.flex_attention import create_block_mask
 
 from regard.ir.interpret import evaluate
 from regard.ir.passes import run_pipeline
@@ -56,6 +59,30 @@ def test_other_orders_hold_every_token_once(name: str) -> None:
     assert torch.equal(order.sort().values, torch.arange(CASES[name].length))
 
 
+@pytest.mark.parametrize(
+    "name, length, ordered",
+    [("neighbourhood2d", 1024, True), ("window", 1999, False), ("shards", 1500, False), ("circle2d", 4096, True)],
+)
+def test_block_masks_are_those_of_flex_attention(name: str, length: int, ordered: bool) -> None:
+    case = Case(name, 1, 4, 4, length, 16)
+    made = build(case, "cpu")
+    if ordered:
+        made = in_order(made, length, "cpu")
+    heads = case.heads if made.per_head else 1
+    assert made.flex_mask is not None
+    found = block_mask(made.flex_mask, heads, length, "cpu")
+    expected = create_block_mask(made.flex_mask, None, heads, length, length, device="cpu")
+    for field in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices"):
+        assert torch.equal(getattr(found, field), getattr(expected, field))
+    assert found.shape == expected.shape
+
+
+@pytest.mark.parametrize("by", [1, 8, 12])
+def test_divisions_round_down(by: int) -> None:
+    x = torch.arange(-40, 41, dtype=torch.int32)
+    assert torch.equal(quotient(x, by), x // by) and torch.equal(remainder(x, by), x % by)
+
+
 def told(place: str) -> None:
     """Nobody needs to know."""
 
@@ -88,10 +115,14 @@ def test_report(row: dict[str, Any]) -> None:
     times = {"forward": {"ms": 2.0, "tflops": 200.0}, "both_error": "RuntimeError: odd\nshape"}
     flex = {"flex": times, "flex-ordered": {"forward": {"ms": 1.5, "tflops": 1.0}, "wrong": True, "deviation": 0.5}}
     made = row | {"contenders": {"regard": {"forward": {"ms": 0.5, "tflops": 800.0}}, **flex}}
-    assert patterns.ratios(made, "forward")["x_flex"] == 4
+    said = patterns.ratios(made, "forward")
+    assert said["x_flex"] == said["x_flex_natural"] == 4
+    right = {"flex-ordered": {"forward": {"ms": 1.5}, "wrong": False}}
+    said = patterns.ratios(made | {"contenders": made["contenders"] | right}, "forward")
+    assert said["x_flex"] == 3 and said["x_flex_natural"] == 4
     failed = {"title": "kept", "error": "ValueError: odd"}
     text = patterns.markdown(results(made, failed, not_run=("x",)))
-    assert f"| {row['title']} | forward | 0.5 | 800 | 4 |" in text
+    assert f"| {row['title']} | forward | 0.5 | 800 | 4 | 4 |" in text
     assert "- kept: ValueError: odd" in text and "- x" in text
     # What fails beside a figure is said too.
     assert f"- {row['title']}: flex both_error: RuntimeError: odd shape | WRONG flex-ordered: 0.5" in text
