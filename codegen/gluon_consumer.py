@@ -12,52 +12,17 @@ from .emitter import Emitter
 from .gluon_columns import RUN, emit_columns, lanes
 from .gluon_names import Names
 from .gluon_parts import tiles_of
+from .gluon_products import MORE_SCORES, PRODUCTS
 from .gluon_releases import emit_releases
 from .gluon_seen import Unseen, UnseenByWeights
 from .gluon_tiles import emit_unpack, jit_function
+from .gluon_work import emit_share, emit_sums_of_share
 from .schedule import Problem, Schedule
 from .triton_forward import composed_scores
 from .triton_module import Argument, Part, head_parts
 from .triton_program import INDICES, SIZES
 from .triton_tiles import TileLoops
 from .triton_values import Guard, Values, level_of
-
-_PRODUCTS = """
-@gluon.jit
-def start_scores(q_tile, k_tile):
-    \"\"\"Starts Q K^T; the result may be read after a wait.\"\"\"
-    zero = gl.zeros([ROWS, BLOCK_N], gl.float32, SCORES)
-    k_tile = k_tile.reshape([BLOCK_N, k_tile.shape[-1]])
-    return warpgroup_mma(q_tile, k_tile.permute((1, 0)), zero, use_acc=False, is_async=True)
-
-
-@gluon.jit
-def start_outputs(weights, v_tile, acc):
-    \"\"\"Starts acc + weights V; the result may be read after a wait.\"\"\"
-    return warpgroup_mma(weights, v_tile.reshape([BLOCK_N, v_tile.shape[-1]]), acc, is_async=True)
-
-
-@gluon.jit
-def row_max(s):
-    \"\"\"The largest number of each row; in one long chain, every comparison would wait for the one before.\"\"\"
-    of_chunks = gl.max(gl.max(s.reshape([ROWS, BLOCK_N // 32, 4, 8]), 1), 1)
-    return gl.convert_layout(gl.max(of_chunks, 1), gl.SliceLayout(1, SCORES))
-
-
-@gluon.jit
-def partial_sums(p):
-    \"\"\"For each row eight sums, of every eighth key: threads exchange them only at the end.\"\"\"
-    return gl.convert_layout(gl.sum(p.reshape([ROWS, BLOCK_N // 8, 8]), 1), SUMS)
-
-"""
-# Where columns of heads are in several parts.
-_MORE_SCORES = """
-@gluon.jit
-def add_scores(q_tile, k_tile, s):
-    \"\"\"Starts s + Q K^T for further columns of heads.\"\"\"
-    return warpgroup_mma(q_tile, k_tile.reshape([BLOCK_N, k_tile.shape[3]]).permute((1, 0)), s, is_async=True)
-
-"""
 
 
 class Consumer:
@@ -76,6 +41,10 @@ class Consumer:
         self, plan: TilePlan, problem: Problem, schedule: Schedule, parameters: Sequence[Argument],
         unseen: Unseen, names: Names, shares_query: bool,
     ) -> None:  # fmt: skip
+        self.in_shares = schedule.listed and schedule.split_keys
+        self.constants = ", work" if schedule.listed else self.constants
+        # How many numbers the producer says for each tile of queries.
+        self.cells = 4 if self.in_shares else 3
         self.parameters, self.unseen, self.names = parameters, unseen, names
         self.consumers, self.shares_query, self.ahead = schedule.block_m // 64, shares_query, schedule.ahead
         # Which of two tiles of queries, where there is room for both.
@@ -100,7 +69,7 @@ class Consumer:
     def emit(self, out: Emitter, loops: TileLoops) -> None:
         self.unseen.emit_functions(out, self.names.barrier, "BLOCK_N", SIZES, self.parameters)
         emit_releases(out, self.consumers)
-        out.definition(_PRODUCTS + (_MORE_SCORES if len(self.head) > 1 else ""))
+        out.definition(PRODUCTS + (MORE_SCORES if len(self.head) > 1 else ""))
         with jit_function(
             out,
             "attend(GROUP: tl.constexpr, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts, "
@@ -154,8 +123,10 @@ class Consumer:
 
     def _emit_query_prologue(self, out: Emitter) -> frozenset[str]:
         out.line("slot = turn & 1")
-        out.line("partial_count = read(orders, slot * 3 + 1)")
-        out.line("count = read(orders, slot * 3 + 2)")
+        out.line(f"partial_count = read(orders, slot * {self.cells} + 1)")
+        out.line(f"count = read(orders, slot * {self.cells} + 2)")
+        if self.in_shares:
+            out.line(f"place = read(orders, slot * {self.cells} + 3)  # of a share of a row")
         out.line("mbarrier.arrive(order_empty.index(slot))")
         if self.ahead:
             out.comment("Past the last tile, what is computed goes nowhere.")
@@ -319,12 +290,14 @@ class Consumer:
         out.line('total = tl.where(l == 0.0, float("-inf"), (m + tl.log2(l)) * LN2)')
         inside = self.emit_inside(out)
         out.line(f"tl.store(lse + entry.to(tl.int64) * q_len + q_row, total, mask={inside})")
+        if self.in_shares:
+            emit_sums_of_share(out)
 
     def _emit_next_number(self, out: Emitter) -> None:
         """``program`` of the next tile of queries."""
         out.line("turn += 1")
         out.line("mbarrier.wait(order_ready.index(turn & 1), turn >> 1 & 1)")
-        out.line("program = read(orders, (turn & 1) * 3)")
+        out.line(f"program = read(orders, (turn & 1) * {self.cells})")
 
     def emit_quotient(self, out: Emitter, p: Part) -> None:
         """Divides a part of the sums by those of the weights."""
@@ -379,6 +352,8 @@ class Consumer:
         out.line(f"{self.names.barrier}()")
         for i, p in enumerate(self.value):
             self.emit_quotient(out, p)
+            if self.in_shares:
+                emit_share(out, p)
             tile = f"{tiles_of('out_tiles', self.value, i)}.index(GROUP)"
             out.line(f"{tile}.reshape([ROWS, {p.width}]).store(acc{p.suffix}.to(ELEMENT))")
         out.line("fence_async_shared()")

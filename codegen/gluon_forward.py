@@ -24,11 +24,20 @@ from .defaults import heaviest_last
 from .emitter import Emitter
 from .gluon_consumer import Consumer
 from .gluon_loader import emit_load_tiles, emit_place_function, run_loads
-from .gluon_module import DESCRIPTOR, emit_tables, finish, reason_against_target
+from .gluon_module import DESCRIPTOR, finish, reason_against_target
 from .gluon_names import installed_names
 from .gluon_parts import descriptors, emit_together, tiles_of, together
 from .gluon_seen import UnseenByWeights, UnseenKeys
 from .gluon_tiles import CELLS, KEYS, emit_visits
+from .gluon_work import (
+    emit_lists,
+    emit_merge_launch,
+    emit_partial_outputs,
+    emit_work_functions,
+    other_lists,
+    with_list,
+    work_arguments,
+)
 from .schedule import Problem, Schedule, Source, Target
 from .triton_module import (
     Argument,
@@ -68,7 +77,7 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
             schedule = Schedule(128, keys, num_warps=4, num_stages=stages, reverse=reverse, descriptors=True)
             least = _buffer_bytes(problem, schedule, apart=not _may_share_query(problem))
             if least <= _BUFFERS and (stages == 2 or _buffer_bytes(problem, schedule, apart=True) <= _BUFFERS):
-                return replace(schedule, ahead=_gains_ahead(plan, problem))
+                return with_list(plan, replace(schedule, ahead=_gains_ahead(plan, problem)))
     raise AssertionError(f"no schedule for head sizes {problem.head_dim} and {problem.value_dim}")
 
 
@@ -103,6 +112,8 @@ def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
     """Schedules worth timing, the default first."""
     default = default_schedule(plan, problem)
     found = variations(default)
+    if default.listed:
+        return *found, *other_lists(plan, default)
     ahead = replace(default, ahead=True)
     if not default.ahead and UnseenKeys.of(plan) and _buffer_bytes(problem, ahead, apart=True) <= _BUFFERS:
         found += (ahead,)
@@ -145,6 +156,7 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
         *descriptors("key", "BLOCK_N", "KEY_TILE", problem.head_dim),
         *descriptors("value", "BLOCK_N", "VALUE_TILE", problem.value_dim),
         *descriptors("out", "ROWS", "OUT_TILE", problem.value_dim),
+        *(work := work_arguments(schedule) if schedule.listed else []),
         *parameters,
         *SIZES,
     ]
@@ -152,7 +164,10 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     emit_header(head, "Forward kernel", plan, problem, schedule, target)
     emit_constants(out, problem, schedule)
     out.definition(CELLS)
-    emit_place_function(out, schedule.reverse)
+    if schedule.listed:
+        emit_work_functions(out, schedule)
+    else:
+        emit_place_function(out, schedule.reverse)
     loops = emit_visits(out, plan, KEYS, SIZES, parameters)
     shares_query = _buffer_bytes(problem, schedule, apart=True) > _BUFFERS
     Consumer(plan, problem, schedule, parameters, unseen, names, shares_query).emit(out, loops)
@@ -161,11 +176,13 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     with kernel(out, KERNEL, arguments, ()):
         if shares_query:
             out.comment("Outputs leave from where queries were.")
+        if work:
+            out.line(f"work = ({', '.join(a.name for a in work)})")
         emit_body(
             out, problem, schedule, SIZES, parameters, own_out_tiles=not shares_query,
-            asks=isinstance(unseen, UnseenByWeights),
+            asks=isinstance(unseen, UnseenByWeights), constants=", work" if schedule.listed else "",
         )  # fmt: skip
-    tables, kernels = emit_tables(plan, (schedule.block_m, schedule.block_n))
+    tables, kernels = emit_lists(out, plan, schedule, parameters[1:])
     _emit_run(out, plan, problem, schedule, arguments)
     return finish(out, plan, [*kernels, KERNEL], head, tables, short_tanh=True)
 
@@ -229,6 +246,7 @@ def emit_body(
     a tile of keys starts. ``own_out_tiles``: outputs leave through buffers that are not those of queries.
     ``asks``: consumers tell each other which keys have weights.
     """
+    cells = 4 if schedule.listed and schedule.split_keys else 3
     out.line(f"sizes = ({', '.join(a.name for a in sizes)})")
     out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
     _emit_buffers(out, problem, schedule, own_out_tiles)
@@ -241,6 +259,8 @@ def emit_body(
             starts=f"STAGES * {starts}" if starts > 1 else "STAGES",
             descriptors=descriptors,
             constants=constants,
+            cells=2 * cells,
+            told=", its place as a share" if cells > 3 else "",
             queries="2, " if schedule.ahead else "",
             init=_INIT_BOTH if schedule.ahead else _INIT,
             weights=_WEIGHTS if asks else "",
@@ -282,8 +302,8 @@ for i in gl.static_range(2):
     mbarrier.init(q_empty.index(i), count=CONSUMERS)
 """
 _KERNEL_BODY = """
-# Two tiles of queries in turn: number, how many partial tiles of keys, how many tiles; and the tiles' first keys.
-orders = gl.allocate_shared_memory(gl.int32, [6, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+# Two tiles of queries in turn: number, how many partial tiles of keys, how many tiles{told}; and the tiles' first keys.
+orders = gl.allocate_shared_memory(gl.int32, [{cells}, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 starts = gl.allocate_shared_memory(gl.int32, [{starts}, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 # The producer makes buffers ready, all consumers make them empty.
 q_ready = gl.allocate_shared_memory(gl.int64, [{queries}1], mbarrier.MBarrierLayout())
@@ -356,6 +376,13 @@ def _emit_run(
 ) -> None:
     out.definition(DESCRIPTOR)
     with run_function(out, plan, problem):
-        if uses_table(plan):
+        if uses_table(plan) or schedule.listed:
             emit_classify_call(out, user_names(plan.variant))
-        emit_start(out, f"triton.cdiv(q_len, {schedule.block_m}) * batches * heads", arguments)
+        split = schedule.listed and schedule.split_keys
+        if split:
+            emit_partial_outputs(out, schedule.block_m)
+        tiles = f"triton.cdiv(q_len, {schedule.block_m})"
+        tiles = f"({tiles} + parts)" if split else tiles
+        emit_start(out, f"{tiles} * batches * heads", arguments)
+        if split:
+            emit_merge_launch(out, 1 << (problem.value_dim - 1).bit_length())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .emitter import Emitter
 from .gluon_names import Names
@@ -39,9 +39,10 @@ def load_tiles({arguments}):
         count = gl.maximum({count}, 1)
         slot = turn & 1
         mbarrier.wait(order_empty.index(slot), (turn >> 1 & 1) ^ 1)
-        write(orders, slot * 3, program)
-        write(orders, slot * 3 + 1, visits[0])
-        write(orders, slot * 3 + 2, count)
+        write(orders, slot * {cells}, {number})
+        write(orders, slot * {cells} + 1, {partial_count})
+        write(orders, slot * {cells} + 2, count)
+        {write_more}
         mbarrier.arrive(order_ready.index(slot))
         mbarrier.wait(q_empty{query}, ({turn}) ^ 1)
         mbarrier.expect(q_ready{query}, BLOCK_M * HEAD * 2)
@@ -67,7 +68,7 @@ def load_tiles({arguments}):
     # A number past the last tile of queries ends the consumers too.
     slot = turn & 1
     mbarrier.wait(order_empty.index(slot), (turn >> 1 & 1) ^ 1)
-    write(orders, slot * 3, program)
+    write(orders, slot * {cells}, program)
     {end}
     mbarrier.arrive(order_ready.index(slot))
 """
@@ -93,7 +94,8 @@ mbarrier.arrive(k_ready.index(stage))"""
 class TileLoads:
     """What differs between kinds of tiles, as lines of the producer; its loop says where they stand.
 
-    ``count``: the number of tiles that are visited. ``before``: what comes before the first of them.
+    ``count``: the number of tiles that are visited. ``before``: what comes before the first of them. ``number``: of the
+    tile of queries, as consumers read it from one of ``cells`` numbers that they are told for each.
     ``descriptors``, ``constants``: further arguments.
     """
 
@@ -105,6 +107,10 @@ class TileLoads:
     write_start: str
     load_key: str
     load_value: str
+    number: str = "program"
+    partial_count: str = "visits[0]"
+    cells: int = 3
+    write_more: str = ""
     before: str = ""
     descriptors: str = ""
     constants: str = ""
@@ -112,7 +118,7 @@ class TileLoads:
 
 def emit_load_tiles(out: Emitter, loads: TileLoads, ahead: bool = False) -> None:
     """The producer's function; ``ahead``: consumers start a tile of queries before the last one has ended."""
-    pieces = {name: getattr(loads, name) for name in loads.__slots__}
+    pieces = {name: str(getattr(loads, name)) for name in loads.__slots__}
     pieces["arguments"] = (
         f"counter, query, key, value, {pieces.pop('descriptors')}q_tiles, k_tiles, v_tiles, barriers, orders, starts, "
         f"sizes, parameters{pieces.pop('constants')}"
@@ -145,23 +151,50 @@ def run_loads(names: Names, problem: Problem, schedule: Schedule, from_table: bo
     ``from_table``: where one is takes a load, begun a tile earlier.
     """
     head, value = head_parts(problem.head_dim), head_parts(problem.value_dim)
-    start = "start = visited_start(t, visits)"
+    first = "begin + " if schedule.split_keys else ""
+    start = f"start = visited_start({first}t, visits)"
     if from_table:
-        start = "start = next_start\nnext_start = visited_start(t + 1, visits)"
+        start = f"start = next_start\nnext_start = visited_start({first}t + 1, visits)"
 
     def loads(source: str, where: str, ready: str, tiles: str, i: str, parts: tuple[Part, ...]) -> str:
         return "\n".join(part_copies(names.load, source, where, tiles, i, parts, ready))
 
     ready, i = ("q_ready.index(slot)", "slot * CONSUMERS + i") if schedule.ahead else ("q_ready", "i")
-    return TileLoads(
+    loads_of_rows = TileLoads(
         prologue=f"{', '.join(a.name for a in SIZES)} = sizes\nprograms = gl.cdiv(q_len, BLOCK_M) * all_heads",
         visits="entry, batch, head, kv_head, tile_first = query_tile(program, sizes)\n"
         "visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)",
         count="visits[0] + visits[1]",
         load_query=loads("query", "batch, head, tile_first + ROWS * i", ready, "q_tiles", i, head),
-        before="next_start = visited_start(0, visits)" if from_table else "",
+        before=f"next_start = visited_start({'begin' if first else '0'}, visits)" if from_table else "",
         start=start,
         write_start="write(starts, stage, start)",
         load_key=loads("key", "batch, kv_head, start", "k_ready.index(stage)", "k_tiles", "stage", head),
         load_value=loads("value", "batch, kv_head, start", "v_ready.index(stage)", "v_tiles", "stage", value),
+    )
+    return _from_list(loads_of_rows, schedule) if schedule.listed else loads_of_rows
+
+
+def _from_list(loads: TileLoads, schedule: Schedule) -> TileLoads:
+    """The same for what a list says, see :mod:`.gluon_work`."""
+    split = schedule.split_keys
+    numbers = "number, begin, end, place" if split else "number"
+    items, places = ("gl.load(work[0])", "gl.load(work[0] + 2)") if split else ("gl.cdiv(q_len, BLOCK_M)", "0")
+    loads = replace(
+        loads,
+        prologue=f"{', '.join(a.name for a in SIZES)} = sizes\n"
+        f"items, places = {items}, {places}\nprograms = items * all_heads",
+        visits=f"{numbers} = work_item(program, items, places, sizes, work)\n"
+        + loads.visits.replace("query_tile(program,", "query_tile(number,"),
+        number="number",
+        constants=", work",
+    )
+    if not split:
+        return loads
+    return replace(
+        loads,
+        count="end - begin",
+        partial_count="gl.minimum(gl.maximum(visits[0] - begin, 0), end - begin)",
+        cells=4,
+        write_more="write(orders, slot * 4 + 3, place)",
     )

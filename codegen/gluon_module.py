@@ -106,14 +106,17 @@ def emit_layouts(
 
 
 def emit_tables(
-    plan: TilePlan, by_query: tuple[int, int], by_key: tuple[int, int] | None = None
+    plan: TilePlan, by_query: tuple[int, int], by_key: tuple[int, int] | None = None, *, listed: str = ""
 ) -> tuple[str, tuple[str, ...]]:
-    """The kernels, in plain Triton, and functions that make tables of tiles, as text; and the kernels' names."""
+    """The kernels, in plain Triton, and functions that make tables of tiles, as text; and the kernels' names.
+
+    ``listed``: as for :func:`.triton_classify.emit_classify`.
+    """
     if not uses_table(plan):
         return "", ()
     out = Emitter()
     out.section(BROADCAST_STRIDE)
-    kernels = emit_classify(out, plan, by_query, by_key)
+    kernels = emit_classify(out, plan, by_query, by_key, listed=listed)
     return out.text(), kernels
 
 

@@ -110,14 +110,14 @@ if listed:
 
 
 def emit_classify(
-    out: Emitter, plan: TilePlan, by_query: tuple[int, int], by_key: tuple[int, int] | None = None
+    out: Emitter, plan: TilePlan, by_query: tuple[int, int], by_key: tuple[int, int] | None = None, *, listed: str = ""
 ) -> tuple[str, ...]:
     """Prints ``classify`` and its kernels, whose names it returns.
 
     ``by_query`` and ``by_key`` are (block_m, block_n) of the kernels that walk keys and queries. With
-    ``by_key``, ``classify`` returns both tables.
+    ``by_key``, ``classify`` returns both tables. ``listed``: what it returns besides a table, made from its ``counts``.
     """
-    made = Classify(plan)
+    made = Classify(plan, listed)
     made.emit(out, by_query, by_key)
     return ("reduce_tiles", "list_tiles") if made.stored else ("list_tiles",)
 
@@ -125,8 +125,8 @@ def emit_classify(
 class Classify:
     """Prints the two kernels and the functions around them."""
 
-    def __init__(self, plan: TilePlan) -> None:
-        self.plan = plan
+    def __init__(self, plan: TilePlan, listed: str) -> None:
+        self.plan, self.listed = plan, listed
         conditions = plan.classification
         found = [] if conditions is None else [conditions.may, conditions.must]
         reductions = list(dict.fromkeys(x for e in found for x in walk(e) if isinstance(x, Reduction)))
@@ -274,7 +274,7 @@ class Classify:
             out.line("entries = table_batches * table_heads")
             self._emit_table(out, by_query, "by_query")
             if by_key is None:
-                out.line("return by_query")
+                out.line(f"return *by_query, {self.listed}" if self.listed else "return by_query")
                 return
             self._emit_table(out, by_key, "by_key", reduce=by_key != by_query)
             out.line("return by_query, by_key")

@@ -191,8 +191,10 @@ def describe(schedule: Schedule) -> str:
     text = f"{schedule.block_m} queries by {schedule.block_n} keys, {schedule.num_warps} warps, {stages}"
     if schedule.reverse:
         text += ", heaviest tiles first"
+    if schedule.listed:
+        text += ", heaviest tiles first by a list"
     if schedule.split_keys:
-        text += ", keys split where query tiles are few"
+        text += ", long rows of tiles split" if schedule.listed else ", keys split where query tiles are few"
     return text
 
 

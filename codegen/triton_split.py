@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import indent
+
 from .emitter import Emitter
 from .triton_tiles import TileLoops
 
@@ -25,11 +27,27 @@ def emit_sums_of_share(out: Emitter, inside: str) -> None:
 
 def emit_merge(out: Emitter, *, fused: bool) -> None:
     """The kernel that merges shares, and the function that says how many; ``fused``: maxima are times log2(e)."""
+    text = _merge_text(fused, "partial_out", "partial_sums", "row", "value_dim")
+    out.section(_MERGE.format(merge=indent(text, "    ")))
+
+
+def emit_merge_rows(out: Emitter, name: str, numbers: int) -> None:
+    """The kernel ``name``, which merges shares of those rows of tiles that a work list says, with ``numbers`` each.
+
+    Shares of a row have places one after the other. Maxima are times log2(e).
+    """
+    merge = indent(_merge_text(True, "own_out", "own_sums", "target", "width"), " " * 12)
+    out.section(_CUT_ROWS.format(name=name, numbers=numbers, merge=merge))
+
+
+def _merge_text(fused: bool, outputs: str, sums: str, target: str, width: str) -> str:
+    """Merges row ``row`` of all shares, of ``rows`` each, to row ``target``."""
     if fused:
         weight, total = "top_of_share - top", "(top + tl.log2(total)) * LN2"
     else:
         weight, total = "(top_of_share - top) * LOG2E", "top + tl.log(total)"
-    out.section(_MERGE.format(weight=weight, total=total))
+    text = _MERGED.format(weight=weight, total=total, outputs=outputs, sums=sums, target=target, width=width)
+    return text.strip("\n")
 
 
 _MERGE = '''
@@ -43,26 +61,52 @@ def merge_shares(
     row = tl.program_id(0).to(tl.int64)
     rows = rows.to(tl.int64)
     columns = tl.arange(0, COLUMNS)
-    top = -3.0e38
-    for share in range(0, shares):
-        top = tl.maximum(top, tl.load(partial_sums + 2 * share * rows + row))
-    total = 0.0
-    acc = tl.zeros([COLUMNS], tl.float32)
-    for share in range(0, shares):
-        source = partial_sums + 2 * share * rows + row
-        top_of_share = tl.load(source)
-        weight = tl.exp2({weight}) * tl.load(source + rows)
-        total += weight
-        place = (share * rows + row) * value_dim + columns
-        acc += weight * tl.load(partial_out + place, mask=columns < value_dim, other=0.0)
-    empty = total == 0.0
-    total = tl.where(empty, 1.0, total)
-    tl.store(out + row * value_dim + columns, (acc / total).to(out.dtype.element_ty), mask=columns < value_dim)
-    tl.store(lse + row, tl.where(empty, float("-inf"), {total}))
+{merge}
 
 
 def share_count(programs, tiles, device):
     """Into how many shares to cut the keys so that all multiprocessors have work; each gets at least two tiles."""
     multiprocessors, _ = device_limits(device)
     return max(1, min(2 * multiprocessors // max(programs, 1), tiles // 2, 128))
+'''
+# One row: outputs of all shares, weighted by their sums of exponentials, in a fixed order.
+_MERGED = """
+top = -3.0e38
+for share in range(0, shares):
+    top = tl.maximum(top, tl.load({sums} + 2 * share * rows + row))
+total = 0.0
+acc = tl.zeros([COLUMNS], tl.float32)
+for share in range(0, shares):
+    source = {sums} + 2 * share * rows + row
+    top_of_share = tl.load(source)
+    weight = tl.exp2({weight}) * tl.load(source + rows)
+    total += weight
+    place = (share * rows + row) * {width} + columns
+    acc += weight * tl.load({outputs} + place, mask=columns < {width}, other=0.0)
+empty = total == 0.0
+total = tl.where(empty, 1.0, total)
+tl.store(out + {target} * {width} + columns, (acc / total).to(out.dtype.element_ty), mask=columns < {width})
+tl.store(lse + {target}, tl.where(empty, float("-inf"), {total}))
+"""
+_CUT_ROWS = '''
+
+@triton.jit(do_not_specialize=range(8))
+def {name}(
+    out, lse, partial_out, partial_sums, work, heads: "i32", length: "i32", width: "i32",
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):
+    """Those rows of tiles that were cut: outputs of all shares, in a fixed order."""
+    tiles, places, lines = tl.load(work + 1), tl.load(work + 2), tl.load(work + 3)
+    columns = tl.arange(0, COLUMNS)
+    rows = ROWS
+    for number in range(tl.program_id(0), heads * tiles * rows, tl.num_programs(0)):
+        entry, row = number // rows // tiles, number % rows
+        tile = work + {numbers} * (1 + lines + number // rows % tiles)
+        position = tl.load(tile) * rows + row
+        if position < length:
+            first, shares = (entry * places + tl.load(tile + 1)).to(tl.int64), tl.load(tile + 2)
+            own_out = partial_out + first * rows * width
+            own_sums = partial_sums + first * 2 * rows
+            target = entry.to(tl.int64) * length + position
+{merge}
 '''

@@ -177,8 +177,9 @@ class Engine:
                 return done
 
         def run(*flat: Tensor) -> tuple[Tensor, ...]:
+            made = None if tiles is None else tiles.like(flat[inputs:])
             return program.run(
-                *flat[:passed], *missing, *flat[passed:inputs], *scalars, scale=scale, tiles=_as_tiles(flat[inputs:])
+                *flat[:passed], *missing, *flat[passed:inputs], *scalars, scale=scale, tiles=made
             )
 
         if replay is False:
@@ -332,11 +333,6 @@ def _nothing_attended(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     out = query.new_zeros((*query.shape[:3], value.shape[3]))
     lse = torch.full(query.shape[:3], -torch.inf, dtype=torch.float32, device=query.device)
     return out, lse
-
-
-def _as_tiles(flat: tuple[Tensor, ...]) -> Any:
-    """What :class:`.tables.Kept` has as ``made``, from what it has as ``flat``."""
-    return None if not flat else flat if len(flat) == 2 else (flat[:2], flat[2:])
 
 
 def _aligned(tensors: Sequence[Tensor]) -> bool:

@@ -331,7 +331,11 @@ def _describe(schedule: Schedule, skeleton: str) -> str:
     if by_query is not None:
         tiles += f", for gradients of queries {by_query.block_m} × {by_query.block_n}"
     if not skeleton.startswith("triton"):
-        return tiles
+        listed = {
+            "rows of tiles from a list, the heaviest first": schedule.listed,
+            "long rows shared by several programs": schedule.listed and schedule.split_keys,
+        }
+        return ", ".join([tiles, *(fact for fact, holds in listed.items() if holds)])
     facts = {
         f"{schedule.num_warps} warps": True,
         f"{schedule.num_stages} stages": True,

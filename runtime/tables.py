@@ -32,6 +32,13 @@ class Kept:
     contents: tuple[tuple[int, int], ...] = ()  # version and address of each
     stream: int = 0
 
+    def like(self, flat: tuple[Tensor, ...]) -> Any:
+        """``flat`` put together as ``made`` is."""
+        if isinstance(self.made[0], Tensor):
+            return flat
+        first = len(self.made[0])
+        return flat[:first], flat[first:]
+
     def serves(self, data: Sequence[Tensor], device: torch.device) -> bool:
         """Whether they are those of ``data``, which looks as it did (shape, strides), for a launch now."""
         for ref, known, x in zip(self.data, self.contents, data, strict=True):
@@ -74,7 +81,7 @@ def fresh(classify: Callable[[], Any]) -> Kept:
 
 
 def _flat(tiles: Any) -> tuple[Tensor, ...]:
-    """The tensors of tile tables: those of a forward pass are one pair, those of a backward pass are two."""
+    """The tensors of tile tables: those of a forward pass are one tuple, those of a backward pass are two."""
     return (*tiles,) if isinstance(tiles[0], Tensor) else (*tiles[0], *tiles[1])
 
 

@@ -211,7 +211,7 @@ def test_chosen_where_calls_fill_the_gpu() -> None:
     assert choose(plan, problem, H100, "forward", True).skeleton == "gluon"
     assert "too few" in choose(plan, problem, H100, "forward", False).reason
     assert "sm_80" in choose(plan, problem, Target("cuda", 80), "forward", True).reason
-    assert "no faster" in choose(plan, Problem("bf16", 64, 64), H100, "forward", True).reason
+    assert choose(plan, Problem("bf16", 64, 64), H100, "forward", True).skeleton == "gluon"
 
 
 @pytest.mark.parametrize(("tokens", "walks"), [(1024, False), (200, True)])

@@ -229,6 +229,23 @@ def test_counts_agree_with_the_schedule_that_runs() -> None:
     assert f"tiles of {schedule.block_m} queries × {schedule.block_n} keys" in str(report)
 
 
+@pytest.mark.parametrize(
+    ("part", "listed", "shared"),
+    [
+        (rg.causal, False, False),
+        (rg.sliding_window(100, 100), False, False),
+        (rg.document(torch.arange(7)), True, False),
+        (rg.sliding_window(100, 100) | rg.global_tokens(64), True, True),
+        (rg.random_blocks(128, 3) | rg.global_tokens(64), True, True),
+    ],
+)
+def test_lists_of_uneven_rows_are_said(part: Any, listed: bool, shared: bool) -> None:
+    forward, _ = rg.attention(part).explain(target="sm_90", head_dim=128, dtype="bf16").kernels
+    assert forward.skeleton == "gluon_forward"
+    assert ("rows of tiles from a list, the heaviest first" in str(forward)) == listed
+    assert ("long rows shared by several programs" in str(forward)) == shared
+
+
 def test_atomic_gradients_are_said() -> None:
     table = torch.zeros(7, 7, requires_grad=True)
 

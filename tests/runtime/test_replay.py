@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import regard as rg
-from regard.runtime import counters, engine
+from regard.runtime import counters, engine, tables
 from regard.runtime.bounded import Bounded
 from replays import TensorMap, inputs, kept, with_names
 
@@ -82,6 +82,30 @@ def test_the_warp_specialised_kernel_is_replayed_with_a_fresh_counter(
     monkeypatch.setattr(counters, "take", None)
     attn(*x)
     assert launches[-1][place] not in fresh
+
+
+def test_a_work_list_is_made_once_and_anew_in_every_graph(
+    launches: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_fills", lambda *_: True)
+    attn, x = rg.attention(rg.global_tokens(5) | rg.sliding_window(9, 9)), inputs(1, 2, 300, 128)
+    counts = []
+
+    def call(attn: rg.Attention) -> None:
+        launches.clear()
+        attn(*x)
+        counts.append(len(launches))
+
+    for _ in range(5):
+        call(attn)
+    assert counts == [4, 2, 2, 2, 2]
+    call(rg.attention(rg.global_tokens(6) | rg.sliding_window(9, 9)))  # other values, another list
+    call(attn)
+    assert counts[5:] == [4, 2]
+    monkeypatch.setattr(tables, "_capturing", lambda _: True)
+    for _ in range(2):
+        call(attn)
+    assert counts[7:] == [4, 4]
 
 
 def test_maps_are_encoded_once_for_an_address(driver: Any, launches: list[tuple[Any, ...]], way: str) -> None:

@@ -1,0 +1,311 @@
+"""The work list of a forward kernel whose rows of tiles are uneven: which program computes what, the heaviest first.
+
+One program computes a row of tiles. Where few rows see far more keys than the others, the order of positions leaves
+multiprocessors without work while the last long row is computed. So rows stand in a list, by how many tiles they visit.
+Where ranges depend neither on the head nor on captured tensors, a row that visits more than half of what a
+multiprocessor has to do is cut into shares, whose outputs another kernel merges, in a fixed order. Kernels make the
+list, so that nothing waits for the device. Bounds of its size follow from the number of multiprocessors: shares are of
+at least one part of all tiles, so that there are at most as many more of them than of rows as there are parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..ir.nodes import TILE_NAMES, Select
+from ..ir.tiles.plan import TilePlan
+from ..ir.traverse import index_names, loads, walk
+from .defaults import heaviest_last
+from .emitter import Emitter
+from .gluon_module import emit_tables
+from .gluon_tiles import emit_unpack, jit_function
+from .schedule import Schedule
+from .triton_module import Argument, Part, emit_launch, kernel, user_names
+from .triton_program import BROADCAST_STRIDE, SIZES, emit_entry, uses_table
+from .triton_split import emit_merge_rows
+
+_COUNT, _ORDER, _MERGE = "count_tiles", "order_tiles", "merge_rows"
+# A share has at least so many tiles: it also has a start and an end of its own.
+_FEWEST = 6
+# Numbers of an item: a tile of queries, the first of its visited tiles and the one after the last, and its place among
+# partial outputs, or -1. The list starts with the numbers of items, of cut rows, of places and of lines of items.
+_NUMBERS = 4
+
+
+def is_uneven(plan: TilePlan) -> bool:
+    """Whether rows of tiles may differ in another way than that later ones are longer.
+
+    Rows of tables do; ranges in closed form do where a condition on the tile switches between them.
+    """
+    if uses_table(plan):
+        return True
+    ends = (e for x in plan.keys.may for e in (x.start, x.stop))
+    switches = (x.condition for e in ends for x in walk(e) if isinstance(x, Select))
+    return any(index_names(x) & set(TILE_NAMES) for x in switches)
+
+
+def with_list(plan: TilePlan, schedule: Schedule) -> Schedule:
+    """``schedule`` with a list where rows are uneven; long ones are cut unless tensors say how long they are."""
+    if not is_uneven(plan):
+        return schedule
+    split = _has_one_list(plan) and not any(loads(plan.variant.mask))
+    return replace(schedule, reverse=False, ahead=False, listed=True, split_keys=split)
+
+
+def other_lists(plan: TilePlan, schedule: Schedule) -> tuple[Schedule, ...]:
+    """What is worth timing besides a ``schedule`` with a list: shares, and no list."""
+    shares = (replace(schedule, split_keys=True),) if _has_one_list(plan) and not schedule.split_keys else ()
+    return *shares, replace(schedule, listed=False, split_keys=False, reverse=heaviest_last(plan.keys))
+
+
+def _has_one_list(plan: TilePlan) -> bool:
+    """Whether rows of tiles are the same in all heads, so that long ones can be cut into shares."""
+    return not index_names(plan.variant.mask) & {"head", "kv_head", "batch"}
+
+
+def emit_lists(
+    out: Emitter, plan: TilePlan, schedule: Schedule, parameters: Sequence[Argument]
+) -> tuple[str, tuple[str, ...]]:
+    """What makes tables of tiles and work lists; as text, but for a kernel in Gluon, and the names of the kernels.
+
+    ``parameters`` are those of ``visited_tiles`` but for the scale.
+    """
+    blocks = schedule.block_m, schedule.block_n
+    if not schedule.listed:
+        return emit_tables(plan, blocks)
+    tables, kernels = emit_tables(plan, blocks, listed=_LISTED)
+    lists = Emitter()
+    if not uses_table(plan):
+        lists.section(BROADCAST_STRIDE)
+        _emit_count(out, parameters)
+        _emit_classify(lists, plan, schedule, parameters)
+        kernels = (_COUNT,)
+    _emit_work_list(lists, split=schedule.split_keys)
+    if schedule.split_keys:
+        emit_merge_rows(lists, _MERGE, _NUMBERS)
+    more = (_ORDER, _MERGE) if schedule.split_keys else (_ORDER,)
+    return tables + lists.text(), (*kernels, *more)
+
+
+def _emit_work_list(out: Emitter, *, split: bool) -> None:
+    """The kernel in plain Triton that orders rows, and ``work_list``, which launches it."""
+    arguments = [
+        Argument("work", "", "work"),
+        Argument("counts", "", "counts"),
+        Argument("rows", "i32", "rows"),
+        Argument("width", "i32", "counts.shape[3]"),
+        Argument("parts", "i32", "parts"),
+    ]
+    if split:
+        out.section(_PARTS)
+    out.section()
+    with kernel(out, _ORDER, arguments, ("SPLIT", "ROWS", "COLUMNS")):
+        out.line('"""Places of ROWS rows of tiles in their list: after all that visit more tiles."""')
+        out.lines(_ORDER_BODY.format(fewest=_FEWEST))
+    out.section(_VISITED)
+    with out.define("work_list(counts, entries)"):
+        out.line('"""Rows of tiles, the heaviest first; ``entries`` heads have lists like these."""')
+        out.line("batches, heads, rows = counts.shape[:3]")
+        if split:
+            out.line("parts = part_count(entries, counts.device)")
+            out.line(f"shape = (1 + rows + 2 * parts, {_NUMBERS})")
+        else:
+            out.line("parts = 1")
+            out.line("shape = (batches, heads, rows)")
+        out.line("work = torch.empty(shape, dtype=torch.int32, device=counts.device)")
+        options = f"SPLIT={split}, ROWS=32, COLUMNS=256, num_warps=4"
+        emit_launch(out, _ORDER, "(batches * heads * triton.cdiv(rows, 32),)", arguments, options)
+        out.line("return work")
+
+
+def _emit_classify(out: Emitter, plan: TilePlan, schedule: Schedule, parameters: Sequence[Argument]) -> None:
+    """``classify`` for ranges in closed form, whose only table is the work list."""
+    used = {x for i in plan.keys.may for e in (i.start, i.stop) for x in index_names(e)}
+    inputs = ", ".join([*user_names(plan.variant), "batches, heads, kv_heads, q_len, kv_len, device"])
+    with out.define(f"classify({inputs})"):
+        out.line('"""The work list for `run`; it depends on what ranges read, and on sizes."""')
+        out.line(f"table_batches = {'batches' if 'batch' in used else '1'}")
+        out.line(f"table_heads = {'heads' if {'head', 'kv_head'} & used else '1'}")
+        out.line(f"rows = triton.cdiv(q_len, {schedule.block_m})")
+        out.line("counts = torch.empty((table_batches, table_heads, rows, 2), dtype=torch.int32, device=device)")
+        grid = "(table_batches * table_heads * rows,)"
+        emit_launch(out, _COUNT, grid, _count_arguments(parameters), "num_warps=1")
+        out.line(f"return ({_LISTED},)")
+
+
+# The work list, in ``classify``.
+_LISTED = "work_list(counts, batches * heads)"
+
+
+def _count_arguments(parameters: Sequence[Argument]) -> list[Argument]:
+    names = ("heads", "kv_heads", "q_len", "kv_len", "table_heads")
+    return [Argument("counts", "", "counts"), *parameters, *(Argument(x, "i32", x) for x in names)]
+
+
+def _emit_count(out: Emitter, parameters: Sequence[Argument]) -> None:
+    """The kernel that counts the tiles of a row."""
+    out.line("\n")
+    with kernel(out, _COUNT, _count_arguments(parameters), ()):
+        out.line('"""Numbers of partial and full tiles of keys that a tile of queries visits."""')
+        out.line("rows = tl.cdiv(q_len, BLOCK_M)")
+        out.line("entry, row = tl.program_id(0) // rows, tl.program_id(0) % rows")
+        out.line("batch, head = entry // table_heads, entry % table_heads")
+        out.comment("Ranges depend neither on the scale nor on how programs are numbered.")
+        out.line(f"parameters = ({', '.join(['1.0', *(a.name for a in parameters)])},)")
+        out.line("sizes = (heads, kv_heads, q_len, kv_len, 1, 1)")
+        out.line("visits = visited_tiles(batch, head, head // (heads // kv_heads), row * BLOCK_M, sizes, parameters)")
+        out.line("counts += 2 * tl.program_id(0)")
+        out.line("tl.store(counts, visits[0])")
+        out.line("tl.store(counts + 1, visits[1])")
+
+
+def work_arguments(schedule: Schedule) -> list[Argument]:
+    """What programs read of the list, and where shares go; ``tiles[-1]`` is the list."""
+    if schedule.split_keys:
+        names = ("partial_out", "partial_sums")
+        return [Argument("work", "", "tiles[-1]"), *(Argument(x, "", x) for x in names)]
+    return [
+        Argument("work", "", "tiles[-1]"),
+        Argument("work_batch", "i64", "broadcast_stride(tiles[-1], 0)"),
+        Argument("work_head", "i64", "broadcast_stride(tiles[-1], 1)"),
+    ]
+
+
+def emit_work_functions(out: Emitter, schedule: Schedule) -> None:
+    """``query_tile``, and ``work_item``: what the program with a number does."""
+    with jit_function(out, "query_tile(number, sizes)"):
+        out.line('"""Head and first query of a tile, which are numbered head by head."""')
+        emit_unpack(out, "sizes", SIZES)
+        out.line("tiles = tl.cdiv(q_len, BLOCK_M)")
+        out.line("entry, tile = number // tiles, number % tiles")
+        out.line("return entry, entry // heads, entry % heads, entry % heads // (heads // kv_heads), tile * BLOCK_M")
+    if not schedule.split_keys:
+        with jit_function(out, "work_item(program, items, places, sizes, work)"):
+            out.line('"""Number of the tile of queries that `program` owns; a head has so many `items`."""')
+            emit_unpack(out, "sizes", SIZES)
+            emit_unpack(out, "work", work_arguments(schedule))
+            out.line("tiles = items")
+            emit_entry(out, reverse=False)
+            out.line("row = work + entry // heads * work_batch + entry % heads * work_head + tile")
+            out.line("return entry * items + tl.load(row)")
+        return
+    with jit_function(out, "work_item(program, items, places, sizes, work)"):
+        out.line('"""What `program` does: number of a tile of queries, first and last tile of keys, place."""')
+        emit_unpack(out, "sizes", SIZES)
+        out.line("tiles = items")
+        emit_entry(out, reverse=False)
+        out.line(f"item = work[0] + {_NUMBERS} * (1 + tile)")
+        out.line("number = entry * tl.cdiv(q_len, BLOCK_M) + tl.load(item)")
+        out.line("place = tl.load(item + 3)")
+        out.line("place = tl.where(place < 0, -1, entry * places + place)")
+        out.line("return number, tl.load(item + 1), tl.load(item + 2), place")
+
+
+def emit_partial_outputs(out: Emitter, block_m: int) -> None:
+    """The part of ``run`` that makes room for shares of outputs."""
+    out.line(f"parts = (tiles[-1].shape[0] - 1 - triton.cdiv(q_len, {block_m})) // 2")
+    out.line("places = batches * heads * 2 * parts if parts > 1 else 1")
+    for name, shape in (("partial_out", "BLOCK_M.value, VALUE.value"), ("partial_sums", "2, BLOCK_M.value")):
+        out.line(f"{name} = torch.empty((places, {shape}), dtype=torch.float32, device=query.device)")
+
+
+def emit_merge_launch(out: Emitter, columns: int) -> None:
+    """The part of ``run`` that merges shares."""
+    with out.block("if parts > 1:"):
+        arguments = [
+            *(Argument(x, "", x) for x in ("out", "lse", "partial_out", "partial_sums")),
+            Argument("work", "", "tiles[-1]"),
+            Argument("heads", "i32", "batches * heads"),
+            Argument("length", "i32", "q_len"),
+            Argument("width", "i32", "VALUE.value"),
+        ]
+        options = f"ROWS=BLOCK_M.value, COLUMNS={columns}, num_warps=1"
+        emit_launch(out, _MERGE, "(16 * multiprocessors,)", arguments, options)
+
+
+def emit_sums_of_share(out: Emitter) -> None:
+    """What consumers leave of a share: its maxima and sums; what they write to ``lse`` and ``out`` is replaced."""
+    out.comment("A share of a row leaves its parts to be merged. No branch: it would take registers.")
+    out.line("own_sums = work[2] + place.to(tl.int64) * (2 * BLOCK_M) + GROUP * ROWS + rows")
+    out.line("tl.store(own_sums, m, mask=place >= 0)")
+    out.line("tl.store(own_sums + BLOCK_M, l, mask=place >= 0)")
+
+
+def emit_share(out: Emitter, p: Part) -> None:
+    """The same: its outputs, in float32."""
+    out.line(f"own_rows = GROUP * ROWS + tl.arange(0, ROWS, tl.SliceLayout(1, OUTPUTS{p.suffix}))")
+    out.line(f"own_columns = {p.first} + tl.arange(0, {p.width}, tl.SliceLayout(0, OUTPUTS{p.suffix}))")
+    out.line("own_out = work[1] + place.to(tl.int64) * (BLOCK_M * VALUE)")
+    out.line("own_out += own_rows[:, None] * VALUE + own_columns[None, :]")
+    out.line(f"tl.store(own_out, acc{p.suffix}, mask=place >= 0)")
+
+
+_PARTS = '''
+def part_count(entries, device):
+    """Into how many parts of equal cost the tiles of a head are cut: two for each multiprocessor that it keeps busy."""
+    multiprocessors, _ = device_limits(device)
+    return max(2 * multiprocessors // entries, 1)
+'''
+_VISITED = '''
+@triton.jit
+def visited_count(counts, row, rows, width):
+    """How many tiles are visited in a row."""
+    inside = row < rows
+    return tl.load(counts + row * width, mask=inside, other=0) + tl.load(counts + row * width + 1, mask=inside, other=0)
+'''
+_ORDER_BODY = """
+blocks = tl.cdiv(rows, ROWS)
+entry, first = tl.program_id(0) // blocks, tl.program_id(0) % blocks * ROWS
+counts += entry.to(tl.int64) * rows * width
+limit = 1 << 30
+if SPLIT:
+    total = tl.full([], 0, tl.int64)
+    for begin in range(0, rows, COLUMNS):
+        total += tl.sum(visited_count(counts, begin + tl.arange(0, COLUMNS), rows, width).to(tl.int64), 0)
+    limit = tl.maximum(tl.cdiv(total, parts), {fewest}).to(tl.int32)
+row = first + tl.arange(0, ROWS)
+count = visited_count(counts, row, rows, width)
+shares = tl.cdiv(tl.maximum(count, 1), limit)
+size = tl.cdiv(count, shares)
+place = tl.zeros([ROWS], tl.int32)
+# Of the rows before: how many are cut, and into how many shares; of all rows, how many items and cut rows there are.
+cut_before, shares_before = place, place
+items = tl.zeros([COLUMNS], tl.int32)
+cut = items
+for begin in range(0, rows, COLUMNS):
+    other = begin + tl.arange(0, COLUMNS)
+    other_count = visited_count(counts, other, rows, width)
+    other_shares = tl.where(other < rows, tl.cdiv(tl.maximum(other_count, 1), limit), 0)
+    other_size = tl.cdiv(other_count, tl.maximum(other_shares, 1))
+    earlier = other[None, :] < row[:, None]
+    heavier = (other_size[None, :] > size[:, None]) | ((other_size[None, :] == size[:, None]) & earlier)
+    place += tl.sum(tl.where(heavier, other_shares[None, :], 0), 1)
+    if SPLIT:
+        is_cut = tl.where(other_shares > 1, 1, 0)
+        cut_before += tl.sum(tl.where(earlier, is_cut[None, :], 0), 1)
+        shares_before += tl.sum(tl.where(earlier, (is_cut * other_shares)[None, :], 0), 1)
+        items += other_shares
+        cut += is_cut
+inside = row < rows
+if SPLIT:
+    for share in range(0, tl.max(shares, 0)):
+        item = work + 4 * (1 + place + share)
+        exists = inside & (share < shares)
+        tl.store(item, row, mask=exists)
+        tl.store(item + 1, count * share // shares, mask=exists)
+        tl.store(item + 2, count * (share + 1) // shares, mask=exists)
+        tl.store(item + 3, tl.where(shares > 1, shares_before + share, -1), mask=exists)
+    several = inside & (shares > 1)
+    item = work + 4 * (1 + rows + parts + cut_before)
+    tl.store(item, row, mask=several)
+    tl.store(item + 1, shares_before, mask=several)
+    tl.store(item + 2, shares, mask=several)
+    if first == 0:
+        tl.store(work, tl.sum(items, 0))
+        tl.store(work + 1, tl.sum(cut, 0))
+        tl.store(work + 2, 2 * parts)
+        tl.store(work + 3, rows + parts)
+else:
+    tl.store(work + entry.to(tl.int64) * rows + place, row, mask=inside)
+"""
