@@ -71,7 +71,7 @@ def _choose_for_boxes(
     reason = (gluon_box_forward if forward else gluon_box_backward).unsupported_reason(plan, problem, target)
     if reason is not None:
         return Choice("triton", f"{decide}; the warp-specialised skeleton over boxes (gluon) cannot: {reason}")
-    reason = _slower_forward(plan, problem) if forward else None
+    reason = _slower_scores(plan, problem) if forward else None
     if reason is not None:
         return Choice("triton", f"{decide}; the warp-specialised skeleton (gluon) was measured {reason}")
     if not fills_gpu:
@@ -165,17 +165,19 @@ def _why_seven_products(plan: TilePlan, problem: Problem, target: Target) -> str
 
 
 def _slower_forward(plan: TilePlan, problem: Problem) -> str | None:
+    if uses_table(plan) and max(problem.head_dim, problem.value_dim) < 96:
+        return "slower at head size 64 where tiles come from a table"
+    return _slower_scores(plan, problem)
+
+
+def _slower_scores(plan: TilePlan, problem: Problem) -> str | None:
     from .gluon_forward import functions_of_pairs
 
     functions = functions_of_pairs(plan)
     if functions - {"tanh"}:
         return "slower where scores call functions, other than tanh"
-    if max(problem.head_dim, problem.value_dim) >= 96:
-        return None
-    if plan.variant.scores and not functions:
+    if plan.variant.scores and not functions and max(problem.head_dim, problem.value_dim) < 96:
         return "slower at head size 64 where scores are modified by cheap arithmetic"
-    if uses_table(plan):
-        return "slower at head size 64 where tiles come from a table"
     return None
 
 
