@@ -260,7 +260,7 @@ def test_gradients_of_large_calls_at_head_size_64(name: str) -> None:
     inputs = tensors(torch.bfloat16, length, 64, 64, strided=True, heads=(32, 8))
     parts = make()
     assert rg.attention(*parts).explain(*inputs).kernels[1].skeleton == "gluon_backward"
-    check(parts, inputs)
+    check(parts, inputs, "gluon")
 
 
 def test_gradients_of_captured_tensors_over_boxes() -> None:
