@@ -40,7 +40,9 @@ class Recorder:
                 case "passed":
                     self.results["passed"] += 1
                 case "failed":
-                    self.results["failed"][report.nodeid] = report.longreprtext[-2000:]
+                    # xdist begins with the path of an interpreter, which is of this machine.
+                    lines = [x for x in report.longreprtext.split("\n") if not x.startswith("[gw")]
+                    self.results["failed"][report.nodeid] = "\n".join(lines)[-2000:]
                 case "skipped":
                     # Place and reason; the place is a path of this machine.
                     place = report.longrepr
