@@ -327,22 +327,20 @@ def _place(loc: Location) -> str:
 
 def _describe(schedule: Schedule, skeleton: str) -> str:
     tiles = f"tiles of {schedule.block_m} queries × {schedule.block_n} keys"
-    by_query = schedule.grad_query
-    if by_query is not None:
-        tiles += f", for gradients of queries {by_query.block_m} × {by_query.block_n}"
     if not skeleton.startswith("triton"):
-        listed = {
+        facts = {
+            "those of queries overlap": schedule.ahead,
             "rows of tiles from a list, the heaviest first": schedule.listed,
             "long rows shared by several programs": schedule.listed and schedule.split_keys,
         }
-        return ", ".join([tiles, *(fact for fact, holds in listed.items() if holds)])
-    facts = {
-        f"{schedule.num_warps} warps": True,
-        f"{schedule.num_stages} stages": True,
-        "tensor descriptors": schedule.descriptors,
-        "heaviest first": schedule.reverse,
-        "keys split where there are few queries": schedule.split_keys,
-    }
+    else:
+        facts = {
+            f"{schedule.num_warps} warps": True,
+            f"{schedule.num_stages} stages": True,
+            "tensor descriptors": schedule.descriptors,
+            "heaviest first": schedule.reverse,
+            "keys split where there are few queries": schedule.split_keys,
+        }
     return ", ".join([tiles, *(fact for fact, holds in facts.items() if holds)])
 
 
