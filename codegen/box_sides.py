@@ -74,29 +74,26 @@ def box_shapes(axes: tuple[BoxAxis, ...], own: Literal["q", "k"], block_m: int, 
     shapes.sort(key=lambda s: [-x for x in (*s.queries[::-1], *s.keys[::-1])])
     if any((a.keys_within if own == "q" else a.queries_within) is not None for a in axes):
         return _nested_shapes(axes, own, [extents, *longer][-1], shapes)
+    sides = np.array([(s.queries, s.keys) if own == "q" else (s.keys, s.queries) for s in shapes])
+    # The same pairs of sides come back in many shapes.
+    pairs = [np.unique(sides[:, :, i], axis=0, return_inverse=True) for i in range(len(axes))]
+
+    @cache
+    def counts(axis: int, extent: int, value: int) -> Array:
+        """Boxes visited, and full ones, of every pair of sides."""
+        ranges = _guessed_ranges(axes[axis].keys if own == "q" else axes[axis].queries, value)
+        of_pair = pairs[axis][0]
+        seen = _seen(ranges, axes[axis], np.unique(of_pair[:, 0]).tolist(), extent)
+        return np.array([seen[side].boxes(other) for side, other in of_pair.tolist()])
+
+    def costs(guess: list[tuple[int, int]]) -> Array:
+        found = np.ones((len(shapes), 2))
+        for i, of_axis in enumerate(guess):
+            found *= counts(i, *of_axis)[pairs[i][1].ravel()]
+        return np.asarray(PARTIAL * found[:, 0] - (PARTIAL - FULL) * found[:, 1])
+
     guesses = [list(zip(e, values, strict=True)) for e in (extents, *longer) for values in _guesses(axes, own, e)]
-
-    @cache
-    def guessed(axis: int, value: int) -> Ranges:
-        return _guessed_ranges(axes[axis].keys if own == "q" else axes[axis].queries, value)
-
-    @cache
-    def seen(axis: int, side: int, extent: int, value: int) -> _Seen:
-        return _seen(guessed(axis, value), axes[axis], side, extent)
-
-    @cache
-    def boxes(axis: int, side: int, other: int, extent: int, value: int) -> tuple[float, float]:
-        return seen(axis, side, extent, value).boxes(other)
-
-    costs: dict[Shape, list[float]] = {}
-    for s in shapes:
-        sides = list(zip(s.queries, s.keys, strict=True) if own == "q" else zip(s.keys, s.queries, strict=True))
-        costs[s] = []
-        for guess in guesses:
-            counts = [boxes(i, *pair, *of_axis) for i, (pair, of_axis) in enumerate(zip(sides, guess, strict=True))]
-            visited, full = (prod(x) for x in zip(*counts, strict=True))
-            costs[s].append(PARTIAL * visited - (PARTIAL - FULL) * full)
-    table = np.array([costs[s] for s in shapes]).clip(min=1)
+    table = np.stack([costs(guess) for guess in guesses], 1).clip(min=1)
     return tuple(shapes[i] for i in _chosen((table / table.min(0)) ** 2))
 
 
@@ -181,17 +178,21 @@ def _extent(axis: BoxAxis, times: int = 1) -> int:
     return max(-(-max(known, default=long) // axis.residue), 1)
 
 
-def _seen(ranges: Ranges, axis: BoxAxis, side: int, extent: int) -> _Seen:
-    """Of ``ranges`` without parameters, along an axis whose classes have ``extent`` coordinates."""
-    first = np.arange(0, extent, side * max(extent // side // _SAMPLES, 1))
-    last = np.minimum(first + side, extent) - 1
+def _seen(ranges: Ranges, axis: BoxAxis, sides: Sequence[int], extent: int) -> dict[int, _Seen]:
+    """Of ``ranges`` without parameters, along an axis whose classes have ``extent`` coordinates, by sides of boxes."""
+    firsts = [np.arange(0, extent, side * max(extent // side // _SAMPLES, 1)) for side in sides]
+    first = np.concatenate(firsts)
+    last = np.concatenate([np.minimum(x + side, extent) - 1 for x, side in zip(firsts, sides, strict=True)])
     lengths = (extent * axis.residue * s.stride for s in (axis.query, axis.key))
     env = {**leaves(Sizes(1, 1, 1, *lengths), {}), "block": 0, "residue": 0}
     some, every = (runs(union, first, last, extent, env) for union in (ranges.may, ranges.must))
-    start, stop = (x[:, 0, 0] for x in (some.starts, some.stops))
-    inner = [x[:1, 0, 0] for x in (every.starts, every.stops)]
-    weight = -(-extent // side) / len(first)
-    return _Seen(start, stop, np.maximum(inner[0], start), np.minimum(inner[1], stop), weight)
+    ends = np.cumsum([len(x) for x in firsts])[:-1]
+    cut = [np.split(x[:, 0, 0], ends, 1) for x in (some.starts, some.stops, every.starts[:1], every.stops[:1])]
+    found = {}
+    for side, places, start, stop, low, high in zip(sides, firsts, *cut, strict=True):
+        weight = -(-extent // side) / len(places)
+        found[side] = _Seen(start, stop, np.maximum(low, start), np.minimum(high, stop), weight)
+    return found
 
 
 def _guessed_ranges(ranges: Ranges, value: int) -> Ranges:
