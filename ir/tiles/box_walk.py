@@ -68,7 +68,8 @@ def full_boxes(may: Runs, must: Runs, side: int | Array) -> Array:
 
     The last one may be cut short with the run.
     """
-    found = np.zeros(may.starts.shape[1:], np.int64)
+    # Only one of both may differ from head to head.
+    found = np.zeros(np.broadcast_shapes(may.starts.shape[1:], must.starts.shape[1:]), np.int64)
     for start, stop in zip(may.starts, may.stops, strict=True):
         for a, b in zip(must.starts, must.stops, strict=True):
             low, high = np.maximum(a, start), np.minimum(b, stop)

@@ -117,6 +117,18 @@ def test_counts_of_heads_and_batches() -> None:
     assert box_counts(plan, sizes, {"widths": widths}, 8, 8).visited > 0
 
 
+def test_heads_may_differ_in_full_boxes_alone() -> None:
+    """Every head may see all keys of a class along the first axis, and surely sees all but one."""
+    y, x = "coordinate(q, 0, 6, 6)", "coordinate(q, 1, 6, 6)"
+    j, i = "coordinate(kv, 0, 9, 6)", "coordinate(kv, 1, 9, 6)"
+    one = f"{y} % 2 == head % 2 and {y} % 6 == head % 6 and {j} % 6 == head % 6"
+    plan = plan_of(f"not ({one}) and {x} % 2 == head % 2 and {i} % 2 == head % 2", "")
+    calls_of_heads = of_heads(Call(36, 54, {}, 0))
+    pairs = sum(int(call.allowed(plan.variant.mask).sum()) for call in calls_of_heads)
+    counted = pair_count(plan, Sizes(1, 4, 2, 36, 54), {})
+    assert counted.pairs == pairs if counted.exact else counted.pairs >= pairs
+
+
 def test_a_million_tokens_are_counted_by_axes() -> None:
     """Nothing is enumerated: rows of classes that differ in nothing are counted once."""
     plan = plan_of("q >= kv and q - kv < 4096 and (q - kv) % 4 == 0", "")
