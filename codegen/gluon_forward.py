@@ -34,6 +34,7 @@ from .gluon_work import (
     emit_merge_launch,
     emit_partial_outputs,
     emit_work_functions,
+    is_uneven,
     other_lists,
     with_list,
     work_arguments,
@@ -112,7 +113,7 @@ def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
     """Schedules worth timing, the default first."""
     default = default_schedule(plan, problem)
     found = variations(default)
-    if default.listed:
+    if is_uneven(plan):
         return *found, *other_lists(plan, default)
     ahead = replace(default, ahead=True)
     if not default.ahead and UnseenKeys.of(plan) and _buffer_bytes(problem, ahead, apart=True) <= _BUFFERS:

@@ -46,17 +46,21 @@ def is_uneven(plan: TilePlan) -> bool:
 
 
 def with_list(plan: TilePlan, schedule: Schedule) -> Schedule:
-    """``schedule`` with a list where rows are uneven; long ones are cut unless tensors say how long they are."""
-    if not is_uneven(plan):
+    """``schedule`` with a list where rows are uneven whatever tensors hold; long ones are cut if all heads are alike.
+
+    Where tensors decide how long rows are, a list may gain nothing, and takes time in every graph: tuning tries it.
+    """
+    if not is_uneven(plan) or any(loads(plan.variant.mask)):
         return schedule
-    split = _has_one_list(plan) and not any(loads(plan.variant.mask))
-    return replace(schedule, reverse=False, ahead=False, listed=True, split_keys=split)
+    return replace(schedule, reverse=False, ahead=False, listed=True, split_keys=_has_one_list(plan))
 
 
 def other_lists(plan: TilePlan, schedule: Schedule) -> tuple[Schedule, ...]:
-    """What is worth timing besides a ``schedule`` with a list: shares, and no list."""
-    shares = (replace(schedule, split_keys=True),) if _has_one_list(plan) and not schedule.split_keys else ()
-    return *shares, replace(schedule, listed=False, split_keys=False, reverse=heaviest_last(plan.keys))
+    """What is worth timing besides ``schedule`` where rows are uneven: no list, a list, and shares."""
+    plain = replace(schedule, listed=False, split_keys=False, reverse=heaviest_last(plan.keys))
+    listed = replace(plain, reverse=False, listed=True)
+    shares = (replace(listed, split_keys=True),) if _has_one_list(plan) else ()
+    return tuple(x for x in (plain, listed, *shares) if x != schedule)
 
 
 def _has_one_list(plan: TilePlan) -> bool:

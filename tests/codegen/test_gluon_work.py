@@ -61,7 +61,8 @@ SPLIT: dict[str, tuple[list[Part], tuple[int, int, int, int, int], dict[str, Any
     "outputs leave from where queries were": (LOCAL_AND_GLOBAL, (1, 1, 1, 700, 900), {"sizes": (192, 128)}),
     "listed tiles": (RANDOM, (1, 1, 1, 1500, 1500), {"align": "end"}),
     "rows that data makes long": (
-        [passages_and_question(block=torch.arange(1500).int() // 240)], (1, 2, 2, 1500, 1500), {"split_keys": True},
+        [passages_and_question(block=torch.arange(1500).int() // 240)], (1, 2, 2, 1500, 1500),
+        {"listed": True, "split_keys": True, "reverse": False},
     ),
 }  # fmt: skip
 
@@ -171,7 +172,7 @@ def test_the_order_of_programs_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
 def test_rows_that_tensors_or_heads_tell_apart_are_only_ordered(
     parts: list[Part], shape: tuple[int, int, int, int, int]
 ) -> None:
-    generated = module(parts)
+    generated = module(parts, listed=True, reverse=False)
     batches, heads, rows = (found := work_list(generated, shape)).shape
     assert rows == -(-shape[3] // 128) and bool((found.sort().values == torch.arange(rows)).all())
     assert (batches, heads) == ((2, 1) if shape[0] == 2 else (1, 2))
@@ -215,11 +216,18 @@ def test_no_list_is_a_candidate_too() -> None:
     assert any(not x.listed and not x.split_keys for x in others)
 
 
-def test_rows_that_tensors_tell_apart_are_cut_where_tuning_finds_it_faster() -> None:
-    for parts, cut in (([passages_and_question(block=torch.arange(9))], True), ([one_head_sees_more()], False)):
-        generated = module(parts)
-        default, *others = candidates(generated.plan, generated.problem)
-        assert default.listed and not default.split_keys and any(x.split_keys for x in others) == cut
+def test_rows_that_tensors_tell_apart_are_listed_where_tuning_finds_it_faster() -> None:
+    parts: list[Part] = [passages_and_question(block=torch.arange(9))]
+    generated = module(parts)
+    default, *others = candidates(generated.plan, generated.problem)
+    assert not default.listed
+    assert {(x.listed, x.split_keys) for x in others} == {(False, False), (True, False), (True, True)}
+
+
+def test_rows_that_heads_tell_apart_are_not_cut() -> None:
+    generated = module([one_head_sees_more()])
+    found = candidates(generated.plan, generated.problem)
+    assert found[0].listed and not any(x.split_keys for x in found)
 
 
 def test_compiled_for_sm_90() -> None:

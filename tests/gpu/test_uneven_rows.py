@@ -47,8 +47,9 @@ def test_against_the_oracle(name: str) -> None:
     parts, x = make(), [t.detach() for t in tensors(torch.bfloat16, *shape)]
     attn = rg.attention(*parts)
     explained = str(attn.explain(*x))
-    assert "gluon_forward" in explained and "from a list, the heaviest first" in explained
-    assert ("long rows shared" in explained) == (name != "documents")
+    assert "gluon_forward" in explained
+    # Of documents a tensor says how long rows are: those lists are left to tuning.
+    assert ("from a list, the heaviest first, long rows shared" in explained) == (name != "documents")
     out, aux = attn(*x, aux=("lse",))
     exact, usual = oracle(parts, *x), eager(parts, *x)
     assert_close_to_oracle(out, exact[0], usual[0], "output")

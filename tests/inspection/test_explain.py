@@ -234,7 +234,7 @@ def test_counts_agree_with_the_schedule_that_runs() -> None:
     [
         (rg.causal, False, False),
         (rg.sliding_window(100, 100), False, False),
-        (rg.document(torch.arange(7)), True, False),
+        (rg.document(torch.arange(7)), False, False),
         (rg.sliding_window(100, 100) | rg.global_tokens(64), True, True),
         (rg.random_blocks(128, 3) | rg.global_tokens(64), True, True),
     ],
