@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from generated_triton import H100
-from oracle import Part
+from oracle import Part, assert_close_to_oracle, eager, oracle
 from regard.codegen import gluon_backward, gluon_box_backward, gluon_box_forward, gluon_forward, gluon_repeatable
 from regard.codegen.box_support import walks_boxes
 from regard.codegen.schedule import Problem
@@ -20,6 +20,7 @@ from regard.ir.tiles import TilePlan, make_plan
 from regard.ir.tiles.plan import Fit
 
 BF16, F16 = torch.bfloat16, torch.float16
+Shape = tuple[int, int, int, int, int]  # B, H, Hkv, Lq, Lkv
 
 
 @dataclass(frozen=True)
@@ -77,3 +78,15 @@ def tensors(shape: tuple[int, int, int, int, int], sizes: tuple[int, int], dtype
 
 def bias(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def assert_emulated(load: Callable[[str], Any], parts: Sequence[Part], shape: Shape, **options: Any) -> None:
+    """What ``load`` makes of the forward module is as good as eager PyTorch; ``options`` as for :func:`module`."""
+    generated = module(parts, **options)
+    inputs = tensors(shape, options.get("sizes", (64, 64)), options.get("dtype", BF16))
+    align = options.get("align", "start")
+    out, lse = load(generated.text).run(*inputs, *generated.values)
+    expected, expected_lse = oracle(parts, *inputs, align=align)
+    assert_close_to_oracle(out, expected, eager(parts, *inputs, align=align)[0])
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-4)
+    assert bool((out[expected_lse.isneginf()] == 0).all())

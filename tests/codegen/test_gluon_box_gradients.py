@@ -14,6 +14,7 @@ from torch import Tensor
 import gluon_barriers
 import gluon_emulated
 import regard as rg
+from box_masks import IMAGE, VIDEO, WIDE, early_keys, far_above
 from generated_gluon import BF16, F16, bias, module, tensors
 from generated_triton import H100, load
 from oracle import Part, allowed_pairs, assert_close_to_oracle, eager, gradients, oracle
@@ -24,22 +25,6 @@ from regard.codegen.skeletons import alternatives, choose
 from regard.dsl import assemble
 from regard.ir.passes import run_pipeline
 from regard.ir.tiles import TilePlan, make_plan
-
-IMAGE, WIDE, VIDEO = rg.grid(20, 27), rg.grid(32, 24), rg.grid(5, 8, 12)
-
-
-@rg.mask
-def early_keys(q, kv):
-    """Some columns of the image are seen by nobody."""
-    (a, b), (c, d) = IMAGE(q), IMAGE(kv)
-    return (abs(a - c) <= 2) & (d < 11) & (abs(b - d) <= 9)
-
-
-@rg.mask
-def far_above(q, kv):
-    """The first rows of the image see nothing, the last ones are not seen."""
-    (a, b), (c, d) = IMAGE(q), IMAGE(kv)
-    return (c <= a - 3) & (abs(b - d) <= 3)
 
 
 @rg.score

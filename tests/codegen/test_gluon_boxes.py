@@ -13,7 +13,8 @@ import torch
 
 import gluon_emulated
 import regard as rg
-from generated_gluon import BF16, F16, bias, module, tensors
+from box_masks import IMAGE, VIDEO, WIDE, early_keys, far_above
+from generated_gluon import BF16, F16, assert_emulated, bias, module, tensors
 from generated_triton import H100, load
 from oracle import Part, allowed_pairs, assert_close_to_oracle, eager, oracle
 from regard.codegen.binaries import compile_launches
@@ -26,21 +27,6 @@ from regard.ir.passes import run_pipeline
 from regard.ir.tiles import make_plan
 
 MOST_SPILLS = 64
-IMAGE, WIDE, VIDEO = rg.grid(20, 27), rg.grid(32, 24), rg.grid(5, 8, 12)
-
-
-@rg.mask
-def early_keys(q, kv):
-    """Some columns of the image are seen by nobody."""
-    (a, b), (c, d) = IMAGE(q), IMAGE(kv)
-    return (abs(a - c) <= 2) & (d < 11) & (abs(b - d) <= 9)
-
-
-@rg.mask
-def far_above(q, kv):
-    """The first rows of the image see nothing."""
-    (a, b), (c, d) = IMAGE(q), IMAGE(kv)
-    return (c <= a - 3) & (abs(b - d) <= 3)
 
 
 @rg.mask
@@ -100,13 +86,7 @@ EMULATED: dict[str, tuple[list[Part], tuple[int, int, int, int, int], dict[str, 
 @pytest.mark.parametrize("name", EMULATED)
 def test_emulated(name: str) -> None:
     parts, shape, options = EMULATED[name]
-    generated = module(parts, **options)
-    inputs = tensors(shape, options.get("sizes", (64, 64)), options.get("dtype", BF16))
-    out, lse = gluon_emulated.load(generated.text).run(*inputs, *generated.values)
-    expected, expected_lse = oracle(parts, *inputs)
-    assert_close_to_oracle(out, expected, eager(parts, *inputs)[0])
-    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-4)
-    assert bool((out[expected_lse.isneginf()] == 0).all())
+    assert_emulated(gluon_emulated.load, parts, shape, **options)
 
 
 def test_tensors_with_other_strides() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 import gluon_barriers
 import gluon_emulated
 import regard as rg
-from generated_gluon import BF16, F16, bias, module, tensors
+from generated_gluon import BF16, F16, assert_emulated, bias, module, tensors
 from generated_triton import H100, load
 from oracle import Part, allowed_pairs, assert_close_to_oracle, eager, oracle
 from regard.codegen.binaries import Binary, compile_launches, sample_arguments
@@ -114,14 +114,7 @@ EMULATED: dict[str, tuple[list[Part], tuple[int, int, int, int, int], dict[str, 
 @pytest.mark.parametrize("name", EMULATED)
 def test_emulated(name: str) -> None:
     parts, shape, options = EMULATED[name]
-    generated = module(parts, **options)
-    inputs = tensors(shape, options.get("sizes", (64, 64)), options.get("dtype", BF16))
-    align = options.get("align", "start")
-    out, lse = gluon_emulated.load(generated.text).run(*inputs, *generated.values)
-    expected, expected_lse = oracle(parts, *inputs, align=align)
-    assert_close_to_oracle(out, expected, eager(parts, *inputs, align=align)[0])
-    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-4)
-    assert bool((out[expected_lse.isneginf()] == 0).all())
+    assert_emulated(gluon_emulated.load, parts, shape, **options)
 
 
 @pytest.mark.parametrize(

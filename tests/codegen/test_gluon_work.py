@@ -14,7 +14,7 @@ from torch import Tensor
 
 import gluon_emulated
 import regard as rg
-from generated_gluon import BF16, F16, Module, bias, module, tensors
+from generated_gluon import BF16, F16, Module, assert_emulated, bias, module, tensors
 from generated_triton import H100, load
 from oracle import Part, allowed_pairs, assert_close_to_oracle, eager, oracle
 from regard.codegen.binaries import compile_launches, sample_arguments
@@ -67,16 +67,16 @@ SPLIT: dict[str, tuple[list[Part], tuple[int, int, int, int, int], dict[str, Any
 }  # fmt: skip
 
 
-def emulated(generated: Module) -> Any:
+def emulated(text: str) -> Any:
     """On a GPU of as many multiprocessors as make small calls uneven."""
-    loaded = gluon_emulated.load(generated.text)
+    loaded = gluon_emulated.load(text)
     loaded.names["device_limits"] = lambda device: (MULTIPROCESSORS, 1 << 20)
     return loaded
 
 
 def work_list(generated: Module, shape: tuple[int, int, int, int, int]) -> Tensor:
     batch, heads, kv_heads, q_len, kv_len = shape
-    classify = emulated(generated).names["classify"]
+    classify = emulated(generated.text).names["classify"]
     made: tuple[Tensor, ...] = classify(*generated.values, batch, heads, kv_heads, q_len, kv_len, torch.device("cpu"))
     return made[-1]
 
@@ -142,22 +142,15 @@ def test_any_lengths(seed: int) -> None:
 @pytest.mark.parametrize("name", SPLIT)
 def test_emulated_shares(name: str) -> None:
     parts, shape, options = SPLIT[name]
-    generated = module(parts, **options)
-    inputs = tensors(shape, options.get("sizes", (64, 64)), options.get("dtype", BF16))
-    align = options.get("align", "start")
-    out, lse = emulated(generated).run(*inputs, *generated.values)
-    expected, expected_lse = oracle(parts, *inputs, align=align)
-    assert_close_to_oracle(out, expected, eager(parts, *inputs, align=align)[0])
-    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-4)
-    assert bool((out[expected_lse.isneginf()] == 0).all())
+    assert_emulated(emulated, parts, shape, **options)
 
 
 def test_the_order_of_programs_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     parts, shape, _ = SPLIT["local and global"]
     generated, inputs = module(parts), tensors(shape, (64, 64), BF16)
-    first = emulated(generated).run(*inputs, *generated.values)
+    first = emulated(generated.text).run(*inputs, *generated.values)
     monkeypatch.setattr(gluon_emulated, "order", lambda count: reversed(range(count)))
-    again = emulated(generated).run(*inputs, *generated.values)
+    again = emulated(generated.text).run(*inputs, *generated.values)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
@@ -179,7 +172,7 @@ def test_rows_that_tensors_or_heads_tell_apart_are_only_ordered(
     counts = visited(parts, shape, 128)
     assert bool((counts[found[0, 0].long()].diff() <= 0).all())
     inputs = tensors(shape, (64, 64), BF16)
-    out, _ = emulated(generated).run(*inputs, *generated.values)
+    out, _ = emulated(generated.text).run(*inputs, *generated.values)
     assert_close_to_oracle(out, oracle(parts, *inputs)[0], eager(parts, *inputs)[0])
 
 
@@ -190,9 +183,9 @@ def test_unseen_keys_of_shares_may_hold_anything() -> None:
     unseen = ~allowed_pairs(parts, shape)[0, 0].any(0)
     assert unseen.any()
     generated = module(parts)
-    clean = emulated(generated).run(query, key, value, *generated.values)
+    clean = emulated(generated.text).run(query, key, value, *generated.values)
     key[:, :, unseen], value[:, :, unseen] = torch.nan, torch.inf
-    dirty = emulated(generated).run(query, key, value, *generated.values)
+    dirty = emulated(generated.text).run(query, key, value, *generated.values)
     assert all(torch.equal(a, b) for a, b in zip(clean, dirty, strict=True))
 
 

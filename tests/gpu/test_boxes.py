@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 import regard as rg
+from box_masks import IMAGE, VIDEO, WIDE
 from oracle import assert_close_to_oracle, eager, gradients, oracle
 
 pytestmark = pytest.mark.gpu
 
-IMAGE, WIDE, VIDEO = rg.grid(20, 27), rg.grid(32, 24), rg.grid(5, 8, 12)
 AFTER_TEXT = rg.grid(20, 25)
 Parts = Callable[[], tuple[Any, ...]]
 
