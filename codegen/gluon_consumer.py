@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..ir.dependence import dependence
-from ..ir.nodes import TRUE, Expr
+from ..ir.nodes import Expr
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import loads
 from .emitter import Emitter
+from .gluon_bands import BAND_INDICES, Band, emit_steps
 from .gluon_columns import RUN, emit_columns, lanes
 from .gluon_names import Names
 from .gluon_parts import tiles_of
@@ -20,7 +21,7 @@ from .gluon_work import emit_share, emit_sums_of_share
 from .schedule import Problem, Schedule
 from .triton_forward import composed_scores
 from .triton_module import Argument, Part, head_parts
-from .triton_program import INDICES, SIZES
+from .triton_program import SIZES
 from .triton_tiles import TileLoops
 from .triton_values import Guard, Values, level_of
 
@@ -51,9 +52,8 @@ class Consumer:
         self.own_query = "slot * CONSUMERS + GROUP" if self.ahead else "GROUP"
         self.query_turn = (".index(slot)", "turn >> 1 & 1") if self.ahead else ("", "turn & 1")
         self.head, self.value = head_parts(problem.head_dim), head_parts(problem.value_dim)
-        results: dict[str, Expr] = {}
-        if plan.variant.mask != TRUE:
-            results["mask"] = plan.variant.mask
+        self.band = Band.of(plan.variant.mask, "kv", schedule.block_n) if self.masks_positions else None
+        results: dict[str, Expr] = {} if self.band is None else self.band.results()
         self.score: Expr | None = None
         if plan.variant.scores:
             self.score = results["score"] = composed_scores(plan.variant.scores)[-1]
@@ -64,7 +64,7 @@ class Consumer:
         self.loads_columns = any(dependence(x) & {"q", "kv"} == {"kv"} for x in self.loads)
         # What exponents are multiplied by: without score functions the scale is part of it.
         self.unit = "unit" if self.score is None else "LOG2E"
-        self.values = Values(results, INDICES, debug=problem.debug)
+        self.values = Values(results, BAND_INDICES, debug=problem.debug, columns="kv")
 
     def emit(self, out: Emitter, loops: TileLoops) -> None:
         self.unseen.emit_functions(out, self.names.barrier, "BLOCK_N", SIZES, self.parameters)
@@ -111,6 +111,8 @@ class Consumer:
         out.line("columns = tl.arange(0, BLOCK_N, tl.SliceLayout(0, SCORES))")
         if self.loads_columns:
             out.line(f"lanes = {lanes('BLOCK_N')}")
+        if self.band is not None:
+            emit_steps(out)
         self.emit_lanes(out)
         if self.score is None:
             out.line("unit = scale * LOG2E")
@@ -224,7 +226,7 @@ class Consumer:
 
     def _emit_scores(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """From products ``s`` to modified and masked scores."""
-        wanted = self.results if masked else tuple(x for x in self.results if x != "mask")
+        wanted = self.results if masked else tuple(x for x in self.results if x == "score")
         if self.reads_keys or (masked and self.masks_positions):
             guard = Guard(key="(kv_index < kv_len)" if masked else "")
             done = emit_columns(out, self.values, "key", wanted, guard, done, self.positions)
@@ -327,8 +329,10 @@ class Consumer:
     def emit_allowed(self, out: Emitter, done: frozenset[str]) -> frozenset[str]:
         """``allowed``: pairs of keys that exist, and that the mask keeps."""
         # Rows past the end go nowhere, so they may attend to anything; but they must not load.
-        allowed = "(q_index < q_len) & (kv_index < kv_len)" if self.loads_pairs else "kv_index < kv_len"
-        out.line(f"allowed = {allowed}")
+        assert self.band is not None
+        done = self.band.emit(out, self.values, done, "(q_index < q_len)")
+        if self.loads_pairs:
+            out.line("allowed &= q_index < q_len")
         if "mask" in self.results:
             done = self.values.emit(out, "pair", ("mask",), Guard(pair="allowed"), done)
             out.line(f"allowed = allowed & ({self.values.result('mask')})")
