@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..ir.dependence import dependence
-from ..ir.nodes import Expr
+from ..ir.nodes import TILE_NAMES, Expr
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import loads
 from .emitter import Emitter
@@ -59,6 +59,7 @@ class Consumer:
             self.score = results["score"] = composed_scores(plan.variant.scores)[-1]
         self.results = tuple(results)
         self.reads_keys = self.score is not None and "kv" in dependence(self.score)
+        self.masks_keys = any({"kv", TILE_NAMES[0]} & dependence(e) for name, e in results.items() if name != "score")
         self.loads = [x for e in results.values() for x in loads(e)]
         self.loads_pairs = any({"q", "kv"} <= dependence(x) for x in self.loads)
         self.loads_columns = any(dependence(x) & {"q", "kv"} == {"kv"} for x in self.loads)
@@ -168,6 +169,7 @@ class Consumer:
     def _emit_weights_of_first(self, out: Emitter, done: frozenset[str], product: str) -> None:
         """From its product to the weights of the first tile of keys, with which maxima and sums begin."""
         self.emit_start(out)
+        done = self._emit_early_columns(out, done, masked=True)
         out.line(f"s = warpgroup_mma_wait(0, deps=({product},))")
         out.line("release(stage)")
         self._emit_scores(out, done, masked=True)
@@ -208,6 +210,7 @@ class Consumer:
         self._emit_start_outputs(out, "next_")
         if masked or self.reads_keys:
             self.emit_start(out)
+        done = self._emit_early_columns(out, done, masked=masked)
         out.line(f"s = warpgroup_mma_wait({len(self.value)}, deps=(next_s,))")
         self._emit_scores(out, done, masked=masked)
         out.line(f"m_new = tl.maximum(m, row_max(s) * {self.unit})")
@@ -224,12 +227,22 @@ class Consumer:
         if masked:
             self._emit_clear(out)
 
+    def _emit_early_columns(self, out: Emitter, done: frozenset[str], *, masked: bool) -> frozenset[str]:
+        """Columns that are loaded, beside the products."""
+        return self._emit_columns(out, done, masked=masked) if self.loads_columns else done
+
+    def _emit_columns(self, out: Emitter, done: frozenset[str], *, masked: bool) -> frozenset[str]:
+        """What depends on the key alone."""
+        if not self.reads_keys and not (masked and self.masks_keys):
+            return done
+        wanted = self.results if masked else tuple(x for x in self.results if x == "score")
+        guard = Guard(key="(kv_index < kv_len)" if masked else "")
+        return emit_columns(out, self.values, "key", wanted, guard, done, self.positions)
+
     def _emit_scores(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """From products ``s`` to modified and masked scores."""
-        wanted = self.results if masked else tuple(x for x in self.results if x == "score")
-        if self.reads_keys or (masked and self.masks_positions):
-            guard = Guard(key="(kv_index < kv_len)" if masked else "")
-            done = emit_columns(out, self.values, "key", wanted, guard, done, self.positions)
+        if not self.loads_columns:
+            done = self._emit_columns(out, done, masked=masked)
         guarded = "(q_index < q_len)"
         if masked:
             done = self.emit_allowed(out, done)
