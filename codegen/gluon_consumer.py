@@ -338,6 +338,9 @@ class Consumer:
     def emit_start(self, out: Emitter) -> None:
         """Where the tile of keys in buffer ``stage`` starts."""
         out.line("start = read(starts, stage)")
+        if self.unseen.told:
+            out.line("hides = start & 1  # tiles start at multiples of their size")
+            out.line("start -= hides")
 
     def emit_allowed(self, out: Emitter, done: frozenset[str]) -> frozenset[str]:
         """``allowed``: pairs of keys that exist, and that the mask keeps."""
