@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from ..ir.bounds import interval
 from ..ir.build import binary, cast, conjunction, const, index, select, unary
 from ..ir.dependence import dependence
 from ..ir.nodes import TILE_NAMES, TRUE, ZERO, Binary, BinaryOp, Const, Expr, Select, Unary
@@ -28,7 +29,8 @@ FIRST, STOP = "first", "stop"
 # The first column of a tile is an index of its own, of which bounds may be functions.
 _START = index(TILE_NAMES[0])
 _LENGTHS = {"q": index("q_len"), "kv": index("kv_len")}
-_MIRRORED: dict[BinaryOp, BinaryOp] = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq"}
+_LEAST, _MOST = -(2**31), 2**31 - 1
+_MIRRORED: dict[BinaryOp, BinaryOp] = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Band:
         for term in _conjuncts(_of_tiles(mask, column, block)):
             more = _interval(term, column)
             if more is None:
-                rest.append(term)
+                rest.append(rewrite(term, lambda e: _apart(e, column)))
             else:
                 found = _intersection(found, more)
         assert found.stop is not None
@@ -148,6 +150,46 @@ def _of_tiles(mask: Expr, column: Column, block: int) -> Expr:
 
 def _depends(e: Expr, column: Column) -> bool:
     return column in dependence(e)
+
+
+def _apart(e: Expr, column: Column) -> Expr:
+    """A comparison of sums, with all that depends on the column on its right, if nothing depends on more besides."""
+    match e:
+        case Binary("lt" | "le" | "gt" | "ge" | "eq" | "ne" as op, a, b) if a.type.is_integer and is_exact(e):
+            form = linear(binary("sub", a, b))
+        case _:
+            return e
+    sides = [{x for x in ("q", "kv", "s", TILE_NAMES[0]) if x in dependence(side)} for side in (a, b)]
+    if {column} in sides and not any(column in side and len(side) > 1 for side in sides):
+        return e
+    mine = tuple(t for t in form.terms if any(_depends(x, column) for x in t[0]))
+    others = tuple(t for t in form.terms if t not in mine)
+    if not mine or any(dependence(x) & {"q", "kv", "s", TILE_NAMES[0]} - {column} for t in mine for x in t[0]):
+        return e
+    factor = 1 if sum(n for _, n in mine) < 0 else -1
+    row, of_column = to_expr(_times(Linear(form.constant, others), factor)), to_expr(_times(Linear(0, mine), -factor))
+    return _short(op if factor > 0 else _MIRRORED[op], narrow(row), narrow(of_column))
+
+
+def _short(op: BinaryOp, row: Expr, of_column: Expr) -> Expr:
+    """``row op of_column``, in i32 if the right side is, and the left one unless it may leave that at both ends.
+
+    What lies below or above all numbers of 32 bits compares as the first or last of them does.
+    """
+    if op in ("eq", "ne") or row.type is I32 or of_column.type is not I32:
+        return binary(op, row, of_column)
+    low, high = interval(row, {})
+    rounded = binary("add", row, const(1)) if op in ("lt", "gt") else row
+    strict = binary("sub", row, const(1)) if op in ("le", "ge") else row
+    if op in ("lt", "le") and high < _MOST:
+        return binary("le", cast(binary("max", rounded, const(_LEAST)), I32), of_column)
+    if op in ("lt", "le") and low > _LEAST:
+        return binary("lt", cast(binary("min", strict, const(_MOST)), I32), of_column)
+    if op in ("gt", "ge") and low > _LEAST:
+        return binary("ge", cast(binary("min", rounded, const(_MOST)), I32), of_column)
+    if op in ("gt", "ge") and high < _MOST:
+        return binary("gt", cast(binary("max", strict, const(_LEAST)), I32), of_column)
+    return binary(op, row, of_column)
 
 
 def _interval(e: Expr, column: Column) -> _Interval | None:
