@@ -18,7 +18,7 @@ from ..ir.nodes import TILE_NAMES, TRUE, ZERO, Binary, BinaryOp, Const, Expr, Se
 from ..ir.passes import narrow, simplified
 from ..ir.symbolic import Linear, linear, simplify, to_expr
 from ..ir.tiles.overflow import is_exact
-from ..ir.traverse import rewrite
+from ..ir.traverse import loads, rewrite
 from ..ir.types import I32
 from .emitter import Emitter
 from .triton_program import INDICES
@@ -50,6 +50,7 @@ class Band:
     first: Expr | None
     stop: Expr
     rest: Expr
+    column: Column
 
     @staticmethod
     def of(mask: Expr, column: Column, block: int) -> Band:
@@ -70,7 +71,7 @@ class Band:
         assert found.stop is not None
         first = found.first and _fitted(binary("max", found.first, ZERO), column)
         stop = _fitted(binary("max", found.stop, ZERO), column)
-        return Band(first, stop, narrow(simplified(conjunction(rest))))
+        return Band(first, stop, narrow(simplified(conjunction(rest))), column)
 
     def results(self) -> dict[str, Expr]:
         """The bounds, and the rest as ``mask``, by name."""
@@ -83,7 +84,7 @@ class Band:
         return (STOP,) if self.first is None else (FIRST, STOP)
 
     def emit(self, out: Emitter, values: Values, done: frozenset[str], rows: str = "") -> frozenset[str]:
-        """``allowed``, but for the rest; ``rows``: those that may be looked up, as text."""
+        """``allowed``: pairs that exist and that the mask keeps; ``rows``: those that may be looked up, as text."""
         done = values.emit(out, "pair", self.bounds, Guard(pair=rows), done)
         stop = values.result(STOP)
         if self.first is None:
@@ -92,6 +93,13 @@ class Band:
             first = values.result(FIRST)
             apart = f"(column_steps - ({first} - start - column_lane)).to(tl.uint32)"
             out.line(f"allowed = {apart} < tl.maximum({stop} - {first}, 0).to(tl.uint32)")
+        if self.rest == TRUE:
+            return done
+        row, columns = ("kv" if self.column == "q" else "q"), {self.column, TILE_NAMES[0]}
+        if any(row in dependence(x) and columns & dependence(x) for x in loads(self.rest)):
+            out.line(f"allowed &= {rows}")
+        done = values.emit(out, "pair", ("mask",), Guard(pair="allowed"), done)
+        out.line(f"allowed &= {values.result('mask')}")
         return done
 
 

@@ -346,13 +346,7 @@ class Consumer:
         """``allowed``: pairs of keys that exist, and that the mask keeps."""
         # Rows past the end go nowhere, so they may attend to anything; but they must not load.
         assert self.band is not None
-        done = self.band.emit(out, self.values, done, "(q_index < q_len)")
-        if self.loads_pairs:
-            out.line("allowed &= q_index < q_len")
-        if "mask" in self.results:
-            done = self.values.emit(out, "pair", ("mask",), Guard(pair="allowed"), done)
-            out.line(f"allowed = allowed & ({self.values.result('mask')})")
-        return done
+        return self.band.emit(out, self.values, done, "(q_index < q_len)")
 
     def emit_inside(self, out: Emitter) -> str:
         """Which rows exist, as text."""
