@@ -147,7 +147,7 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
 
     For plans, problems and targets that :func:`unsupported_reason` has nothing against.
     """
-    unseen = UnseenKeys.of(plan) or UnseenByWeights.of(plan, problem.dtype)
+    unseen = UnseenKeys.of(plan) or UnseenByWeights.of(plan, problem.dtype, told=True)
     names = installed_names()
     table = table_arguments("tiles") if uses_table(plan) else []
     parameters = [Argument("scale", "fp32", "scale"), *table, *buffer_arguments(plan), *scalar_arguments(plan)]
@@ -173,7 +173,8 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     loops = emit_visits(out, plan, KEYS, SIZES, parameters)
     shares_query = _buffer_bytes(problem, schedule, apart=True) > _BUFFERS
     Consumer(plan, problem, schedule, parameters, unseen, names, shares_query).emit(out, loops)
-    emit_load_tiles(out, run_loads(names, problem, schedule, from_table=uses_table(plan)), schedule.ahead)
+    loads = run_loads(names, problem, schedule, from_table=uses_table(plan), tells_hidden=unseen.told)
+    emit_load_tiles(out, loads, schedule.ahead)
     out.line("\n")
     with kernel(out, KERNEL, arguments, ("ALL_SEEN",) if unseen.asked_on_host else ()):
         if shares_query:
