@@ -1,8 +1,8 @@
-"""What of a mask is an interval of columns in each row of a tile, which costs a pair one subtraction and one comparison.
+"""What of a mask is an interval of columns in each row of a tile: that costs a pair a subtraction and a comparison.
 
-The bounds of the interval are found once for each row, and where they depend on the tile once for each row of it: a
-thread has two rows of 64 or more columns. Quotients and remainders of columns are constant in a tile, but for a sum,
-where tiles divide what positions are divided by.
+Bounds are found once for each row, or for each row of each tile, of which a thread has two, beside 32 or 64 pairs.
+Where tiles divide what positions are divided by, quotients of columns are constant in a tile, and remainders are
+columns less a constant. Of what is left, comparisons have what depends on the column alone on one side.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ FIRST, STOP = "first", "stop"
 # The first column of a tile is an index of its own, of which bounds may be functions.
 _START = index(TILE_NAMES[0])
 _LENGTHS = {"q": index("q_len"), "kv": index("kv_len")}
+_ROWS = frozenset(("q", "kv", TILE_NAMES[0]))
 _LEAST, _MOST = -(2**31), 2**31 - 1
 _MIRRORED: dict[BinaryOp, BinaryOp] = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
 
@@ -43,8 +44,8 @@ class _Interval:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """The pairs that a mask keeps and that exist: columns from ``first`` on, unless it is None, to before ``stop``, where
-    ``rest`` holds. Neither bound depends on the column, but on the row and on ``tile_first``, the tile's first column.
+    """The pairs that a mask keeps, of columns that exist: those from ``first`` on, if it is not None, and before
+    ``stop``, where ``rest`` holds. Bounds depend on the row, and on ``tile_first``, the first column of the tile.
     """
 
     first: Expr | None
@@ -59,7 +60,10 @@ class Band:
         >>> from ..ir.parser import parse_expr
         >>> from ..ir.printer import print_expr
         >>> band = Band.of(parse_expr("q >= kv and kv // 256 == q // 256 and q % kv == 1", []), "kv", 128)
-        >>> print_expr(band.stop), print_expr(band.rest)
+        >>> print_expr(band.stop)
+        'min(min(kv_len, q + 1), where(tile_first // 256 == q // 256, kv_len, 0))'
+        >>> print_expr(band.rest)
+        'q % kv == 1'
         """
         found, rest = _Interval(stop=_LENGTHS[column]), []
         for term in _conjuncts(_of_tiles(mask, column, block)):
@@ -147,10 +151,10 @@ def _of_tiles(mask: Expr, column: Column, block: int) -> Expr:
                 form = linear(binary("sub", a, b))
                 if form.terms in ((((position,), 1),), (((position,), -1),)):
                     sign = form.terms[0][1]
-                    op = op if sign > 0 else _MIRRORED[op]
-                    limit = -form.constant * sign + (op in ("le", "gt"))
+                    compared = op if sign > 0 else _MIRRORED[op]
+                    limit = -form.constant * sign + (compared in ("le", "gt"))
                     if limit % block == 0:
-                        return binary("lt" if op in ("lt", "le") else "ge", _START, const(limit))
+                        return binary("lt" if compared in ("lt", "le") else "ge", _START, const(limit))
         return e
 
     return rewrite(mask, rule)
@@ -160,6 +164,10 @@ def _depends(e: Expr, column: Column) -> bool:
     return column in dependence(e)
 
 
+def _varies(e: Expr, *names: str) -> bool:
+    return not dependence(e).isdisjoint(names)
+
+
 def _apart(e: Expr, column: Column) -> Expr:
     """A comparison of sums, with all that depends on the column on its right, if nothing depends on more besides."""
     match e:
@@ -167,12 +175,11 @@ def _apart(e: Expr, column: Column) -> Expr:
             form = linear(binary("sub", a, b))
         case _:
             return e
-    sides = [{x for x in ("q", "kv", "s", TILE_NAMES[0]) if x in dependence(side)} for side in (a, b)]
-    if {column} in sides and not any(column in side and len(side) > 1 for side in sides):
-        return e
+    if not any(_varies(side, column) and _varies(side, *_ROWS - {column}) for side in (a, b)):
+        return e  # it is so already
     mine = tuple(t for t in form.terms if any(_depends(x, column) for x in t[0]))
     others = tuple(t for t in form.terms if t not in mine)
-    if not mine or any(dependence(x) & {"q", "kv", "s", TILE_NAMES[0]} - {column} for t in mine for x in t[0]):
+    if not mine or any(_varies(x, *_ROWS - {column}) for t in mine for x in t[0]):
         return e
     factor = 1 if sum(n for _, n in mine) < 0 else -1
     row, of_column = to_expr(_times(Linear(form.constant, others), factor)), to_expr(_times(Linear(0, mine), -factor))
@@ -255,7 +262,7 @@ def _single(form: Linear, column: Column) -> tuple[Expr, int, Linear] | None:
     mine = [(product, n) for product, n in form.terms if any(_depends(x, column) for x in product)]
     if len(mine) != 1 or len(mine[0][0]) != 1 or abs(mine[0][1]) != 1:
         return None
-    ((x,), factor), = mine
+    (((x,), factor),) = mine
     return x, factor, Linear(form.constant, tuple(t for t in form.terms if t[0] != (x,)))
 
 

@@ -280,7 +280,7 @@ def clear_unseen(rows_tile, seen_by_0, seen_by_1):
     ) -> None:
         values = Values({"own": self.of_key}, INDICES)
         with jit_function(out, "hides_keys(start, asked, batch, head, kv_head, sizes, parameters)"):
-            out.line('"""1 if a key of the tile from `start` on is not seen by the query at its own position; by one warp."""')
+            out.line('"""1 if the query at its own position does not see some key of the tile; by one warp."""')
             emit_unpack(out, "sizes", sizes)
             emit_unpack(out, "parameters", parameters)
             out.line(f"kv_index = start + tl.arange(0, {rows}, tl.BlockedLayout([1], [32], [1], [0]))")
