@@ -35,10 +35,12 @@ TILE_NAMES = ("tile_first", "tile_last")
 
 
 class _Node:
-    """What is found out about a node is kept with it: its hash, and the indices it depends on (``traverse``)."""
+    """What is found out about a node is kept with it: its hash, the indices it depends on (``traverse``), and between
+    which values it always lies (``bounds``)."""
 
-    __slots__ = ("_hash", "known_indices")
+    __slots__ = ("_hash", "known_indices", "known_range")
     known_indices: frozenset[str]
+    known_range: tuple[float, float]
 
 
 _N = TypeVar("_N", bound=_Node)

@@ -320,11 +320,11 @@ def _simplify_comparison(e: Binary) -> Expr:
 
 def _at_most(larger: Expr, smaller: Expr, margin: int) -> Expr:
     """``smaller + margin <= larger`` in normal form."""
-    if at_least(larger, smaller, margin):
-        return TRUE
-    if at_least(smaller, larger, 1 - margin):
-        return FALSE
     form = linear(Binary("sub", _as_i64(smaller), _as_i64(larger), I64))
+    if _is_at_least(Linear(-form.constant, tuple((m, -c) for m, c in form.terms)), margin):
+        return TRUE
+    if _is_at_least(form, 1 - margin):
+        return FALSE
     divisor = math.gcd(*(c for _, c in form.terms))
     room = (-form.constant - margin) // divisor
     left = Linear(0, tuple((m, c // divisor) for m, c in form.terms if c > 0))
@@ -356,8 +356,15 @@ def at_least(a: Expr, b: Expr, margin: int = 0) -> bool:
 
     Knows that positions and lengths are not negative and that ``tile_first <= tile_last``.
     """
-    form = linear(Binary("sub", _as_i64(a), _as_i64(b), I64))
-    return any(_lowest(f) >= margin for f in (form, _without_division(form)))
+    return _is_at_least(linear(Binary("sub", _as_i64(a), _as_i64(b), I64)), margin)
+
+
+def _is_at_least(form: Linear, margin: int) -> bool:
+    return _lowest(form) >= margin or (_has_quotient(form) and _lowest(_without_division(form)) >= margin)
+
+
+def _has_quotient(form: Linear) -> bool:
+    return any(isinstance(m[0], Binary) and m[0].op == "floordiv" for m, _ in form.terms)
 
 
 def _without_division(form: Linear) -> Linear:
