@@ -16,7 +16,9 @@ import numpy as np
 from ..traverse import index_names
 from .box_choice import Boxes, choose_boxes
 from .box_count import count_boxes, count_pairs, is_countable
-from .numeric import Array, Sizes, Values, allowed, cover, decide, inward, leaves, outward, runs, tile_ends
+from .class_count import count_classes
+from .decide import decide
+from .numeric import Array, Sizes, Values, allowed, cover, inward, leaves, outward, runs, tile_ends
 from .plan import Interval, TilePlan
 from .stretches import stretches
 
@@ -128,11 +130,17 @@ def tile_counts(
 ) -> TileCounts:
     """How many pairs of tiles are empty, partial and full.
 
-    In closed form unless the plan is ``classified``, or ``exact`` is set: see :func:`tile_map`.
+    Without looking at each unless ``exact`` is set, or a ``classified`` plan reads data in no order: see
+    :func:`tile_map`.
     """
     rows, columns = -(-sizes.q_len // block_m), -(-sizes.kv_len // block_n)
     total = sizes.batch * sizes.heads * rows * columns
-    if exact or plan.classification is not None:
+    counted = None
+    if plan.classification is not None and not exact:
+        counted = count_classes(plan.classification, sizes, values, block_m, block_n)
+    if counted is not None:
+        partial, full = counted
+    elif exact or plan.classification is not None:
         partial = full = 0
         for classes in _classes(plan, sizes, values, block_m, block_n, exact):
             copies = _copies(classes, sizes)

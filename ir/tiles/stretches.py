@@ -14,8 +14,9 @@ from itertools import combinations
 import numpy as np
 
 from ..interpret import evaluate
-from ..nodes import COMPARISONS, TILE_NAMES, Binary, Cast, Expr, Index, Select, Unary
+from ..nodes import COMPARISONS, TILE_NAMES, Binary, Cast, Expr, Index, ReductionOp, Select, Unary
 from ..traverse import index_names
+from ..types import F32
 from .numeric import Array, Values
 from .plan import Interval
 
@@ -62,6 +63,18 @@ def always(condition: Expr, rows: int, env: Values) -> bool | None:
     """Whether ``condition`` of the row holds for all rows from 0 on; None where it is not made of linear pieces."""
     found = _pieces(condition, Pieces(rows, *(np.array([x]) for x in (0, 0, 1))), env)
     return None if found is None else bool((found.values != 0).all())
+
+
+def reduced(e: Expr, rows: int, block: int, env: Values, op: ReductionOp) -> Array | None:
+    """``e`` of the row, reduced over every ``block`` rows; None where it is not made of linear pieces."""
+    found = _pieces(e, Pieces(rows, *(np.array([x]) for x in (0, 0, 1))), env) if e.type is not F32 else None
+    if found is None:
+        return None
+    firsts = np.arange(0, rows, block)
+    found = found.cut(np.union1d(found.starts, firsts))
+    ends = found.values, found.values + found.slopes * (found.lengths - 1)
+    combine = np.minimum if op in ("min", "all") else np.maximum
+    return np.asarray(combine.reduceat(combine(*ends), np.searchsorted(found.starts, firsts)))
 
 
 def _pieces(e: Expr, row: Pieces, env: Values) -> Pieces | None:
