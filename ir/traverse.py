@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import is_
 from typing import assert_never
 
@@ -90,6 +90,31 @@ def share(*expressions: Expr) -> tuple[Expr, ...]:
     return tuple(rewrite(e, merge) for e in expressions)
 
 
+def taken_apart(
+    expressions: Sequence[Expr], groups: Mapping[str, frozenset[str]], names: Callable[[Expr], frozenset[str]]
+) -> tuple[list[Expr], dict[str, dict[Expr, Value]]]:
+    """``expressions`` with names for their largest parts that read one group alone, and these parts, by group.
+
+    ``names``: what an expression reads of what is in groups. What reads nothing of that is no part.
+    """
+    parts: dict[str, dict[Expr, Value]] = {name: {} for name in groups}
+    done: dict[int, Expr] = {}
+
+    def go(x: Expr) -> Expr:
+        if id(x) not in done:
+            done[id(x)] = part(x)
+        return done[id(x)]
+
+    def part(x: Expr) -> Expr:
+        read = names(x)
+        for name, group in groups.items() if read else ():
+            if read <= group:
+                return parts[name].setdefault(x, Value(f"{name} {len(parts[name])}", x.type))
+        return with_children(x, tuple(go(c) for c in children(x))) if read else x
+
+    return [go(e) for e in expressions], parts
+
+
 def walk(e: Expr) -> Iterator[Expr]:
     """Every distinct node of ``e`` (by identity), operands before users."""
     done: dict[int, Expr] = {}
@@ -113,6 +138,11 @@ def index_names(e: Expr) -> frozenset[str]:
         found = own.union(*map(index_names, children(e)))
         object.__setattr__(e, "known_indices", found)
         return found
+
+
+def value_names(e: Expr) -> frozenset[str]:
+    """Names of the values that ``e`` reads."""
+    return frozenset(x.name for x in walk(e) if isinstance(x, Value))
 
 
 def loads(e: Expr) -> tuple[Load, ...]:

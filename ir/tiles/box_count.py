@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
 from math import prod
 from typing import Any
 
@@ -16,8 +15,9 @@ import numpy as np
 
 from ..build import const
 from ..interpret import evaluate
-from .box_walk import Tiles, full_boxes, names_in, products, ranges_within, walk_boxes
-from .numeric import Array, Runs, Sizes, Values, leaves, runs
+from .box_walk import Tiles, full_boxes, names_in, ranges_within
+from .nested_count import count_within
+from .numeric import Array, Runs, Sizes, Values, copies_of, each_copy, leaves, runs
 from .plan import BoxAxis, BoxTerm, Interval
 from .stretches import stretches
 
@@ -135,30 +135,24 @@ def _count_nested(
 ) -> tuple[int, int]:
     """:func:`count_boxes` where axes depend on each other."""
     ranges = ranges_within(term)
-    names = names_in(ranges)
-    each = any(name.startswith(("block", "residue")) for name in names)
+    each = any(name.startswith(("block", "residue")) for name in names_in(ranges))
     visited = full = 0
     for env, copies in environments(term, sizes, values):
         axes = term_of_head(term, int(env["batch"]), int(env["head"]), sizes, values).axes
         tiles = [tiles_along(a, m, sizes, values, each=each) for a, m in zip(axes, queries, strict=True)]
-        for own in products(tiles):
-            alike = np.prod([t.copies for t in own], axis=0)
-            found = walk_boxes(ranges, own, [np.full(len(alike), n) for n in keys], env, spare=spare)
-            visited += copies * int((found.visited * alike).sum())
-            full += copies * int((found.full * alike).sum())
+        found = count_within(ranges, tiles, keys, env, spare)
+        visited, full = visited + copies * found[0], full + copies * found[1]
     return visited, full
 
 
 def environments(term: BoxTerm, sizes: Sizes, values: Values) -> Iterator[tuple[dict[str, Any], int]]:
     """What the ranges of a term read, for each batch item and head that may differ, and how many are the same."""
-    by_head = any(a.by_head for a in term.axes)
-    names = names_in(ranges_within(term)) | ({"batch", "head"} if by_head else set())
-    batches = sizes.batch if "batch" in names else min(sizes.batch, 1)
-    heads = sizes.heads if names & {"head", "kv_head"} else min(sizes.heads, 1)
-    group = max(sizes.heads // max(sizes.kv_heads, 1), 1)
-    for batch, head in product(range(batches), range(heads)):
-        at = {"batch": batch, "head": head, "kv_head": head // group}
-        yield {**leaves(sizes, values), **at}, (sizes.batch // batches) * (sizes.heads // heads)
+    names = names_in(ranges_within(term))
+    if any(a.by_head for a in term.axes):
+        names |= {"batch", "head"}
+    alike = sizes.batch * sizes.heads // max(prod(copies_of(names, sizes)), 1)
+    for at in each_copy(names, sizes):
+        yield {**leaves(sizes, values), **at}, alike
 
 
 def count_pairs(term: BoxTerm, sizes: Sizes, values: Values) -> tuple[int, int]:

@@ -151,9 +151,7 @@ def inner_digits(
     return table, limits
 
 
-def over_inner(
-    f: Formula, space: Space, table: Mapping[Index, Expr], limits: Mapping[str, Range]
-) -> Formula | None:
+def over_inner(f: Formula, space: Space, table: Mapping[Index, Expr], limits: Mapping[str, Range]) -> Formula | None:
     """``f`` over coordinates inside of classes; None where an atom cannot be."""
     match f:
         case All() | Any():

@@ -138,9 +138,7 @@ def _disjoint(f: Formula, reverse: bool) -> tuple[Formula, ...]:
     rest = tuple(p for p in parts if p is not choice)
     divisions = {p: sum(_divides(e) for a in atoms(p) for e in walk(a)) for p in alternatives}
     ordered = sorted(divisions, key=divisions.__getitem__, reverse=reverse)
-    return tuple(
-        conjoin((*rest, part, *(negated(before) for before in ordered[:i]))) for i, part in enumerate(ordered)
-    )
+    return tuple(conjoin((*rest, part, *(negated(before) for before in ordered[:i]))) for i, part in enumerate(ordered))
 
 
 def _alternatives(f: Any) -> tuple[Formula, ...]:
@@ -210,9 +208,7 @@ def _term(d: _Draft, fit: Fit) -> BoxTerm:
     # Along axes that nobody declared, as remainders make them, runs of positions say as much.
     if d.remaining and d.declared:
         keys, queries = (ranges_within(d.rest, d.space, d.classes, direction) for direction in DIRECTIONS)
-        axes = tuple(
-            replace(a, keys_within=k, queries_within=q) for a, k, q in zip(axes, keys, queries, strict=True)
-        )
+        axes = tuple(replace(a, keys_within=k, queries_within=q) for a, k, q in zip(axes, keys, queries, strict=True))
     proofs = [*_proved_as_classes(d.parts, d.rest, d.relations)]
     proofs += _proved_along_axes(d.rest, d.places, d.space, d.classes)
     order = [a for part in d.parts for a in atoms(part)]

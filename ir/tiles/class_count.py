@@ -16,10 +16,10 @@ import numpy as np
 from ..build import binary, const, unary
 from ..nodes import COMPARISONS, Binary, Const, Expr, Select, Unary, Value
 from ..symbolic import Linear, linear, to_expr
-from ..traverse import children, index_names, walk
+from ..traverse import children, index_names, taken_apart, value_names, walk
 from ..types import BOOL
-from .decide import TileFacts, taken_apart, tile_facts, value_names
-from .numeric import CHUNK, Array, Sizes, Values, leaves, read
+from .decide import TileFacts, tile_facts
+from .numeric import CHUNK, Array, Sizes, Values, different, leaves, read
 from .plan import Classification
 
 # Sums that are followed along a row, pieces in which they rise or fall, and kinds of columns, at most.
@@ -95,7 +95,7 @@ def _pairs(facts: TileFacts, sizes: Sizes, values: Values, rows: int, columns: i
 
 
 def _copied(x: Array, copies: tuple[int, ...], columns: int) -> Array:
-    """``x``, (batch or 1, head or 1, 1, columns), as (copies, columns), or (1, columns) where it is the same for all."""
+    """``x``, (batch or 1, head or 1, 1, columns), as (copies, columns), or (1, columns) where all have the same."""
     return np.broadcast_to(x, (*(copies if prod(x.shape[:2]) > 1 else (1, 1)), 1, columns)).reshape(-1, columns)
 
 
@@ -110,10 +110,11 @@ def _one_by_one(p: _Pairs) -> tuple[int, int] | None:
     """Partial and full pairs where they are few enough to look at each."""
     if len(p.weights) * p.length > CHUNK or any(len(x) > 1 for x in p.columns.values()):
         return None
+    shape = len(p.weights), p.length
     env = {**p.env, **{name: x[:, None] for name, x in p.rows.items()}, **{name: x[0] for name, x in p.columns.items()}}
-    may, must = (np.broadcast_to(read(e, env), (len(p.weights), p.length)).sum(1) for e in (p.may, binary("and", p.may, p.must)))
-    full = int((must * p.weights).sum())
-    return int((may * p.weights).sum()) - full, full
+    may, must = (np.broadcast_to(read(e, env), shape) for e in (p.may, p.must))
+    visited, full = (int((x.sum(1) * p.weights).sum()) for x in (may, may & must))
+    return visited - full, full
 
 
 # --- along rows ---
@@ -257,12 +258,13 @@ def _by_period(p: _Pairs, rows: int, columns: int) -> tuple[int, int] | None:
             else:
                 return None
     groups = {"outer": frozenset(outer), "row": frozenset(inner[0]), "column": frozenset(inner[1])}
-    (may, must), parts = taken_apart((p.may, p.must), groups)
+    (may, must), parts = taken_apart((p.may, p.must), groups, value_names)
     facts = [
         {x.name: read(e, {**p.env, **known}) for e, x in parts[name].items()}
         for name, known in zip(groups, (outer, *inner), strict=True)
     ]
-    which, weights = _different([np.broadcast_to(x, counts).ravel() for x in facts[0].values()], prod(counts))
+    which, kind = different([np.broadcast_to(x, counts).ravel() for x in facts[0].values()], prod(counts))
+    weights = np.bincount(kind)
     alike = {name: np.repeat(np.broadcast_to(x, counts).ravel()[which], rows) for name, x in facts[0].items()}
     of_rows = {name: np.tile(np.broadcast_to(x, rows), len(which)) for name, x in facts[1].items()}
     of_columns = {name: np.broadcast_to(x, (1, columns)) for name, x in facts[2].items()}
@@ -272,13 +274,3 @@ def _by_period(p: _Pairs, rows: int, columns: int) -> tuple[int, int] | None:
     found = [_by_runs(x) or _one_by_one(x) for x in (inside, *rest) if x.length and len(x.weights)]
     known = [n for n in found if n is not None]
     return (sum(n for n, _ in known), sum(n for _, n in known)) if len(known) == len(found) else None
-
-
-def _different(every: list[Array], length: int) -> tuple[Array, Array]:
-    """Where arrays of ``length`` first have each combination of values, and how often they have it."""
-    code = np.zeros(length, np.int64)
-    for x in every:
-        values, place = np.unique(x, return_inverse=True)
-        code = np.unique(code * len(values) + place.ravel(), return_inverse=True)[1].ravel()
-    _, which, counts = np.unique(code, return_index=True, return_counts=True)
-    return which, counts

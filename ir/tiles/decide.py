@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from itertools import product
+from math import prod
 
 import numpy as np
 
 from ..build import binary
 from ..nodes import BinaryOp, Expr, Index, Reduction, Value
 from ..symbolic import TILE_FIRST
-from ..traverse import children, index_names, substitute, walk, with_children
+from ..traverse import index_names, substitute, taken_apart, value_names, walk
 from ..types import I32
-from .numeric import Array, Sizes, Values, chunks, leaves, read
+from .numeric import MOST_COPIES, Array, Sizes, Values, chunks, copies_of, each_copy, leaves, read
 from .plan import Classification
 from .steps import looks, shifted, steps
 from .stretches import reduced
@@ -51,7 +52,7 @@ def tile_facts(plan: Classification, sizes: Sizes, values: Values, block_m: int,
             found = _reduced(x, sizes, env, block_m if x.axis == "q" else block_n)
             (rows if x.axis == "q" else columns)[name] = found
     groups = {"row": frozenset(rows), "column": frozenset(columns)}
-    (may, must), parts = taken_apart([substitute(e, table) for e in (plan.may, plan.must)], groups)
+    (may, must), parts = taken_apart([substitute(e, table) for e in (plan.may, plan.must)], groups, value_names)
     facts = ({x.name: read(e, {**env, **known}) for e, x in parts[name].items()}
              for name, known in (("row", rows), ("column", columns)))  # fmt: skip
     return TileFacts(may, must, *facts)
@@ -62,9 +63,8 @@ def decide(plan: Classification, sizes: Sizes, values: Values, block_m: int, blo
     env = leaves(sizes, values)
     facts = tile_facts(plan, sizes, values, block_m, block_n)
     rows, columns = -(-sizes.q_len // block_m), -(-sizes.kv_len // block_n)
-    names = index_names(plan.may) | index_names(plan.must)
-    copies = (sizes.batch if "batch" in names else 1) * (sizes.heads if names & {"head", "kv_head"} else 1)
-    for part in chunks(rows, copies * columns):
+    copies = copies_of(index_names(plan.may) | index_names(plan.must), sizes)
+    for part in chunks(rows, prod(copies) * columns):
         some = {name: x[..., part, :] for name, x in facts.rows.items()}
         possible, certain = (read(e, {**env, **some, **facts.columns}) for e in (facts.may, facts.must))
         yield _classes(possible, certain, part.stop - part.start, columns)
@@ -74,35 +74,6 @@ def _classes(possible: Array, certain: Array, rows: int, columns: int) -> Array:
     classes = possible.astype(np.int8) + (possible & certain)
     shape = (1,) * (4 - classes.ndim) + classes.shape
     return np.broadcast_to(classes.reshape(shape), (*shape[:2], rows, columns))
-
-
-def taken_apart(
-    expressions: Sequence[Expr], groups: Mapping[str, frozenset[str]]
-) -> tuple[list[Expr], dict[str, dict[Expr, Value]]]:
-    """``expressions`` with names for their largest parts that read values of one group alone, and these parts."""
-    parts: dict[str, dict[Expr, Value]] = {name: {} for name in groups}
-    done: dict[int, Expr] = {}
-
-    def go(x: Expr) -> Expr:
-        if id(x) not in done:
-            done[id(x)] = part(x)
-        return done[id(x)]
-
-    def part(x: Expr) -> Expr:
-        read_by_it = value_names(x)
-        if not read_by_it:
-            return x
-        for name, group in groups.items():
-            if read_by_it <= group:
-                return parts[name].setdefault(x, Value(f"{name} {len(parts[name])}", x.type))
-        return with_children(x, tuple(go(c) for c in children(x)))
-
-    return [go(e) for e in expressions], parts
-
-
-def value_names(e: Expr) -> frozenset[str]:
-    """Names of the values that ``e`` reads."""
-    return frozenset(x.name for x in walk(e) if isinstance(x, Value))
 
 
 def _looked(
@@ -135,9 +106,13 @@ def _reduced(x: Reduction, sizes: Sizes, env: Values, block: int) -> Array:
     """One reduction over all tiles of its axis: (batch or 1, head or 1, rows, 1), or (…, 1, columns) for keys."""
     assert x.axis != "both"
     length = sizes.length(x.axis)
-    known = reduced(substitute(x.x, {Index(x.axis, I32): TILE_FIRST}), length, block, env, x.op) if length else None
-    if known is not None:
-        return known.reshape((1, 1, -1, 1) if x.axis == "q" else (1, 1, 1, -1))
+    of_row = substitute(x.x, {Index(x.axis, I32): TILE_FIRST})
+    copies = copies_of(index_names(of_row), sizes)
+    if length and 0 < prod(copies) <= MOST_COPIES:
+        each = [reduced(of_row, length, block, {**env, **at}, x.op) for at in each_copy(index_names(of_row), sizes)]
+        known = [r for r in each if r is not None]
+        if len(known) == len(each):
+            return np.stack(known).reshape(*copies, *((-1, 1) if x.axis == "q" else (1, -1)))
     values = read(x.x, {**env, x.axis: np.arange(length)})
     values = np.broadcast_to(values, np.broadcast_shapes(values.shape, (1, 1, 1, length)))
     combine = {"min": np.minimum, "max": np.maximum, "any": np.logical_or, "all": np.logical_and}[x.op]

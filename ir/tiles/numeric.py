@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ Values = Mapping[str, Array | bool | int | float]
 
 # Pairs of tiles, or of positions, held in memory at once.
 CHUNK = 2**22
+# So many batches and heads that differ are looked at one by one.
+MOST_COPIES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,19 @@ def leaves(sizes: Sizes, values: Values) -> dict[str, Array | bool | int | float
         "q_len": sizes.q_len,
         "kv_len": sizes.kv_len,
     }
+
+
+def copies_of(names: frozenset[str], sizes: Sizes) -> tuple[int, int]:
+    """How many batch items, and heads, may differ in what depends on ``names``."""
+    by_head = names & {"head", "kv_head"}
+    return sizes.batch if "batch" in names else min(sizes.batch, 1), sizes.heads if by_head else min(sizes.heads, 1)
+
+
+def each_copy(names: frozenset[str], sizes: Sizes) -> Iterator[dict[str, int]]:
+    """The indices of each of these, batch items outermost."""
+    group = max(sizes.heads // max(sizes.kv_heads, 1), 1)
+    for batch, head in product(*map(range, copies_of(names, sizes))):
+        yield {"batch": batch, "head": head, "kv_head": head // group}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +137,16 @@ def tile_ends(length: int, block: int) -> tuple[Array, Array]:
 def read(e: Expr, env: Values) -> Array:
     """``e`` as kernels evaluate it: masked pairs may index past the end of a tensor, and read its nearest element."""
     return evaluate(e, env, clamp=True)
+
+
+def different(every: Sequence[Array], length: int) -> tuple[Array, Array]:
+    """Where arrays of ``length`` first have each combination of values, and which of these stands at every place."""
+    code = np.zeros(length, np.int64)
+    for x in every:
+        values, place = np.unique(x, return_inverse=True)
+        code = np.unique(code * len(values) + place.ravel(), return_inverse=True)[1].ravel()
+    _, which, kind = np.unique(code, return_index=True, return_inverse=True)
+    return which, kind.ravel()
 
 
 def chunks(rows: int, width: int) -> Iterator[slice]:
