@@ -35,11 +35,14 @@ TILE_NAMES = ("tile_first", "tile_last")
 
 
 class _Node:
-    """What is found out about a node is kept with it: its hash, the indices it depends on (``traverse``), and between
-    which values it always lies (``bounds``)."""
+    """What is found out about a node is kept with it.
 
-    __slots__ = ("_hash", "known_indices", "known_range")
+    Its hash, the indices and values it depends on (``traverse``), and what it always lies between (``bounds``).
+    """
+
+    __slots__ = ("_hash", "known_indices", "known_range", "known_values")
     known_indices: frozenset[str]
+    known_values: frozenset[str]
     known_range: tuple[float, float]
 
 

@@ -142,7 +142,13 @@ def index_names(e: Expr) -> frozenset[str]:
 
 def value_names(e: Expr) -> frozenset[str]:
     """Names of the values that ``e`` reads."""
-    return frozenset(x.name for x in walk(e) if isinstance(x, Value))
+    try:
+        return e.known_values
+    except AttributeError:
+        own = frozenset((e.name,)) if isinstance(e, Value) else frozenset[str]()
+        found = own.union(*map(value_names, children(e)))
+        object.__setattr__(e, "known_values", found)
+        return found
 
 
 def loads(e: Expr) -> tuple[Load, ...]:

@@ -7,7 +7,7 @@ of a row is linear too: its sum over a stretch is known from the first and the l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -19,6 +19,9 @@ from ..traverse import index_names
 from ..types import F32
 from .numeric import Array, Values
 from .plan import Interval
+
+# Operators whose result is made of linear pieces, as their operands are.
+_LINEAR = COMPARISONS | {"add", "sub", "mul", "min", "max", "floordiv", "mod", "and", "or"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Pieces:
 
     def cut(self, starts: Array) -> Pieces:
         """The same function in pieces that begin at ``starts``, which have those of this one among them."""
+        if starts is self.starts:
+            return self
         at = np.searchsorted(self.starts, starts, "right") - 1
         values = self.values[at] + self.slopes[at] * (starts - self.starts[at])
         return Pieces(self.rows, starts, values, self.slopes[at])
@@ -61,6 +66,9 @@ def stretches(union: Sequence[Interval], low: int, high: int, first: int, rows: 
 
 def always(condition: Expr, rows: int, env: Values) -> bool | None:
     """Whether ``condition`` of the row holds for all rows from 0 on; None where it is not made of linear pieces."""
+    match condition:
+        case Binary(op="or", a=a, b=b) if always(a, rows, env) or always(b, rows, env):
+            return True
     found = _pieces(condition, Pieces(rows, *(np.array([x]) for x in (0, 0, 1))), env)
     return None if found is None else bool((found.values != 0).all())
 
@@ -79,6 +87,18 @@ def reduced(e: Expr, rows: int, block: int, env: Values, op: ReductionOp) -> Arr
 
 def _pieces(e: Expr, row: Pieces, env: Values) -> Pieces | None:
     """``e`` as a function of the row; booleans are 0 and 1."""
+    known: dict[Expr, Pieces | None] = {}
+
+    def of(x: Expr) -> Pieces | None:
+        if x not in known:
+            known[x] = _made(x, row, env, of)
+        return known[x]
+
+    return of(e)
+
+
+def _made(e: Expr, row: Pieces, env: Values, of: Callable[[Expr], Pieces | None]) -> Pieces | None:
+    """:func:`_pieces` of ``e`` from those ``of`` its operands."""
     if not index_names(e) & set(TILE_NAMES):
         value = np.asarray(evaluate(e, env, clamp=True))
         return _constant(int(value.item()), row.rows) if value.size == 1 and value.dtype.kind in "bi" else None
@@ -86,20 +106,20 @@ def _pieces(e: Expr, row: Pieces, env: Values) -> Pieces | None:
         case Index():
             return row
         case Cast(x=x) if e.type.is_integer:
-            return _pieces(x, row, env)
+            return of(x)
         case Unary(op=op, x=x):
-            a = _pieces(x, row, env)
+            a = of(x)
             return None if a is None else _unary(op, a)
         case Select(condition=c, a=x, b=y):
-            parts = [p for p in (_pieces(p, row, env) for p in (c, x, y)) if p is not None]
+            parts = [p for p in (of(p) for p in (c, x, y)) if p is not None]
             if len(parts) < 3:
                 return None
             condition, a, b = _aligned(*parts)
             chosen = condition.values != 0
             values, slopes = np.where(chosen, a.values, b.values), np.where(chosen, a.slopes, b.slopes)
             return Pieces(row.rows, a.starts, values, slopes)
-        case Binary(op=op, a=x, b=y):
-            first, second = _pieces(x, row, env), _pieces(y, row, env)
+        case Binary(op=op, a=x, b=y) if op in _LINEAR:
+            first, second = of(x), of(y)
             return None if first is None or second is None else _binary(op, first, second)
         case _:
             return None
@@ -159,7 +179,8 @@ def _constant(value: int, rows: int) -> Pieces:
 
 
 def _aligned(*parts: Pieces) -> tuple[Pieces, ...]:
-    starts = np.unique(np.concatenate([p.starts for p in parts]))
+    every = {id(p.starts): p.starts for p in parts if len(p.starts) > 1}
+    (starts,) = every.values() if len(every) == 1 else (np.unique(np.concatenate([p.starts for p in parts])),)
     return tuple(p.cut(starts) for p in parts)
 
 
@@ -174,7 +195,7 @@ def _apart(a: Pieces, b: Pieces) -> tuple[Pieces, Pieces]:
         meet = np.where(slope > 0, -(-apart // np.maximum(slope, 1)), 0)
         beyond = np.where(slope > 0, apart // np.maximum(slope, 1) + 1, 0)
     inside = [a.starts[(t > 0) & (t < a.lengths)] + t[(t > 0) & (t < a.lengths)] for t in (meet, beyond)]
-    starts = np.unique(np.concatenate([a.starts, *inside]))
+    starts = np.unique(np.concatenate([a.starts, *inside])) if any(map(len, inside)) else a.starts
     return a.cut(starts), b.cut(starts)
 
 
