@@ -119,8 +119,11 @@ def _sum(added: Terms, to: Terms, times: int) -> Terms:
 
 def _product(a: Terms, b: Terms) -> Terms:
     for x, y in ((a, b), (b, a)):
-        if all(not monomial for monomial, n in x.items() if n):
-            return _sum(y, {}, x.get((), 0))
+        match [term for term in x.items() if term[1]]:
+            case []:
+                return {}
+            case [(factor, times)]:
+                return {tuple(sorted((*monomial, *factor), key=_order)): times * n for monomial, n in y.items()}
     import sympy
 
     factors = list(dict.fromkeys(x for terms in (a, b) for monomial in terms for x in monomial))

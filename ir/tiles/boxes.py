@@ -22,7 +22,6 @@ from .box_ranges import (
     axes_of,
     axis_ranges,
     extent,
-    inner_digits,
     is_integer_comparison,
     names_outside,
     over_coordinates,
@@ -267,9 +266,8 @@ def _proved_as_classes(
 def _proved_along_axes(
     parts: Sequence[Formula], places: Sequence[int | None], space: Space, classes: Sequence[Classes]
 ) -> Iterator[Proof]:
-    table, limits = inner_digits(space, classes, "keys")
-    for part, axis in zip(parts, places, strict=True):
-        over_digits = over_inner(part, space, table, limits)
+    limits, inner = over_inner(tuple(parts), space, tuple(classes), "keys")
+    for part, axis, over_digits in zip(parts, places, inner, strict=True):
         narrowed = [] if over_digits is None else _narrowed(over_digits, limits)
         for atom in atoms(part):
             if over_digits == All(()):
