@@ -372,16 +372,17 @@ def _has_quotient(form: Linear) -> bool:
 
 def _without_division(form: Linear) -> Linear:
     """A lower bound of ``form`` in which ``w * (x // w)`` is replaced by its limits ``x - w + 1`` and ``x``."""
-    result: Expr = const(form.constant)
+    result: Terms = {(): form.constant}
     for monomial, coefficient in form.terms:
         match monomial:
             case (Binary(op="floordiv", a=a, b=Const(value=w)),) if coefficient % w == 0:
                 n = coefficient // int(w)
-                term: Expr = binary("add", binary("mul", const(n), a), const(n * (1 - int(w)) if n > 0 else 0))
+                result = _sum(_terms(linear(a)), result, n)
+                result[()] += n * (1 - int(w)) if n > 0 else 0
             case _:
-                term = to_expr(Linear(0, ((monomial, coefficient),)))
-        result = binary("add", result, term)
-    return linear(result)
+                result[monomial] = result.get(monomial, 0) + coefficient
+    constant = result.pop(())
+    return Linear(constant, tuple((monomial, n) for monomial, n in result.items() if n))
 
 
 def _lowest(form: Linear) -> float:
@@ -392,8 +393,8 @@ def _lowest(form: Linear) -> float:
     coefficients[(TILE_FIRST,)] = coefficients.get((TILE_FIRST,), 0) + width
     lowest = form.constant + (POSITION[1] * width if width < 0 else 0.0)
     for monomial, coefficient in coefficients.items():
-        low, high = 1.0, 1.0
-        for factor in monomial:
+        low, high = interval(monomial[0], {})
+        for factor in monomial[1:]:
             limits = interval(factor, {})
             corners = [x * y if x and y else 0.0 for x in (low, high) for y in limits]  # 0 * inf is 0 here
             low, high = min(corners), max(corners)
