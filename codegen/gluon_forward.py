@@ -40,6 +40,7 @@ from .gluon_work import (
     work_arguments,
 )
 from .schedule import Problem, Schedule, Source, Target
+from .triton_box_options import host_inputs
 from .triton_module import (
     Argument,
     buffer_arguments,
@@ -84,10 +85,11 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
 
 def _gains_ahead(plan: TilePlan, problem: Problem) -> bool:
     """Whether tiles of queries overlap: where that was measured faster."""
-    if plan.variant.scores or uses_table(plan) or sees_few_keys(plan) or UnseenKeys.of(plan) is None:
+    unseen, few = UnseenKeys.of(plan), sees_few_keys(plan)
+    if plan.variant.scores or uses_table(plan) or unseen is None or (few and not unseen.asked_on_host):
         return False
     sizes = (problem.head_dim, problem.value_dim)
-    return sizes == (64, 64) or (sizes == (128, 128) and heaviest_last(plan.keys))
+    return sizes == (64, 64) or (sizes == (128, 128) and (few or heaviest_last(plan.keys)))
 
 
 def sees_few_keys(plan: TilePlan) -> bool:
@@ -146,7 +148,7 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
 
     For plans, problems and targets that :func:`unsupported_reason` has nothing against.
     """
-    unseen = UnseenKeys.of(plan) or UnseenByWeights.of(plan, problem.dtype)
+    unseen = UnseenKeys.of(plan) or UnseenByWeights.of(plan, problem.dtype, told=True)
     names = installed_names()
     table = table_arguments("tiles") if uses_table(plan) else []
     parameters = [Argument("scale", "fp32", "scale"), *table, *buffer_arguments(plan), *scalar_arguments(plan)]
@@ -172,9 +174,10 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     loops = emit_visits(out, plan, KEYS, SIZES, parameters)
     shares_query = _buffer_bytes(problem, schedule, apart=True) > _BUFFERS
     Consumer(plan, problem, schedule, parameters, unseen, names, shares_query).emit(out, loops)
-    emit_load_tiles(out, run_loads(names, problem, schedule, from_table=uses_table(plan)), schedule.ahead)
+    loads = run_loads(names, problem, schedule, from_table=uses_table(plan), tells_hidden=unseen.told)
+    emit_load_tiles(out, loads, schedule.ahead)
     out.line("\n")
-    with kernel(out, KERNEL, arguments, ()):
+    with kernel(out, KERNEL, arguments, ("ALL_SEEN",) if unseen.asked_on_host else ()):
         if shares_query:
             out.comment("Outputs leave from where queries were.")
         if work:
@@ -182,9 +185,10 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
         emit_body(
             out, problem, schedule, SIZES, parameters, own_out_tiles=not shares_query,
             asks=isinstance(unseen, UnseenByWeights), constants=", work" if schedule.listed else "",
+            constants_of_consumers=", ALL_SEEN" if unseen.asked_on_host else "",
         )  # fmt: skip
     tables, kernels = emit_lists(out, plan, schedule, parameters[1:])
-    _emit_run(out, plan, problem, schedule, arguments)
+    _emit_run(out, plan, problem, schedule, arguments, unseen)
     return finish(out, plan, [*kernels, KERNEL], head, tables, short_tanh=True)
 
 
@@ -238,8 +242,8 @@ mbarrier.init(weighty_ready, count=2)
 
 def emit_body(
     out: Emitter, problem: Problem, schedule: Schedule, sizes: Sequence[Argument], parameters: Sequence[Argument],
-    descriptors: str = "", constants: str = "", starts: int = 1, *, own_out_tiles: bool,
-    asks: bool = False,
+    descriptors: str = "", constants: str = "", starts: int = 1, *, own_out_tiles: bool, asks: bool = False,
+    constants_of_consumers: str = "",
 ) -> None:  # fmt: skip
     """The body of the kernel: shared memory, barriers and partitions.
 
@@ -254,7 +258,7 @@ def emit_body(
     consumers = schedule.block_m // 64
     out.lines(
         _KERNEL_BODY.format(
-            attend="\n        ".join(_ATTEND.format(i, constants) for i in range(consumers)),
+            attend="\n        ".join(_ATTEND.format(i, constants + constants_of_consumers) for i in range(consumers)),
             warps=[4] * (consumers - 1) + [1],
             registers=[_REGISTERS[consumers]] * (consumers - 1) + [24],
             starts=f"STAGES * {starts}" if starts > 1 else "STAGES",
@@ -373,9 +377,14 @@ def emit_start(
 
 
 def _emit_run(
-    out: Emitter, plan: TilePlan, problem: Problem, schedule: Schedule, arguments: list[Argument]
-) -> None:
+    out: Emitter, plan: TilePlan, problem: Problem, schedule: Schedule, arguments: list[Argument],
+    unseen: UnseenKeys | UnseenByWeights,
+) -> None:  # fmt: skip
     out.definition(DESCRIPTOR)
+    options = "**FORWARD"
+    if isinstance(unseen, UnseenKeys) and unseen.asked_on_host:
+        unseen.emit_all_seen(out, plan)
+        options = f"ALL_SEEN=all_seen({', '.join(host_inputs(plan))}), {options}"
     with run_function(out, plan, problem):
         if uses_table(plan) or schedule.listed:
             emit_classify_call(out, user_names(plan.variant))
@@ -384,6 +393,6 @@ def _emit_run(
             emit_partial_outputs(out, schedule.block_m)
         tiles = f"triton.cdiv(q_len, {schedule.block_m})"
         tiles = f"({tiles} + parts)" if split else tiles
-        emit_start(out, f"{tiles} * batches * heads", arguments)
+        emit_start(out, f"{tiles} * batches * heads", arguments, options)
         if split:
             emit_merge_launch(out, 1 << (problem.value_dim - 1).bit_length())
