@@ -153,10 +153,13 @@ def _why_seven_products(plan: TilePlan, problem: Problem, target: Target) -> str
     """Why the backward pass is that of :mod:`.gluon_repeatable`; None where it is that of :mod:`.gluon_backward`."""
     from .gluon_backward import unsupported_reason
     from .gluon_forward import functions_of_pairs, sees_few_keys
+    from .gluon_grad_work import cuts_long_rows
 
     reason = unsupported_reason(plan, problem, target)
     if reason is not None:
         return f"cannot: {reason}"
+    if cuts_long_rows(plan):
+        return "does not cut long ones of uneven rows of tiles into shares"
     if problem.head_dim == 64 and functions_of_pairs(plan):
         return "was measured slower at head size 64 where scores call functions"
     if problem.head_dim == 128 and sees_few_keys(plan):
