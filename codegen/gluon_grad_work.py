@@ -280,7 +280,7 @@ def emit_lists(plan: TilePlan, schedule: Schedule, parameters: Sequence[Argument
         return tables, kernels
     out = Emitter()
     if schedule.listed:
-        out.section(_HEADS_OF_PROGRAMS.format(few=few_programs("tiles_of_keys", "device_limits(device)[0]")))
+        out.section(_HEADS_OF_PROGRAMS.format(few=few_programs(plan, "tiles_of_keys", "device_limits(device)[0]")))
     emit_work_list(out, split=True)
     emit_add_rows(out, _ADD, NUMBERS)
     if not uses_table(plan):

@@ -45,7 +45,7 @@ EMULATED: dict[str, tuple[list[Part], Shape, dict[str, Any], tuple[bool, bool]]]
     "local and global": (LOCAL_AND_GLOBAL, (1, 1, 1, 1300, 1000), {}, (True, True)),
     "heads that share keys apart": (LOCAL_AND_GLOBAL, (1, 2, 1, 900, 1100), {"sizes": (128, 64)}, (True, True)),
     "heads that share keys": (
-        LOCAL_AND_GLOBAL, (1, 2, 1, 1000, 2400), {"sizes": (128, 128), "dtype": F16}, (True, True),
+        LOCAL_AND_GLOBAL, (2, 2, 1, 1000, 2400), {"dtype": F16}, (True, True),
     ),
     "aligned at the end": (LOCAL_AND_GLOBAL, (2, 1, 1, 1400, 1700), {"align": "end"}, (False, True)),
     "late rows": ([late_rows_see_all(begin=1150), rg.softcap(20.0)], (1, 1, 1, 1300, 900), {}, (True, False)),
