@@ -185,8 +185,10 @@ def _slower_scores(plan: TilePlan, problem: Problem) -> str | None:
 
 
 def _slower_backward(plan: TilePlan, problem: Problem) -> str | None:
+    from .gluon_grad_work import cuts_long_rows
+
     # At head size 128 short rows lose less (0.56 against 0.51 ms) than long ones gain (5.6 against 8.1 ms).
-    if uses_table(plan) and problem.head_dim == 64:
+    if uses_table(plan) and problem.head_dim == 64 and not cuts_long_rows(plan):
         return "slower at head size 64 where tiles come from a table and its rows are short"
     return None
 

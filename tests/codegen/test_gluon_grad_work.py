@@ -136,6 +136,8 @@ def test_gradients_of_captured_tensors_keep_whole_rows() -> None:
         (local_and_global(reach=40, seen=20), 64, True),
         (local_and_global(reach=40, seen=20), 128, True),
         (rg.random_blocks(64, 1) | local_and_global(reach=10, seen=30), 128, True),
+        (rg.random_blocks(64, 1) | local_and_global(reach=10, seen=30), 64, True),
+        (rg.random_blocks(64, 1) | first_keys(), 128, False),
         (rg.causal() & (rg.sinks(4) | rg.sliding_window(300)), 64, True),
         (rg.prefix_lm(500), 128, False),
         (rg.random_blocks(64, 1), 128, False),
