@@ -87,10 +87,11 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
 
 def _gains_ahead(plan: TilePlan, problem: Problem) -> bool:
     """Whether tiles of queries overlap: where that was measured faster."""
-    if plan.variant.scores or uses_table(plan) or sees_few_keys(plan) or UnseenKeys.of(plan) is None:
+    unseen, few = UnseenKeys.of(plan), sees_few_keys(plan)
+    if plan.variant.scores or uses_table(plan) or unseen is None or (few and not unseen.asked_on_host):
         return False
     sizes = (problem.head_dim, problem.value_dim)
-    return sizes == (64, 64) or (sizes == (128, 128) and heaviest_last(plan.keys))
+    return sizes == (64, 64) or (sizes == (128, 128) and (few or heaviest_last(plan.keys)))
 
 
 def sees_few_keys(plan: TilePlan) -> bool:
@@ -149,7 +150,7 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
 
     For plans, problems and targets that :func:`unsupported_reason` has nothing against.
     """
-    unseen = UnseenKeys.of(plan) or UnseenByWeights.of(plan, problem.dtype)
+    unseen = UnseenKeys.of(plan) or UnseenByWeights.of(plan, problem.dtype, told=True)
     names = installed_names()
     table = table_arguments("tiles") if uses_table(plan) else []
     parameters = [Argument("scale", "fp32", "scale"), *table, *buffer_arguments(plan), *scalar_arguments(plan)]
@@ -175,7 +176,8 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     loops = emit_visits(out, plan, KEYS, SIZES, parameters)
     shares_query = _buffer_bytes(problem, schedule, apart=True) > _BUFFERS
     Consumer(plan, problem, schedule, parameters, unseen, names, shares_query).emit(out, loops)
-    emit_load_tiles(out, run_loads(names, problem, schedule, from_table=uses_table(plan)), schedule.ahead)
+    loads = run_loads(names, problem, schedule, from_table=uses_table(plan), tells_hidden=unseen.told)
+    emit_load_tiles(out, loads, schedule.ahead)
     out.line("\n")
     with kernel(out, KERNEL, arguments, ("ALL_SEEN",) if unseen.asked_on_host else ()):
         if shares_query:

@@ -145,16 +145,26 @@ def filled(template: str, **pieces: str) -> str:
     return "\n".join(lines)
 
 
-def run_loads(names: Names, problem: Problem, schedule: Schedule, from_table: bool) -> TileLoads:
+def run_loads(
+    names: Names, problem: Problem, schedule: Schedule, *, from_table: bool, tells_hidden: bool
+) -> TileLoads:
     """The loads of tiles that are runs of positions, part by part of their columns.
 
-    ``from_table``: where one is takes a load, begun a tile earlier.
+    ``from_table``: where one is takes a load, begun a tile earlier. ``tells_hidden``: consumers are told which partial
+    tiles hold keys that may not be seen.
     """
     head, value = head_parts(problem.head_dim), head_parts(problem.value_dim)
     first = "begin + " if schedule.split_keys else ""
     start = f"start = visited_start({first}t, visits)"
     if from_table:
         start = f"start = next_start\nnext_start = visited_start({first}t + 1, visits)"
+
+    write_start = "write(starts, stage, start)"
+    if tells_hidden:
+        start += (
+            f"\nhides = hides_keys(start, {first}t < visits[0], batch, head, kv_head, sizes, parameters)"
+        )
+        write_start = "write(starts, stage, start + hides)"
 
     def loads(source: str, where: str, ready: str, tiles: str, i: str, parts: tuple[Part, ...]) -> str:
         return "\n".join(part_copies(names.load, source, where, tiles, i, parts, ready))
@@ -168,7 +178,7 @@ def run_loads(names: Names, problem: Problem, schedule: Schedule, from_table: bo
         load_query=loads("query", "batch, head, tile_first + ROWS * i", ready, "q_tiles", i, head),
         before=f"next_start = visited_start({'begin' if first else '0'}, visits)" if from_table else "",
         start=start,
-        write_start="write(starts, stage, start)",
+        write_start=write_start,
         load_key=loads("key", "batch, kv_head, start", "k_ready.index(stage)", "k_tiles", "stage", head),
         load_value=loads("value", "batch, kv_head, start", "v_ready.index(stage)", "v_tiles", "stage", value),
     )
