@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ..ir.nodes import ZERO, Expr
 from ..ir.passes.narrow_integers import narrow
+from ..ir.squares import small_squares
 from ..ir.tiles.plan import BoxAxis, BoxTerm, Interval, Ranges, TilePlan
 from ..ir.traverse import index_names
 from .box_groups import Groups, Letter
@@ -38,7 +39,7 @@ def plan_of_boxes(plan: TilePlan) -> TilePlan:
 def _narrow_term(term: BoxTerm) -> BoxTerm:
     return replace(
         term,
-        mask=narrow(term.mask),
+        mask=narrow(small_squares(term.mask)),
         axes=tuple(map(_narrow_axis, term.axes)),
         query_origin=_narrow_origin(term.query_origin),
         key_origin=_narrow_origin(term.key_origin),
