@@ -6,7 +6,7 @@ from math import isqrt
 
 from .bounds import Range, interval
 from .build import binary, const
-from .nodes import Binary, Cast, Expr
+from .nodes import COMPARISONS, Binary, Cast, Expr
 from .traverse import rewrite
 
 # Limits below which squares, and sums of a few of them, fit in 32 bits; and what a few of fit in 64 bits.
@@ -29,16 +29,15 @@ def small_squares(e: Expr) -> Expr:
 
 def _compared(e: Expr) -> Expr:
     match e:
-        case Binary("lt" | "le" as op, a, limit) if a.type.is_integer:
-            return binary(op, _cut(a, limit), limit, e.loc)
-        case Binary("gt" | "ge" as op, limit, a) if a.type.is_integer:
-            return binary(op, limit, _cut(a, limit), e.loc)
+        case Binary(op, a, b) if op in COMPARISONS and a.type.is_integer and b.type.is_integer:
+            cut = _cut(a, b), _cut(b, a)
+            return e if cut == (a, b) else binary(op, *cut, e.loc)
         case _:
             return e
 
 
 def _cut(total: Expr, limit: Expr) -> Expr:
-    """``total`` with large squares among its addends cut, which are then still not below ``limit``."""
+    """``total`` with large squares among its addends cut, which then are still greater than ``limit``."""
     _, most = interval(limit, {})
     addends = _addends(total)
     ranges = [_range(x) for x in addends]
