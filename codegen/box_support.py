@@ -29,8 +29,9 @@ _TILE, _FASTER = (128, 64), 1.2
 # Of grids whose outermost axis is as long as a call says; how many tokens of a grid are looked at; what parameters are
 # taken to be, unless they bound positions.
 _ROWS, _LONG, _VALUE = 16, 16384, 16
-# Products of the kernels for gradients, by what their programs own.
-_PRODUCTS: dict[Letter, int] = {"k": 4, "q": 3}
+# Products of the kernels for gradients, and by how many times more boxes of keys visit where they are seen as too long.
+_OWNERS: tuple[Letter, Letter] = ("k", "q")
+_KEY_PRODUCTS, _QUERY_PRODUCTS, _AMISS = 4, 3, 2
 
 
 def walks_boxes(plan: TilePlan, target: Target) -> bool:
@@ -78,19 +79,22 @@ def _are_hardly_fewer(plan: TilePlan) -> bool:
         return False
     if min(s.stride for s in sides) < max(_TILE):
         return False
-    sizes, few = _few_rows(term)
+    sizes, few = _few_rows(term, _ROWS)
     shapes = box_shapes(term.axes, "q", *_TILE)
     counts = [count_boxes(few, s.queries, s.keys, sizes, {})[0] * prod((*s.queries, *s.keys)) for s in shapes]
     return tile_counts(plan, sizes, {}, *_TILE).tile_pairs <= _FASTER * min(counts)
 
 
-def _few_rows(term: BoxTerm) -> tuple[Sizes, BoxTerm]:
-    """One head with whole rows of the outermost axis, not too many, and ``term`` on these."""
+def _few_rows(term: BoxTerm, usual: int = _LONG) -> tuple[Sizes, BoxTerm]:
+    """One head with whole rows of the outermost axis, not too many, and ``term`` on these.
+
+    ``usual``: how many rows there are if only a call says so.
+    """
     axis, lengths = term.axes[0], []
     sides = []
     for side in (axis.query, axis.key):
         most = max(_LONG // side.stride, 1)
-        rows = min(int(side.size.value), most) if isinstance(side.size, Const) else min(_ROWS, most)
+        rows = min(int(side.size.value), most) if isinstance(side.size, Const) else min(usual, most)
         sides.append(replace(side, size=const(rows)) if isinstance(side.size, Const) else side)
         lengths.append(rows * side.stride)
     axis = replace(axis, query=sides[0], key=sides[1])
@@ -99,7 +103,7 @@ def _few_rows(term: BoxTerm) -> tuple[Sizes, BoxTerm]:
 
 @lru_cache(maxsize=64)
 def _gradients_visit_more(plan: TilePlan) -> bool:
-    """Whether kernels for gradients visit hardly fewer pairs by boxes than by tiles.
+    """Whether boxes of keys visit far more than boxes of queries do, so that gradients take hardly less than by tiles.
 
     Where terms over positions share programs with those of a grid, a box counts as the run of positions that it lies
     in; one that spans several rows of the grid may so visit what nearly none of its tokens is seen by.
@@ -116,11 +120,13 @@ def _gradients_visit_more(plan: TilePlan) -> bool:
     sizes, few = _few_rows(grid)
     terms = [few if term is grid else term for term in plan.boxes]
     values = {p.name: row if p.name in of_lines else _VALUE for p in plan.variant.scalars}
-    found = (
-        products * sum(_pairs_of_boxes(g, own, sizes, values) for g in groups_of(terms, own).groups)
-        for own, products in _PRODUCTS.items()
+    by_keys, by_queries = (
+        sum(_pairs_of_boxes(g, own, sizes, values) for g in groups_of(terms, own).groups) for own in _OWNERS
     )
-    return tile_counts(plan, sizes, values, *_TILE).tile_pairs * sum(_PRODUCTS.values()) <= _FASTER * sum(found)
+    if by_keys < _AMISS * by_queries:
+        return False
+    pairs = (_KEY_PRODUCTS * by_keys + _QUERY_PRODUCTS * by_queries) / (_KEY_PRODUCTS + _QUERY_PRODUCTS)
+    return tile_counts(plan, sizes, values, *_TILE).tile_pairs <= _FASTER * pairs
 
 
 def _pairs_of_boxes(group: Group, own: Letter, sizes: Sizes, values: Values) -> int:
