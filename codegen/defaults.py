@@ -106,6 +106,12 @@ def heaviest_last(ranges: Ranges) -> bool:
     )
 
 
+def uneven(ranges: Ranges) -> bool:
+    """Whether earlier or later tiles have more to visit: of an interval only one end moves with the tile."""
+    moves = [[bool(index_names(end) & set(TILE_NAMES)) for end in (x.start, x.stop)] for x in ranges.may]
+    return any(start != stop for start, stop in moves)
+
+
 def _shaped(schedule: Schedule, shape: _Shape) -> Schedule:
     m, n, warps, stages = shape
     return replace(schedule, block_m=m, block_n=n, num_warps=warps, num_stages=stages)

@@ -16,7 +16,7 @@ from textwrap import fill, indent
 
 from ..ir.dependence import dependence
 from ..ir.tiles.plan import TilePlan
-from .defaults import heaviest_last
+from .defaults import heaviest_last, uneven
 from .emitter import Emitter
 from .gluon_grad_consumer import Consumer
 from .gluon_grad_loader import SIZES, emit_load_tiles, loader_arguments
@@ -272,8 +272,16 @@ def emit_groups(out: Emitter, plan: TilePlan, tiles: str) -> None:
     """How many heads of queries a program that owns keys sums over, and where their sums go; ``tiles`` of a head."""
     # Keys that one head of a group does not see may be non-finite: such heads cannot share a tile of them.
     apart = "head" in dependence(plan.variant.mask)
-    few = "" if apart else " and tiles_of_keys * batches * kv_heads < 2 * multiprocessors"
+    # Where tiles are of uneven weight, more of them are needed to keep all multiprocessors busy to the end.
+    least = 4 if uneven(plan.queries) else 2
+    few = "" if apart else f" and tiles_of_keys * batches * kv_heads < {least} * multiprocessors"
     out.lines(_GROUPS.format(tiles=tiles, few=few))
+    limits = ["cache // 3 // (q_len * row_bytes * group)", "1"]
+    if uneven(plan.queries):
+        out.comment("The last section has to take as long as its heaviest tile, or most multiprocessors wait for that.")
+        limits.append("2 * multiprocessors // (tiles_of_keys + 1)")
+    out.line(f"fitting = max({', '.join(limits)})")
+    out.line("section = even_sections(fitting, batches * heads // group)")
 
 
 _GROUPS = """
@@ -287,7 +295,6 @@ if spread:
     to_key = torch.empty((batches, heads, *key.shape[2:]), dtype=query.dtype, device=query.device)
     to_value = torch.empty((batches, heads, *value.shape[2:]), dtype=query.dtype, device=query.device)
 row_bytes = (query.shape[3] + value.shape[3]) * query.element_size()
-section = even_sections(max(cache // 3 // (q_len * row_bytes * group), 1), batches * heads // group)
 """
 _SUM_GROUPS = """
 if spread:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from ..ir.dependence import dependence
 from ..ir.nodes import TRUE, Expr
@@ -43,6 +44,8 @@ class Consumer:
     ) -> None:  # fmt: skip
         self.in_shares = schedule.listed and schedule.split_keys
         self.constants = ", work" if schedule.listed else self.constants
+        if unseen.asked_on_host:
+            self.constants += ", ALL_SEEN: tl.constexpr"
         # How many numbers the producer says for each tile of queries.
         self.cells = 4 if self.in_shares else 3
         self.parameters, self.unseen, self.names = parameters, unseen, names
@@ -246,7 +249,8 @@ class Consumer:
         if self.unseen.all_seen:
             return
         some_unseen = f"({self.unseen.some_unseen}) & ({exists})" if exists else self.unseen.some_unseen
-        with out.block(f"if {some_unseen}:"):
+        asked = out.block("if not ALL_SEEN:") if self.unseen.asked_on_host else nullcontext()
+        with asked, out.block(f"if {some_unseen}:"):
             out.line("mbarrier.wait(v_ready.index(stage), phase)")
             tiles = [f"{tiles_of('v_tiles', self.value, i)}.index(stage)" for i in range(len(self.value))]
             shapes = [f"[BLOCK_N, {p.width}]" for p in self.value]

@@ -3,7 +3,8 @@
 A tile of V that a query tile loads may hold such rows only if the tile is partial. Where the mask is a union
 of bands, the keys that some query sees are a union of intervals, known before the first tile; nearly always
 every tile lies inside one of them. In a tile that does not, the consumers write zeros over the other rows in
-shared memory. Both write the same, so that neither has to wait for the other.
+shared memory. Both write the same, so that neither has to wait for the other. Where lengths and scalars alone say
+that all keys are seen, the host knows, and such calls run a kernel without any of this.
 
 For other masks the weights say which keys of a tile are seen. They are asked unless each key of the tile is known to be
 seen, in self-attention by the query at its own position, and only if some value of the tile is not finite: to look
@@ -18,17 +19,21 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..ir.build import binary, index
-from ..ir.nodes import FALSE, TRUE, Binary, Const, Expr, Index
+from ..ir.nodes import FALSE, TILE_NAMES, TRUE, Binary, Const, Expr, Index, Load
 from ..ir.symbolic import simplify
 from ..ir.tiles.plan import Interval, TilePlan
-from ..ir.traverse import index_names, substitute
+from ..ir.traverse import index_names, substitute, walk
 from ..ir.types import I64
 from .emitter import Emitter
 from .gluon_tiles import emit_unpack, jit_function
+from .print_torch import print_torch
+from .triton_box_options import host_inputs, host_scope
 from .triton_module import Argument
 from .triton_program import INDICES
 from .triton_seen import hull_is_exact
 from .triton_values import Guard, Values
+
+_ON_HOST = {"q_len", "kv_len", *TILE_NAMES}
 
 
 class Unseen(Protocol):
@@ -37,6 +42,10 @@ class Unseen(Protocol):
     @property
     def all_seen(self) -> bool:
         """Whether every key is seen, whatever the lengths: then there is nothing to do."""
+
+    @property
+    def asked_on_host(self) -> bool:
+        """Whether kernels have a constant ``ALL_SEEN``."""
 
     @property
     def some_unseen(self) -> str:
@@ -74,6 +83,22 @@ class UnseenKeys:
             isinstance(x.start, Const) and x.start.value <= 0 and isinstance(x.stop, Index) and x.stop.name == "kv_len"
             for x in self.intervals
         )
+
+    @property
+    def asked_on_host(self) -> bool:
+        """Whether lengths and scalars say whether every key is seen."""
+        ends = [e for x in self.intervals for e in (x.start, x.stop)]
+        known = not any(isinstance(x, Load) for e in ends for x in walk(e))
+        return known and not self.all_seen and all(index_names(e) <= _ON_HOST for e in ends)
+
+    def emit_all_seen(self, out: Emitter, plan: TilePlan) -> None:
+        """``all_seen``, for the host."""
+        scope = host_scope(plan)
+        ends = [(print_torch(x.start, scope).text, print_torch(x.stop, scope).text) for x in self.intervals]
+        with out.define(f"all_seen({', '.join(host_inputs(plan))})"):
+            out.line('"""Whether every key is seen by some query."""')
+            out.line("tile_first, tile_last = 0, q_len - 1")
+            out.line(f"return {' or '.join(f'({start}) <= 0 and ({stop}) >= kv_len' for start, stop in ends)}")
 
     some_unseen = "some_unseen(start, tl.minimum(start + BLOCK_N, kv_len), seen)"
 
@@ -156,7 +181,7 @@ class UnseenByWeights:
                 return UnseenByWeights(own, from_end, dtype)
         return UnseenByWeights(FALSE, False, dtype)
 
-    all_seen = False
+    all_seen = asked_on_host = False
 
     @property
     def some_unseen(self) -> str:

@@ -73,8 +73,9 @@ def test_fifty_shapes_compile_once(compilations: list[str]) -> None:
             attn(query, key, value)
             attn(query[:, :, :1], key, value)  # decoding
 
-    # Small calls share rows of keys and heads of groups among programs, large ones do not: two schedules each.
+    # Small calls share rows of keys, and heads of groups if there are any; large ones have kernels of their own.
     attend(2, 4, 2, 256, 100)
+    attend(2, 4, 4, 256, 100)
     attend(3, 8, 4, 2000, 700)
     attend(1, 4, 1, 17, 1)
     compiled = len(compilations)
