@@ -389,14 +389,12 @@ def _emit_run(
     with run_function(out, plan, problem):
         if uses_table(plan) or schedule.listed:
             emit_classify_call(out, user_names(plan.variant))
-        split = schedule.listed and schedule.split_keys
         tiles = f"triton.cdiv(q_len, {schedule.block_m})"
-        if split:
+        if split := schedule.listed and schedule.split_keys:
             partials = {"partial_out": "BLOCK_M.value, VALUE.value", "partial_sums": "2, BLOCK_M.value"}
             emit_room(out, "tiles[-1]", tiles, "batches * heads", partials)
-        tiles = f"({tiles} + parts)" if split else tiles
+            tiles = f"({tiles} + parts)"
         emit_start(out, f"{tiles} * batches * heads", arguments, options)
         if split:
-            tensors = ("out", "lse", "partial_out", "partial_sums")
             sizes = problem.value_dim, schedule.block_m
-            emit_merge_launch(out, MERGE, tensors, "tiles[-1]", "batches * heads", "q_len", *sizes)
+            emit_merge_launch(out, MERGE, ("out", "lse", *partials), "tiles[-1]", "batches * heads", "q_len", *sizes)
