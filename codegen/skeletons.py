@@ -8,7 +8,7 @@ from typing import Literal
 from ..ir.tiles.plan import TilePlan
 from .box_support import walks_boxes as walks_boxes
 from .box_support import why_not_boxes, why_not_boxes_of_gradients
-from .defaults import Direction
+from .defaults import Direction, functions_of_pairs, sees_few_keys
 from .defaults import candidates as candidates_of_triton
 from .schedule import Problem, Schedule, Source, Target
 from .triton_program import uses_table
@@ -155,7 +155,6 @@ def _choose_for_runs(
 def _why_seven_products(plan: TilePlan, problem: Problem, target: Target) -> str | None:
     """Why the backward pass is that of :mod:`.gluon_repeatable`; None where it is that of :mod:`.gluon_backward`."""
     from .gluon_backward import unsupported_reason
-    from .gluon_forward import functions_of_pairs, sees_few_keys
     from .gluon_grad_work import cuts_long_rows
 
     reason = unsupported_reason(plan, problem, target)
@@ -177,8 +176,6 @@ def _slower_forward(plan: TilePlan, problem: Problem) -> str | None:
 
 
 def _slower_scores(plan: TilePlan, problem: Problem) -> str | None:
-    from .gluon_forward import functions_of_pairs
-
     functions = functions_of_pairs(plan)
     if functions - {"tanh"}:
         return "slower where scores call functions, other than tanh"
