@@ -85,10 +85,11 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
 
 def _gains_ahead(plan: TilePlan, problem: Problem) -> bool:
     """Whether tiles of queries overlap: where that was measured faster."""
-    if plan.variant.scores or uses_table(plan) or sees_few_keys(plan) or UnseenKeys.of(plan) is None:
+    unseen, few = UnseenKeys.of(plan), sees_few_keys(plan)
+    if plan.variant.scores or uses_table(plan) or unseen is None or (few and not unseen.asked_on_host):
         return False
     sizes = (problem.head_dim, problem.value_dim)
-    return sizes == (64, 64) or (sizes == (128, 128) and heaviest_last(plan.keys))
+    return sizes == (64, 64) or (sizes == (128, 128) and (few or heaviest_last(plan.keys)))
 
 
 def sees_few_keys(plan: TilePlan) -> bool:
