@@ -293,6 +293,11 @@ def clear_unseen(rows_tile, seen_by_0, seen_by_1):
             out.line(f"return tl.max((exists & ~(meets_query & ({values.result('own')}))).to(tl.int32), 0)")
 
 
+def may_hide_keys(plan: TilePlan) -> bool:
+    """Whether any tile may hold keys that no query sees, as far as is known before its keys are looked at."""
+    return UnseenKeys.of(plan) is None and UnseenByWeights.of(plan, "").own == FALSE
+
+
 def _wherever(own: Expr) -> Expr:
     """A condition on no position under which ``own`` holds for all of them."""
     match own:

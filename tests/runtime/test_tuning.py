@@ -158,6 +158,10 @@ def test_long_rows_of_tables_choose_for_themselves_and_others_share_a_program(
     assert long.long and not is_long(4096, problem) and not is_long(16384, replace(problem, head_dim=128))
     assert compile.generate(short).choice.skeleton == "triton" and "short" in compile.generate(short).choice.reason
     assert compile.generate(long).choice.skeleton == "gluon"
+    assert compile.generate(replace(long, direction="forward")).choice.skeleton == "gluon"
+    hidden = replace(long, variant=rg.attention(rg.key_mask(torch.ones(1, 64, dtype=torch.bool))).variant)
+    hidden = replace(hidden, problem=replace(problem, buffers=("bool",)))
+    assert "no query sees" in compile.generate(hidden).choice.reason
     causal = replace(long, variant=REQUEST.variant, problem=Problem("bf16", 64, 64))
     for _ in range(2):
         assert compile.program(causal) is compile.program(replace(causal, long=False))
