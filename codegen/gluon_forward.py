@@ -30,9 +30,11 @@ from .gluon_parts import descriptors, emit_together, tiles_of, together
 from .gluon_seen import UnseenByWeights, UnseenKeys
 from .gluon_tiles import CELLS, KEYS, emit_visits
 from .gluon_work import (
+    MERGE,
     emit_lists,
     emit_merge_launch,
-    emit_partial_outputs,
+    emit_room,
+    emit_work,
     emit_work_functions,
     is_uneven,
     other_lists,
@@ -86,10 +88,10 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
 def _gains_ahead(plan: TilePlan, problem: Problem) -> bool:
     """Whether tiles of queries overlap: where that was measured faster."""
     unseen, few = UnseenKeys.of(plan), sees_few_keys(plan)
-    if plan.variant.scores or uses_table(plan) or unseen is None or (few and not unseen.asked_on_host):
+    if plan.variant.scores or uses_table(plan) or unseen is None:
         return False
     sizes = (problem.head_dim, problem.value_dim)
-    return sizes == (64, 64) or (sizes == (128, 128) and (few or heaviest_last(plan.keys)))
+    return sizes == (64, 64) or (sizes == (128, 128) and (unseen.asked_on_host if few else heaviest_last(plan.keys)))
 
 
 def sees_few_keys(plan: TilePlan) -> bool:
@@ -180,8 +182,7 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     with kernel(out, KERNEL, arguments, ("ALL_SEEN",) if unseen.asked_on_host else ()):
         if shares_query:
             out.comment("Outputs leave from where queries were.")
-        if work:
-            out.line(f"work = ({', '.join(a.name for a in work)})")
+        emit_work(out, work)
         emit_body(
             out, problem, schedule, SIZES, parameters, own_out_tiles=not shares_query,
             asks=isinstance(unseen, UnseenByWeights), constants=", work" if schedule.listed else "",
@@ -389,10 +390,13 @@ def _emit_run(
         if uses_table(plan) or schedule.listed:
             emit_classify_call(out, user_names(plan.variant))
         split = schedule.listed and schedule.split_keys
-        if split:
-            emit_partial_outputs(out, schedule.block_m)
         tiles = f"triton.cdiv(q_len, {schedule.block_m})"
+        if split:
+            partials = {"partial_out": "BLOCK_M.value, VALUE.value", "partial_sums": "2, BLOCK_M.value"}
+            emit_room(out, "tiles[-1]", tiles, "batches * heads", partials)
         tiles = f"({tiles} + parts)" if split else tiles
         emit_start(out, f"{tiles} * batches * heads", arguments, options)
         if split:
-            emit_merge_launch(out, 1 << (problem.value_dim - 1).bit_length())
+            tensors = ("out", "lse", "partial_out", "partial_sums")
+            sizes = problem.value_dim, schedule.block_m
+            emit_merge_launch(out, MERGE, tensors, "tiles[-1]", "batches * heads", "q_len", *sizes)

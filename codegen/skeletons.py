@@ -165,10 +165,13 @@ def _why_seven_products(plan: TilePlan, problem: Problem, target: Target) -> str
     """Why the backward pass is that of :mod:`.gluon_repeatable`; None where it is that of :mod:`.gluon_backward`."""
     from .gluon_backward import unsupported_reason
     from .gluon_forward import functions_of_pairs, sees_few_keys
+    from .gluon_grad_work import cuts_long_rows
 
     reason = unsupported_reason(plan, problem, target)
     if reason is not None:
         return f"cannot: {reason}"
+    if cuts_long_rows(plan):
+        return "does not cut long ones of uneven rows of tiles into shares"
     if problem.head_dim == 64 and functions_of_pairs(plan):
         return "was measured slower at head size 64 where scores call functions"
     if problem.head_dim == 128 and sees_few_keys(plan):
@@ -177,14 +180,17 @@ def _why_seven_products(plan: TilePlan, problem: Problem, target: Target) -> str
 
 
 def _slower_on_tables(plan: TilePlan, problem: Problem, direction: Direction, long: bool) -> str | None:
+    from .gluon_grad_work import cuts_long_rows
+    from .gluon_seen import may_hide_keys
+
     # At head size 128 short rows lose less (0.56 against 0.51 ms, backward) than long ones gain (5.6 against 8.1 ms).
     widest = problem.head_dim if direction == "backward" else max(problem.head_dim, problem.value_dim)
     if not uses_table(plan) or widest >= 96:
         return None
+    if direction == "backward" and cuts_long_rows(plan):
+        return None
     if not long:
         return "slower at head size 64 where tiles come from a table and its rows are short"
-    from .gluon_seen import may_hide_keys
-
     if may_hide_keys(plan):
         return "slower at head size 64 where tiles come from a table and may hold keys that no query sees"
     return None
