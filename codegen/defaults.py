@@ -12,7 +12,7 @@ from typing import Literal
 from ..ir.nodes import TILE_NAMES
 from ..ir.tiles.plan import Ranges, TilePlan
 from ..ir.traverse import index_names
-from .box_support import walks_boxes
+from .box_support import gradients_walk_boxes, walks_boxes
 from .schedule import Problem, Schedule, Target
 
 Direction = Literal["forward", "backward"]
@@ -54,10 +54,11 @@ def default_schedule(plan: TilePlan, problem: Problem, target: Target, direction
     if target.backend == "cpu":
         return Schedule(128, 128, num_warps=1, num_stages=1)
     ieee = problem.dtype == "f32" and not problem.tf32
+    walks = walks_boxes(plan, target) if direction == "forward" else gradients_walk_boxes(plan, target)
     descriptors = problem.aligned and not ieee and target.backend == "cuda" and int(target.arch) >= 90
     if ieee:
         tables = _IEEE_FORWARD, _IEEE_GRAD_KEY, _IEEE_GRAD_QUERY
-    elif descriptors and walks_boxes(plan, target):
+    elif descriptors and walks:
         tables = _BOX_FORWARD, _BOX_GRAD_KEY, _BOX_GRAD_QUERY
     elif descriptors and plan.method != "closed":
         tables = _FORWARD, _GRAD_KEY_OF_TABLE, _GRAD_QUERY_OF_TABLE
@@ -69,7 +70,6 @@ def default_schedule(plan: TilePlan, problem: Problem, target: Target, direction
         Schedule(*_fitting(table, problem, target), descriptors=descriptors) for table in tables
     )
     late_queries, late_keys = heaviest_last(plan.keys), heaviest_last(plan.queries)
-    walks = walks_boxes(plan, target)
     if walks:
         axes = [a for term in plan.boxes for a in term.axes]
         late_queries = any(heaviest_last(a.keys) for a in axes)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..ir.tiles.plan import TilePlan
 from .box_support import walks_boxes as walks_boxes
-from .box_support import why_not_boxes
+from .box_support import why_not_boxes, why_not_boxes_of_gradients
 from .defaults import Direction
 from .defaults import candidates as candidates_of_triton
 from .schedule import Problem, Schedule, Source, Target
@@ -67,7 +67,7 @@ def choose(
     choice = _choose_for_runs(plan, problem, target, direction, fills_gpu, long)
     if not plan.boxes_decide_more:
         return choice
-    reason = why_not_boxes(plan, target) or _why_not_these_gradients(plan, problem)
+    reason = why_not_boxes(plan, target) or _why_not_these_gradients(plan, problem, target)
     return Choice(choice.skeleton, f"{choice.reason}; boxes would decide more, but kernels do not walk them: {reason}")
 
 
@@ -124,12 +124,15 @@ def _gradients_of_gluon(plan: TilePlan, problem: Problem, target: Target) -> tup
 
 
 def _walks_boxes(plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> bool:
-    return walks_boxes(plan, target) and (direction == "forward" or _why_not_these_gradients(plan, problem) is None)
+    if direction == "forward":
+        return walks_boxes(plan, target)
+    return walks_boxes(plan, target) and _why_not_these_gradients(plan, problem, target) is None
 
 
-def _why_not_these_gradients(plan: TilePlan, problem: Problem) -> str | None:
-    if not any(problem.buffer_gradients):
-        return None
+def _why_not_these_gradients(plan: TilePlan, problem: Problem, target: Target) -> str | None:
+    reason = why_not_boxes_of_gradients(plan, target)
+    if reason is not None or not any(problem.buffer_gradients):
+        return reason
     from .triton_box_backward import unsupported_reason
 
     return unsupported_reason(plan, problem)

@@ -30,6 +30,14 @@ def emit_merge(out: Emitter, *, fused: bool) -> None:
     """The kernel that merges shares, and the function that says how many; ``fused``: maxima are times log2(e)."""
     text = _merge_text(fused, "partial_out", "partial_sums", "row", "value_dim")
     out.section(_MERGE.format(merge=indent(text, "    ")))
+    out.section(SHARE_COUNT)
+
+
+def emit_merge_some(out: Emitter, name: str, *, fused: bool) -> None:
+    """The kernel ``name``, which merges shares of some rows of each head, and the function that says how many."""
+    text = _merge_text(fused, "partial_out", "partial_sums", "target", "value_dim")
+    out.section(_SOME_ROWS.format(name=name, merge=indent(text, "    ")))
+    out.section(SHARE_COUNT)
 
 
 def emit_merge_rows(out: Emitter, name: str, numbers: int) -> None:
@@ -76,8 +84,8 @@ def merge_shares(
     rows = rows.to(tl.int64)
     columns = tl.arange(0, COLUMNS)
 {merge}
-
-
+'''
+SHARE_COUNT = '''
 def share_count(programs, tiles, device):
     """Into how many shares to cut the keys so that all multiprocessors have work; each gets at least two tiles."""
     multiprocessors, _ = device_limits(device)
@@ -112,6 +120,21 @@ for some in range(0, shares, 8):
 tl.store(out + target * width + columns, total.to(out.dtype.element_ty), mask=columns < width)
 """
 _OWN_SUMS = "own_sums = partial_sums + first * 2 * rows\n"
+_SOME_ROWS = '''
+
+@triton.jit(do_not_specialize=range(10))
+def {name}(
+    out, lse, partial_out, partial_sums, rows: "i32", shares: "i32", value_dim: "i32",
+    count: "i32", first: "i32", length: "i32",
+    COLUMNS: tl.constexpr,
+):
+    """One of ``count`` rows of a head: outputs of all shares, in a fixed order."""
+    row = tl.program_id(0).to(tl.int64)
+    rows = rows.to(tl.int64)
+    target = row // count * length + first + row % count
+    columns = tl.arange(0, COLUMNS)
+{merge}
+'''
 _CUT_ROWS = '''
 
 @triton.jit(do_not_specialize=range({integers}))
