@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 # Tokens a side, slowest axis first, by sequence length.
-GRIDS_2D = {1024: (32, 32), 4096: (64, 64), 16384: (128, 128), 65536: (256, 256)}
-GRIDS_3D = {4096: (16, 16, 16), 16384: (16, 32, 32), 65536: (16, 64, 64)}
+GRIDS_2D = {1024: (32, 32), 4096: (64, 64), 16384: (128, 128), 65536: (256, 256), 1 << 20: (1024, 1024)}
+GRIDS_3D = {4096: (16, 16, 16), 16384: (16, 32, 32), 65536: (16, 64, 64), 1 << 20: (64, 128, 128)}
 # Places that a measuring job tells beside names of contenders: between them nothing else may run.
 TIMING, TIMED = "timing", "timed"
 DIRECTIONS = ("forward", "backward", "both")

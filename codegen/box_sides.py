@@ -12,11 +12,11 @@ from typing import Literal
 import numpy as np
 
 from ..ir.bounds import POSITION, interval
-from ..ir.nodes import Const, Expr, Load, Param
+from ..ir.nodes import Expr, Load, Param
 from ..ir.tiles.box_walk import Tiles, walk_boxes
 from ..ir.tiles.numeric import Array, Sizes, leaves, runs
 from ..ir.tiles.plan import BoxAxis, Interval, Ranges
-from ..ir.traverse import loads, parameter_names, substitute, walk
+from ..ir.traverse import loads, parameter_names, rewrite
 
 # Shapes that one module may be compiled for, and the smallest box that products take.
 SHAPES = 4
@@ -44,23 +44,6 @@ class Shape:
     keys: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What boxes of one side see along an axis: from where to where, and what of it all their tokens see."""
-
-    start: Array
-    stop: Array
-    first: Array
-    last: Array
-    weight: float  # boxes that each of these stands for
-
-    def boxes(self, side: int) -> tuple[float, float]:
-        """How many boxes are visited, and how many of them are full."""
-        count = -(-(self.stop - self.start) // side)
-        full = np.minimum((self.last - self.start) // side, count) - -(-(self.first - self.start) // side)
-        return float(count.sum()) * self.weight, float(np.maximum(full, 0).sum()) * self.weight
-
-
 @cache
 def box_shapes(axes: tuple[BoxAxis, ...], own: Literal["q", "k"], block_m: int, block_n: int) -> tuple[Shape, ...]:
     """Up to four shapes of at most ``block_m`` queries by ``block_n`` keys, of which one suits any parameters.
@@ -69,32 +52,59 @@ def box_shapes(axes: tuple[BoxAxis, ...], own: Literal["q", "k"], block_m: int, 
     boxes smaller. Where axes depend on each other, boxes are counted here, and a host chooses by each axis alone.
     """
     extents, *longer = _extents(axes)
-    shapes = [Shape(q, k) for q in _boxes(extents, block_m) for k in _boxes(extents, block_n)]
+    of_keys = _boxes(extents, block_n)
+    shapes = [Shape(q, k) for q in _boxes(extents, block_m) for k in of_keys]
     # Equal ones are told apart by their innermost sides: tokens that lie together in memory.
     shapes.sort(key=lambda s: [-x for x in (*s.queries[::-1], *s.keys[::-1])])
     if any((a.keys_within if own == "q" else a.queries_within) is not None for a in axes):
         return _nested_shapes(axes, own, [extents, *longer][-1], shapes)
     sides = np.array([(s.queries, s.keys) if own == "q" else (s.keys, s.queries) for s in shapes])
-    # The same pairs of sides come back in many shapes.
-    pairs = [np.unique(sides[:, :, i], axis=0, return_inverse=True) for i in range(len(axes))]
-
-    @cache
-    def counts(axis: int, extent: int, value: int) -> Array:
-        """Boxes visited, and full ones, of every pair of sides."""
-        ranges = _guessed_ranges(axes[axis].keys if own == "q" else axes[axis].queries, value)
-        of_pair = pairs[axis][0]
-        seen = _seen(ranges, axes[axis], np.unique(of_pair[:, 0]).tolist(), extent)
-        return np.array([seen[side].boxes(other) for side, other in of_pair.tolist()])
-
-    def costs(guess: list[tuple[int, int]]) -> Array:
-        found = np.ones((len(shapes), 2))
-        for i, of_axis in enumerate(guess):
-            found *= counts(i, *of_axis)[pairs[i][1].ravel()]
-        return np.asarray(PARTIAL * found[:, 0] - (PARTIAL - FULL) * found[:, 1])
-
-    guesses = [list(zip(e, values, strict=True)) for e in (extents, *longer) for values in _guesses(axes, own, e)]
-    table = np.stack([costs(guess) for guess in guesses], 1).clip(min=1)
+    costs = [_costs(axes, own, lengths, sides) for lengths in (extents, *longer)]
+    table = np.concatenate(costs).T.clip(min=1)
     return tuple(shapes[i] for i in _chosen((table / table.min(0)) ** 2))
+
+
+def _costs(axes: Sequence[BoxAxis], own: Literal["q", "k"], extents: list[int], sides: Array) -> Array:
+    """What shapes of such sides, (shapes, 2, axes), cost with each guess of the parameters: (guesses, shapes)."""
+    guesses = np.array(_guesses(axes, own, extents))
+    found = np.ones((len(guesses), len(sides), 2))
+    for i, (axis, extent) in enumerate(zip(axes, extents, strict=True)):
+        # The same values, and the same pairs of sides, come back in many guesses and shapes.
+        values, guess = np.unique(guesses[:, i], return_inverse=True)
+        pairs, shape = np.unique(sides[:, :, i], axis=0, return_inverse=True)
+        counts = _counts(axis.keys if own == "q" else axis.queries, axis, extent, values, pairs)
+        found *= counts[guess.ravel()[:, None], shape.ravel()]
+    return np.asarray(PARTIAL * found[..., 0] - (PARTIAL - FULL) * found[..., 1])
+
+
+def _counts(ranges: Ranges, axis: BoxAxis, extent: int, values: Array, pairs: Array) -> Array:
+    """Boxes visited, and full ones, along an axis whose classes have ``extent`` coordinates: (values, pairs, 2).
+
+    ``values``: what every parameter, and what is read from a tensor, is taken to be. ``pairs``: sides of a box and of
+    those that it visits.
+    """
+    sides = np.unique(pairs[:, 0]).tolist()
+    firsts = [np.arange(0, extent, side * max(extent // side // _SAMPLES, 1)) for side in sides]
+    first = np.concatenate(firsts)
+    last = np.concatenate([np.minimum(x + side, extent) - 1 for x, side in zip(firsts, sides, strict=True)])
+    lengths = (extent * axis.residue * s.stride for s in (axis.query, axis.key))
+    ranges, guessed = _guessed_ranges(ranges), values.reshape(-1, 1, 1, 1)
+    names = frozenset[str]().union(*map(parameter_names, _ends(ranges)))
+    env = {**leaves(Sizes(1, 1, 1, *lengths), {}), "block": 0, "residue": 0, **dict.fromkeys(names, guessed)}
+    some, every = (runs(union, first, last, extent, env) for union in (ranges.may, ranges.must))
+    ends = np.cumsum([len(x) for x in firsts])[:-1]
+    cut = [np.split(x[:, :, 0], ends, 2) for x in (some.starts, some.stops, every.starts[:1], every.stops[:1])]
+    found = np.zeros((len(values), len(pairs), 2))
+    for side, places, start, stop, low, high in zip(sides, firsts, *cut, strict=True):
+        which = pairs[:, 0] == side
+        others = pairs[which, 1].reshape(-1, 1, 1, 1)
+        count = -(-(stop - start) // others)
+        before = -(-(np.maximum(low, start) - start) // others)
+        full = np.maximum(np.minimum((np.minimum(high, stop) - start) // others, count) - before, 0)
+        weight = -(-extent // side) / len(places)  # boxes that each of these stands for
+        for i, x in enumerate((count, full)):
+            found[:, which, i] = x.sum((1, 3)).T * weight
+    return found
 
 
 def _nested_shapes(
@@ -130,8 +140,9 @@ def _nested_costs(
         zero, last = np.zeros_like(first), np.minimum(first + side, extent) - 1
         tiles.append(Tiles(zero, zero, first, last, zero, zero + extent, zero + 1))
     length = prod(e * a.residue for e, a in zip(extents, axes, strict=True))
-    guessed = [_guessed_ranges(r, value) for r in ranges]
-    env = leaves(Sizes(1, 1, 1, length, length), {})
+    guessed = [_guessed_ranges(r) for r in ranges]
+    names = frozenset[str]().union(*(parameter_names(e) for r in guessed for e in _ends(r)))
+    env = leaves(Sizes(1, 1, 1, length, length), dict.fromkeys(names, value))
     found = walk_boxes(guessed, tiles, [sides[which, 1, i] for i in range(len(axes))], env, "q" if own == "q" else "kv")
     each = (PARTIAL * found.visited - (PARTIAL - FULL) * found.full).reshape(len(shapes), -1).sum(1)
     boxes = np.prod([-(-e // sides[:, 0, i]) for i, e in enumerate(extents)], axis=0)
@@ -178,36 +189,17 @@ def _extent(axis: BoxAxis, times: int = 1) -> int:
     return max(-(-max(known, default=long) // axis.residue), 1)
 
 
-def _seen(ranges: Ranges, axis: BoxAxis, sides: Sequence[int], extent: int) -> dict[int, _Seen]:
-    """Of ``ranges`` without parameters, along an axis whose classes have ``extent`` coordinates, by sides of boxes."""
-    firsts = [np.arange(0, extent, side * max(extent // side // _SAMPLES, 1)) for side in sides]
-    first = np.concatenate(firsts)
-    last = np.concatenate([np.minimum(x + side, extent) - 1 for x, side in zip(firsts, sides, strict=True)])
-    lengths = (extent * axis.residue * s.stride for s in (axis.query, axis.key))
-    env = {**leaves(Sizes(1, 1, 1, *lengths), {}), "block": 0, "residue": 0}
-    some, every = (runs(union, first, last, extent, env) for union in (ranges.may, ranges.must))
-    ends = np.cumsum([len(x) for x in firsts])[:-1]
-    cut = [np.split(x[:, 0, 0], ends, 1) for x in (some.starts, some.stops, every.starts[:1], every.stops[:1])]
-    found = {}
-    for side, places, start, stop, low, high in zip(sides, firsts, *cut, strict=True):
-        weight = -(-extent // side) / len(places)
-        found[side] = _Seen(start, stop, np.maximum(low, start), np.minimum(high, stop), weight)
-    return found
+def _guessed_ranges(ranges: Ranges) -> Ranges:
+    """``ranges`` with parameters in place of what is read from tensors."""
 
+    def rule(x: Expr) -> Expr:
+        return Param(f"element of {x.buffer}", x.type) if isinstance(x, Load) else x
 
-def _guessed_ranges(ranges: Ranges, value: int) -> Ranges:
-    """``value``: what every parameter, and what is read from a tensor, is taken to be."""
     may, must = (
-        tuple(Interval(_guessed(i.start, value), _guessed(i.stop, value)) for i in union)
+        tuple(Interval(rewrite(i.start, rule), rewrite(i.stop, rule)) for i in union)
         for union in (ranges.may, ranges.must)
     )
     return Ranges(may, must)
-
-
-def _guessed(e: Expr, value: int) -> Expr:
-    """``e`` without loads and parameters."""
-    table: dict[Expr, Expr] = {x: Const(value, x.type) for x in walk(e) if isinstance(x, Load | Param)}
-    return substitute(e, table)
 
 
 def _ends(ranges: Ranges) -> list[Expr]:
@@ -242,7 +234,8 @@ def _sides(most: list[int], count: int) -> Iterator[tuple[int, ...]]:
     if not most:
         yield from ((),) if count == 1 else ()
         return
-    side = 1
+    others, side = prod(most[1:]), 1
     while side <= min(most[0], count):
-        yield from ((side, *rest) for rest in _sides(most[1:], count // side))
+        if count // side < 2 * others:  # else no sides of the other axes are long enough
+            yield from ((side, *rest) for rest in _sides(most[1:], count // side))
         side *= 2

@@ -203,8 +203,6 @@ class BoxKeyConsumer(OverBoxes, KeyConsumer):
     """Prints the consumer of the kernel for dK and dV, whose producer brings terms of rows through its registers."""
 
     full_pairs, masked_too = "(kv_index < kv_len)", ""
-    # Pairs that are not allowed have no weight; to ask that takes less registers than to remember which are.
-    counting = "p != 0.0"
     term_buffers, term_bytes = _TERM_BUFFERS, ""
     # Once when it has started the copies, and once when it has written the terms of their rows.
     set_up = SET_UP.format(arrivals=2)

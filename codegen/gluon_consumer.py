@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from ..ir.dependence import dependence
-from ..ir.nodes import TRUE, Expr
+from ..ir.nodes import TILE_NAMES, Expr
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import loads
 from .emitter import Emitter
+from .gluon_bands import BAND_INDICES, Band, emit_steps
 from .gluon_columns import RUN, emit_columns, lanes
 from .gluon_names import Names
 from .gluon_parts import tiles_of
@@ -21,7 +22,7 @@ from .gluon_work import emit_share, emit_sums_of_share
 from .schedule import Problem, Schedule
 from .triton_forward import composed_scores
 from .triton_module import Argument, Part, head_parts
-from .triton_program import INDICES, SIZES
+from .triton_program import SIZES
 from .triton_tiles import TileLoops
 from .triton_values import Guard, Values, level_of
 
@@ -54,20 +55,20 @@ class Consumer:
         self.own_query = "slot * CONSUMERS + GROUP" if self.ahead else "GROUP"
         self.query_turn = (".index(slot)", "turn >> 1 & 1") if self.ahead else ("", "turn & 1")
         self.head, self.value = head_parts(problem.head_dim), head_parts(problem.value_dim)
-        results: dict[str, Expr] = {}
-        if plan.variant.mask != TRUE:
-            results["mask"] = plan.variant.mask
+        self.band = Band.of(plan.variant.mask, "kv", schedule.block_n) if self.masks_positions else None
+        results: dict[str, Expr] = {} if self.band is None else self.band.results()
         self.score: Expr | None = None
         if plan.variant.scores:
             self.score = results["score"] = composed_scores(plan.variant.scores)[-1]
         self.results = tuple(results)
         self.reads_keys = self.score is not None and "kv" in dependence(self.score)
+        self.masks_keys = any({"kv", TILE_NAMES[0]} & dependence(e) for name, e in results.items() if name != "score")
         self.loads = [x for e in results.values() for x in loads(e)]
         self.loads_pairs = any({"q", "kv"} <= dependence(x) for x in self.loads)
         self.loads_columns = any(dependence(x) & {"q", "kv"} == {"kv"} for x in self.loads)
         # What exponents are multiplied by: without score functions the scale is part of it.
         self.unit = "unit" if self.score is None else "LOG2E"
-        self.values = Values(results, INDICES, debug=problem.debug)
+        self.values = Values(results, BAND_INDICES, debug=problem.debug, columns="kv")
 
     def emit(self, out: Emitter, loops: TileLoops) -> None:
         self.unseen.emit_functions(out, self.names.barrier, "BLOCK_N", SIZES, self.parameters)
@@ -114,6 +115,8 @@ class Consumer:
         out.line("columns = tl.arange(0, BLOCK_N, tl.SliceLayout(0, SCORES))")
         if self.loads_columns:
             out.line(f"lanes = {lanes('BLOCK_N')}")
+        if self.band is not None:
+            emit_steps(out)
         self.emit_lanes(out)
         if self.score is None:
             out.line("unit = scale * LOG2E")
@@ -169,6 +172,7 @@ class Consumer:
     def _emit_weights_of_first(self, out: Emitter, done: frozenset[str], product: str) -> None:
         """From its product to the weights of the first tile of keys, with which maxima and sums begin."""
         self.emit_start(out)
+        done = self._emit_early_columns(out, done, masked=True)
         out.line(f"s = warpgroup_mma_wait(0, deps=({product},))")
         out.line("release(stage)")
         self._emit_scores(out, done, masked=True)
@@ -209,6 +213,7 @@ class Consumer:
         self._emit_start_outputs(out, "next_")
         if masked or self.reads_keys:
             self.emit_start(out)
+        done = self._emit_early_columns(out, done, masked=masked)
         out.line(f"s = warpgroup_mma_wait({len(self.value)}, deps=(next_s,))")
         self._emit_scores(out, done, masked=masked)
         out.line(f"m_new = tl.maximum(m, row_max(s) * {self.unit})")
@@ -225,12 +230,22 @@ class Consumer:
         if masked:
             self._emit_clear(out)
 
+    def _emit_early_columns(self, out: Emitter, done: frozenset[str], *, masked: bool) -> frozenset[str]:
+        """Columns that are loaded, beside the products."""
+        return self._emit_columns(out, done, masked=masked) if self.loads_columns else done
+
+    def _emit_columns(self, out: Emitter, done: frozenset[str], *, masked: bool) -> frozenset[str]:
+        """What depends on the key alone."""
+        if not self.reads_keys and not (masked and self.masks_keys):
+            return done
+        wanted = self.results if masked else tuple(x for x in self.results if x == "score")
+        guard = Guard(key="(kv_index < kv_len)" if masked else "")
+        return emit_columns(out, self.values, "key", wanted, guard, done, self.positions)
+
     def _emit_scores(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """From products ``s`` to modified and masked scores."""
-        wanted = self.results if masked else tuple(x for x in self.results if x != "mask")
-        if self.reads_keys or (masked and self.masks_positions):
-            guard = Guard(key="(kv_index < kv_len)" if masked else "")
-            done = emit_columns(out, self.values, "key", wanted, guard, done, self.positions)
+        if not self.loads_columns:
+            done = self._emit_columns(out, done, masked=masked)
         guarded = "(q_index < q_len)"
         if masked:
             done = self.emit_allowed(out, done)
@@ -327,16 +342,15 @@ class Consumer:
     def emit_start(self, out: Emitter) -> None:
         """Where the tile of keys in buffer ``stage`` starts."""
         out.line("start = read(starts, stage)")
+        if self.unseen.told:
+            out.line("hides = start & 1  # tiles start at multiples of their size")
+            out.line("start -= hides")
 
     def emit_allowed(self, out: Emitter, done: frozenset[str]) -> frozenset[str]:
         """``allowed``: pairs of keys that exist, and that the mask keeps."""
         # Rows past the end go nowhere, so they may attend to anything; but they must not load.
-        allowed = "(q_index < q_len) & (kv_index < kv_len)" if self.loads_pairs else "kv_index < kv_len"
-        out.line(f"allowed = {allowed}")
-        if "mask" in self.results:
-            done = self.values.emit(out, "pair", ("mask",), Guard(pair="allowed"), done)
-            out.line(f"allowed = allowed & ({self.values.result('mask')})")
-        return done
+        assert self.band is not None
+        return self.band.emit(out, self.values, done, "(q_index < q_len)")
 
     def emit_inside(self, out: Emitter) -> str:
         """Which rows exist, as text."""
@@ -357,7 +371,7 @@ class Consumer:
         for i, p in enumerate(self.value):
             self.emit_quotient(out, p)
             if self.in_shares:
-                emit_share(out, p)
+                emit_share(out, p, "work[1]", f"acc{p.suffix}", "OUTPUTS", "ROWS", "BLOCK_M", "VALUE")
             tile = f"{tiles_of('out_tiles', self.value, i)}.index(GROUP)"
             out.line(f"{tile}.reshape([ROWS, {p.width}]).store(acc{p.suffix}.to(ELEMENT))")
         out.line("fence_async_shared()")

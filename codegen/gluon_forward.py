@@ -30,9 +30,11 @@ from .gluon_parts import descriptors, emit_together, tiles_of, together
 from .gluon_seen import UnseenByWeights, UnseenKeys
 from .gluon_tiles import CELLS, KEYS, emit_visits
 from .gluon_work import (
+    MERGE,
     emit_lists,
     emit_merge_launch,
-    emit_partial_outputs,
+    emit_room,
+    emit_work,
     emit_work_functions,
     is_uneven,
     other_lists,
@@ -85,10 +87,11 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
 
 def _gains_ahead(plan: TilePlan, problem: Problem) -> bool:
     """Whether tiles of queries overlap: where that was measured faster."""
-    if plan.variant.scores or uses_table(plan) or sees_few_keys(plan) or UnseenKeys.of(plan) is None:
+    unseen, few = UnseenKeys.of(plan), sees_few_keys(plan)
+    if plan.variant.scores or uses_table(plan) or unseen is None:
         return False
     sizes = (problem.head_dim, problem.value_dim)
-    return sizes == (64, 64) or (sizes == (128, 128) and heaviest_last(plan.keys))
+    return sizes == (64, 64) or (sizes == (128, 128) and (unseen.asked_on_host if few else heaviest_last(plan.keys)))
 
 
 def sees_few_keys(plan: TilePlan) -> bool:
@@ -147,7 +150,7 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
 
     For plans, problems and targets that :func:`unsupported_reason` has nothing against.
     """
-    unseen = UnseenKeys.of(plan) or UnseenByWeights.of(plan, problem.dtype)
+    unseen = UnseenKeys.of(plan) or UnseenByWeights.of(plan, problem.dtype, told=True)
     names = installed_names()
     table = table_arguments("tiles") if uses_table(plan) else []
     parameters = [Argument("scale", "fp32", "scale"), *table, *buffer_arguments(plan), *scalar_arguments(plan)]
@@ -173,13 +176,13 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     loops = emit_visits(out, plan, KEYS, SIZES, parameters)
     shares_query = _buffer_bytes(problem, schedule, apart=True) > _BUFFERS
     Consumer(plan, problem, schedule, parameters, unseen, names, shares_query).emit(out, loops)
-    emit_load_tiles(out, run_loads(names, problem, schedule, from_table=uses_table(plan)), schedule.ahead)
+    loads = run_loads(names, problem, schedule, from_table=uses_table(plan), tells_hidden=unseen.told)
+    emit_load_tiles(out, loads, schedule.ahead)
     out.line("\n")
     with kernel(out, KERNEL, arguments, ("ALL_SEEN",) if unseen.asked_on_host else ()):
         if shares_query:
             out.comment("Outputs leave from where queries were.")
-        if work:
-            out.line(f"work = ({', '.join(a.name for a in work)})")
+        emit_work(out, work)
         emit_body(
             out, problem, schedule, SIZES, parameters, own_out_tiles=not shares_query,
             asks=isinstance(unseen, UnseenByWeights), constants=", work" if schedule.listed else "",
@@ -387,10 +390,13 @@ def _emit_run(
         if uses_table(plan) or schedule.listed:
             emit_classify_call(out, user_names(plan.variant))
         split = schedule.listed and schedule.split_keys
-        if split:
-            emit_partial_outputs(out, schedule.block_m)
         tiles = f"triton.cdiv(q_len, {schedule.block_m})"
+        if split:
+            partials = {"partial_out": "BLOCK_M.value, VALUE.value", "partial_sums": "2, BLOCK_M.value"}
+            emit_room(out, "tiles[-1]", tiles, "batches * heads", partials)
         tiles = f"({tiles} + parts)" if split else tiles
         emit_start(out, f"{tiles} * batches * heads", arguments, options)
         if split:
-            emit_merge_launch(out, 1 << (problem.value_dim - 1).bit_length())
+            tensors = ("out", "lse", "partial_out", "partial_sums")
+            sizes = problem.value_dim, schedule.block_m
+            emit_merge_launch(out, MERGE, tensors, "tiles[-1]", "batches * heads", "q_len", *sizes)

@@ -9,6 +9,7 @@ from ..ir.dependence import LoadClass, dependence
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import loads
 from .emitter import Emitter
+from .gluon_bands import BAND_INDICES, emit_steps
 from .gluon_columns import emit_columns, lanes
 from .gluon_grad_loader import SIZES
 from .gluon_grad_runs import OwnKeys, Sum
@@ -19,7 +20,6 @@ from .gluon_tiles import emit_unpack, jit_function
 from .schedule import Problem, Schedule
 from .triton_gradients import Gradients, emit_select
 from .triton_module import Argument
-from .triton_program import INDICES
 from .triton_values import Guard, Values, level_of
 
 # Captured tensors whose gradients are summed for each key.
@@ -93,6 +93,8 @@ class Consumer(OwnKeys):
         super().__init__(plan, problem, True)
         self.parameters, self.names = parameters, names
         self.unseen = UnseenKeys.of(plan)
+        if self.masks_positions:
+            self.take_band("q", block_m)
         self.expressions = self.values()
         self.split_columns = block_m == 64
         # Measured 4 % faster at D 128; at D 64 with larger tiles it takes registers.
@@ -150,7 +152,8 @@ class Consumer(OwnKeys):
 
     def _emit_clear_unseen(self, out: Emitter) -> None:
         """Where which keys are seen has no closed form: the mask says, for tiles that are not finite."""
-        values = Values({"mask": self.results["mask"]}, INDICES, debug=self.problem.debug)
+        mask = self.mask_result
+        values = Values({x: self.results[x] for x in mask}, BAND_INDICES, debug=self.problem.debug, columns="q")
         with jit_function(
             out, "clear_unseen(k_tile, own_first, batch, head, kv_head, tile_first, sizes, parameters)"
         ):
@@ -165,12 +168,12 @@ class Consumer(OwnKeys):
                 self._emit_positions(out)
                 out.line("seen = tl.zeros([KEYS], tl.int32, tl.SliceLayout(1, SCORES))")
                 out.line("visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)")
-                done = values.emit(out, "program", ("mask",), Guard())
-                done = values.emit(out, "key", ("mask",), Guard(key="(kv_index < kv_len)"), done)
+                done = values.emit(out, "program", mask, Guard())
+                done = values.emit(out, "key", mask, Guard(key="(kv_index < kv_len)"), done)
                 with out.block("for t in range(0, visits[0] + visits[1]):"):
                     out.line("start = visited_start(t, visits)")
                     guard = Guard(query="(q_index < q_len)")
-                    done = emit_columns(out, values, "query", ("mask",), guard, done)
+                    done = emit_columns(out, values, "query", mask, guard, done)
                     self.emit_allowed(out, values, done)
                     out.line("seen = tl.maximum(seen, tl.max(allowed.to(tl.int32), 1))")
                 out.line("k_tile.store(tl.where((tl.convert_layout(seen, ROWS) != 0)[:, None], tile, 0.0))")
@@ -181,6 +184,8 @@ class Consumer(OwnKeys):
         out.line("columns = tl.arange(0, BLOCK_M, tl.SliceLayout(0, SCORES))")
         if self.loads_queries:
             out.line(f"lanes = {lanes('BLOCK_M')}")
+        if self.band is not None:
+            emit_steps(out)
 
     def _emit_head(self, out: Emitter) -> frozenset[str]:
         out.line("head = chunk * group + member")
@@ -278,7 +283,9 @@ class Consumer(OwnKeys):
 
     def emit_score_gradients(self, out: Emitter, *, masked: bool) -> None:
         """``ds`` and sums of contributions, from ``p`` and ``dp``."""
-        found = self.emit_score_gradient(out, self.expressions, self.here, delta="")
+        # With twice the queries a tile that spills more.
+        counting = self.counting if masked and self.split_columns else ""
+        found = self.emit_score_gradient(out, self.expressions, self.here, delta="", counting=counting)
         if masked:
             emit_select(out, found, self.counting)
         for c in self.here:

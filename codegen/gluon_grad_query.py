@@ -12,6 +12,7 @@ from ..ir.dependence import LoadClass, dependence
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import loads
 from .emitter import Emitter
+from .gluon_bands import emit_steps
 from .gluon_columns import emit_columns
 from .gluon_columns import lanes as column_lanes
 from .gluon_grad_consumer import emit_final_score
@@ -58,6 +59,8 @@ class QueryConsumer(QueryKernel):
         super().__init__(plan, problem, schedule, parameters, names)
         self.folded = folded
         self.unseen = UnseenKeys.of(plan) or UnseenByWeights.of(plan, problem.dtype)
+        if self.masks_positions:
+            self.take_band("kv", schedule.block_n)
         self.expressions = self.values()
         found = [x for e in self.results.values() for x in loads(e)]
         self.loads_keys = any(dependence(x) & {"q", "kv"} == {"kv"} for x in found)
@@ -145,6 +148,8 @@ class QueryConsumer(QueryKernel):
         self.emit_rows(out)
         out.line("q_index = q_row[:, None]")
         out.line("columns = tl.arange(0, BLOCK_N, tl.SliceLayout(0, SCORES))")
+        if self.band is not None:
+            emit_steps(out)
         if self.loads_keys:
             out.line(f"lanes = {column_lanes('BLOCK_N')}")
         self.emit_lanes(out)
@@ -214,7 +219,10 @@ class QueryConsumer(QueryKernel):
         sums = len(self.head) if last else 0
         self.emit_probabilities_of_tile(out, done, masked=masked, pending=len(self.value) + sums)
         self.emit_wait_gradient(out, sums)
-        found = self.emit_score_gradient(out, self.expressions, self.here, delta="delta_rows[:, None]")
+        counting = self.counting if masked else ""
+        found = self.emit_score_gradient(
+            out, self.expressions, self.here, delta="delta_rows[:, None]", counting=counting
+        )
         if masked:
             emit_select(out, found, self.counting)
         for c in self.here:

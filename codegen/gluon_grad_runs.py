@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..ir.build import binary, index
 from .emitter import Emitter
+from .gluon_bands import BAND_INDICES, Band, Column
 from .gluon_columns import RUN
 from .gluon_grad_loader import SIZES as KEY_SIZES
 from .gluon_grad_loader import emit_place_function as emit_key_place
@@ -20,6 +22,7 @@ from .schedule import Schedule
 from .triton_gradients import Contribution, Gradients
 from .triton_module import Argument, Part
 from .triton_program import SIZES
+from .triton_values import Values
 
 _TERM_BUFFERS = """
 # Log-sum-exps, and what dP starts at.
@@ -46,7 +49,42 @@ class Sum:
         return "KEY_SUMS" if self.name == "dk" else "VALUE_SUMS"
 
 
-class OwnKeys(Gradients):
+class OverRuns(Gradients):
+    """What of a mask is an interval of columns in each row is asked as that."""
+
+    # Whether masks need the positions of a tile's columns, and where these are.
+    masks_positions = True
+    positions = RUN
+    # Pairs that are not allowed have no weight; to ask that takes less registers than to remember which are.
+    counting = "p != 0.0"
+    band: Band | None = None
+
+    def take_band(self, column: Column, block: int) -> None:
+        """Takes the mask apart, for tiles of ``block`` columns."""
+        row = "kv" if column == "q" else "q"
+        exists = binary("lt", index(row), index(f"{row}_len"))
+        self.band = Band.of(binary("and", exists, self.plan.variant.mask), column, block)
+        self.results = self.band.results() | {name: e for name, e in self.results.items() if name != "mask"}
+
+    @property
+    def mask_result(self) -> tuple[str, ...]:
+        """The names of all that the mask is made of."""
+        return super().mask_result if self.band is None else tuple(self.band.results())
+
+    def values(self) -> Values:
+        """The expressions of one kernel."""
+        if self.band is None:
+            return super().values()
+        return Values(self.results, BAND_INDICES, debug=self.problem.debug, columns=self.band.column)
+
+    def emit_allowed(self, out: Emitter, values: Values, done: frozenset[str]) -> frozenset[str]:
+        """``allowed``: pairs that exist and that the mask keeps."""
+        if self.band is None:
+            return super().emit_allowed(out, values, done)
+        return self.band.emit(out, values, done, self.kv_exists if self.band.column == "q" else self.q_exists)
+
+
+class OwnKeys(OverRuns):
     """A program owns a tile of keys and visits queries."""
 
     names: Names
@@ -63,15 +101,17 @@ class OwnKeys(Gradients):
     axes, starts = 2, "STAGES"
     # Options of the launch.
     options = "**BACKWARD"
-    # Which pairs have gradients of scores.
-    counting = "allowed"
     # Buffers of terms of rows, and how many bytes of them are copied for each row.
     term_bytes = " + 8"
-    # Positions of the columns of a tile of scores, whether masks need these, and whether any tile needs no mask.
-    positions = RUN
-    masks_positions = has_full_tiles = True
+    # Whether any tile needs no mask.
+    has_full_tiles = True
     # Which keys exist; pairs of a full tile that may be looked up, if not all; which tiles are masked besides.
     inside, full_pairs, masked_too = "own_keys < kv_len", "", "; all tiles if some keys are past the end"
+
+    @property
+    def work(self) -> list[Argument]:
+        """What programs read of a work list, and where shares go, if rows of tiles are cut into shares."""
+        return []
 
     @property
     def term_buffers(self) -> str:
@@ -160,7 +200,7 @@ class OwnKeys(Gradients):
         return "batch, chunk, own_first"
 
 
-class OwnQueries(Gradients):
+class OwnQueries(OverRuns):
     """A program owns a tile of queries and visits keys."""
 
     names: Names
@@ -172,15 +212,17 @@ class OwnQueries(Gradients):
     constants_typed = constants_passed = more = ""
     # How many axes a tile has before its rows, and numbers that say where one starts.
     axes, starts = 2, "STAGES"
-    # Positions of the columns of a tile of scores, whether masks need these, and whether any tile needs no mask.
-    positions = RUN
-    masks_positions = has_full_tiles = True
+    # Whether any tile needs no mask.
+    has_full_tiles = True
     # Options of the launch.
     options = "**BACKWARD"
-    # Which pairs have gradients of scores.
-    counting = "allowed"
     # Which rows exist, and which have terms if not all: these are padded.
     inside, rows_with_terms = "q_row < q_len", ""
+
+    @property
+    def work(self) -> list[Argument]:
+        """What programs read of a work list, and where shares go, if rows of tiles are cut into shares."""
+        return []
 
     def emit_programs(self, out: Emitter) -> str:
         """What ``run`` needs before the launch; returns how many tiles a head has, as text."""

@@ -86,7 +86,7 @@ mbarrier.arrive(q_ready.index(slot))
 stage, phase = ring(loaded)
 if loaded >= STAGES:
     acquire(stage)
-write(starts, stage, 0)
+{nowhere}
 mbarrier.arrive(k_ready.index(stage))"""
 
 
@@ -96,7 +96,7 @@ class TileLoads:
 
     ``count``: the number of tiles that are visited. ``before``: what comes before the first of them. ``number``: of the
     tile of queries, as consumers read it from one of ``cells`` numbers that they are told for each.
-    ``descriptors``, ``constants``: further arguments.
+    ``descriptors``, ``constants``: further arguments. ``start_places``: of the numbers that say where a tile starts.
     """
 
     prologue: str
@@ -114,6 +114,7 @@ class TileLoads:
     before: str = ""
     descriptors: str = ""
     constants: str = ""
+    start_places: tuple[str, ...] = ("stage",)
 
 
 def emit_load_tiles(out: Emitter, loads: TileLoads, ahead: bool = False) -> None:
@@ -123,8 +124,14 @@ def emit_load_tiles(out: Emitter, loads: TileLoads, ahead: bool = False) -> None
         f"counter, query, key, value, {pieces.pop('descriptors')}q_tiles, k_tiles, v_tiles, barriers, orders, starts, "
         f"sizes, parameters{pieces.pop('constants')}"
     )
+    # The last tile of keys, which is none, starts at position 0 along every axis.
+    nowhere = "\n".join(f"write(starts, {place}, 0)" for place in loads.start_places)
+    del pieces["start_places"]
     pieces["before_all"] = "next_program = program" if ahead else ""
-    pieces |= {"early": "", "late": _LATE, "end": _ONE_MORE} if ahead else {"early": _NEXT, "late": "", "end": ""}
+    if ahead:
+        pieces |= {"early": "", "late": _LATE, "end": filled(_ONE_MORE, nowhere=nowhere)}
+    else:
+        pieces |= {"early": _NEXT, "late": "", "end": ""}
     pieces |= {"query": ".index(slot)", "turn": "turn >> 1 & 1"} if ahead else {"query": "", "turn": "turn & 1"}
     out.definition(filled(LOAD_TILES, **pieces))
 
@@ -145,16 +152,26 @@ def filled(template: str, **pieces: str) -> str:
     return "\n".join(lines)
 
 
-def run_loads(names: Names, problem: Problem, schedule: Schedule, from_table: bool) -> TileLoads:
+def run_loads(
+    names: Names, problem: Problem, schedule: Schedule, *, from_table: bool, tells_hidden: bool
+) -> TileLoads:
     """The loads of tiles that are runs of positions, part by part of their columns.
 
-    ``from_table``: where one is takes a load, begun a tile earlier.
+    ``from_table``: where one is takes a load, begun a tile earlier. ``tells_hidden``: consumers are told which partial
+    tiles hold keys that may not be seen.
     """
     head, value = head_parts(problem.head_dim), head_parts(problem.value_dim)
     first = "begin + " if schedule.split_keys else ""
     start = f"start = visited_start({first}t, visits)"
     if from_table:
         start = f"start = next_start\nnext_start = visited_start({first}t + 1, visits)"
+
+    write_start = "write(starts, stage, start)"
+    if tells_hidden:
+        start += (
+            f"\nhides = hides_keys(start, {first}t < visits[0], batch, head, kv_head, sizes, parameters)"
+        )
+        write_start = "write(starts, stage, start + hides)"
 
     def loads(source: str, where: str, ready: str, tiles: str, i: str, parts: tuple[Part, ...]) -> str:
         return "\n".join(part_copies(names.load, source, where, tiles, i, parts, ready))
@@ -168,7 +185,7 @@ def run_loads(names: Names, problem: Problem, schedule: Schedule, from_table: bo
         load_query=loads("query", "batch, head, tile_first + ROWS * i", ready, "q_tiles", i, head),
         before=f"next_start = visited_start({'begin' if first else '0'}, visits)" if from_table else "",
         start=start,
-        write_start="write(starts, stage, start)",
+        write_start=write_start,
         load_key=loads("key", "batch, kv_head, start", "k_ready.index(stage)", "k_tiles", "stage", head),
         load_value=loads("value", "batch, kv_head, start", "v_ready.index(stage)", "v_tiles", "stage", value),
     )

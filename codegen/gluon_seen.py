@@ -20,6 +20,7 @@ from typing import Protocol
 
 from ..ir.build import binary, index
 from ..ir.nodes import FALSE, TILE_NAMES, TRUE, Binary, Const, Expr, Index, Load
+from ..ir.passes import narrow
 from ..ir.symbolic import simplify
 from ..ir.tiles.plan import Interval, TilePlan
 from ..ir.traverse import index_names, substitute, walk
@@ -46,6 +47,10 @@ class Unseen(Protocol):
     @property
     def asked_on_host(self) -> bool:
         """Whether kernels have a constant ``ALL_SEEN``."""
+
+    @property
+    def told(self) -> bool:
+        """Whether the producer tells which tiles hold keys that may not be seen, in ``hides``."""
 
     @property
     def some_unseen(self) -> str:
@@ -100,6 +105,7 @@ class UnseenKeys:
             out.line("tile_first, tile_last = 0, q_len - 1")
             out.line(f"return {' or '.join(f'({start}) <= 0 and ({stop}) >= kv_len' for start, stop in ends)}")
 
+    told = False
     some_unseen = "some_unseen(start, tl.minimum(start + BLOCK_N, kv_len), seen)"
 
     def emit_bounds(self, out: Emitter) -> None:
@@ -164,28 +170,40 @@ def clear_unseen(rows_tile, start, seen):
 @dataclass(frozen=True, slots=True)
 class UnseenByWeights:
     """``own``: under which condition a key is seen by the query at its own position, which positions meet at the
-    start or, ``from_end``, at the end. ``dtype``: of values, in PTX.
+    start or, ``from_end``, at the end. Where it is false, ``of_key`` may still say it of a key: then the producer tells
+    in the lowest bit of where a tile starts whether it holds one that is not seen. ``dtype``: of values, in PTX.
     """
 
     own: Expr
     from_end: bool
     dtype: str
+    of_key: Expr = FALSE
 
     @staticmethod
-    def of(plan: TilePlan, dtype: str) -> UnseenByWeights:
-        """For any plan."""
+    def of(plan: TilePlan, dtype: str, *, told: bool = False) -> UnseenByWeights:
+        """For any plan; ``told``: there is a producer that looks at keys."""
         kv, shift = index("kv"), binary("sub", index("kv_len"), index("q_len"))
+        found = UnseenByWeights(FALSE, False, dtype)
         for from_end, position in ((False, kv), (True, binary("sub", kv, shift))):
-            own = _wherever(simplify(substitute(plan.variant.mask, {index("q"): position})))
+            of_key = simplify(substitute(plan.variant.mask, {index("q"): position}))
+            own = _wherever(of_key)
             if own != FALSE:
                 return UnseenByWeights(own, from_end, dtype)
-        return UnseenByWeights(FALSE, False, dtype)
+            if told and found.of_key == FALSE and not index_names(of_key) & {"q"}:
+                found = UnseenByWeights(FALSE, from_end, dtype, narrow(of_key))
+        return found
 
     all_seen = asked_on_host = False
 
     @property
+    def told(self) -> bool:
+        return self.of_key != FALSE
+
+    @property
     def some_unseen(self) -> str:
         """Whether the tile reaches past the keys that are known to be seen."""
+        if self.told:
+            return "hides != 0"
         if self.own == FALSE:
             return "start < kv_len"
         return "start < seen" if self.from_end else "tl.minimum(start + BLOCK_N, kv_len) > seen"
@@ -218,7 +236,9 @@ class UnseenByWeights:
     def emit_functions(
         self, out: Emitter, barrier: str, rows: str, sizes: Sequence[Argument], parameters: Sequence[Argument]
     ) -> None:
-        """``all_finite`` and ``clear_unseen``, for tiles of ``rows`` keys."""
+        """``all_finite``, ``clear_unseen`` and ``hides_keys``, for tiles of ``rows`` keys."""
+        if self.told:
+            self._emit_hides_keys(out, rows, sizes, parameters)
         if self.own == FALSE:
             out.definition(f'''
 @gluon.jit
@@ -253,6 +273,23 @@ def clear_unseen(rows_tile, seen_by_0, seen_by_1):
     fence_async_shared()
     {barrier}()
 ''')
+
+
+    def _emit_hides_keys(
+        self, out: Emitter, rows: str, sizes: Sequence[Argument], parameters: Sequence[Argument]
+    ) -> None:
+        values = Values({"own": self.of_key}, INDICES)
+        with jit_function(out, "hides_keys(start, asked, batch, head, kv_head, sizes, parameters)"):
+            out.line('"""1 if the query at its own position does not see some key of the tile; by one warp."""')
+            emit_unpack(out, "sizes", sizes)
+            emit_unpack(out, "parameters", parameters)
+            out.line(f"kv_index = start + tl.arange(0, {rows}, tl.BlockedLayout([1], [32], [1], [0]))")
+            out.line("exists = asked & (kv_index < kv_len)")
+            place = "kv_index >= kv_len - q_len" if self.from_end else "kv_index < q_len"
+            out.line(f"meets_query = exists & ({place})")
+            done = values.emit(out, "program", ("own",), Guard())
+            values.emit(out, "key", ("own",), Guard(key="meets_query"), done)
+            out.line(f"return tl.max((exists & ~(meets_query & ({values.result('own')}))).to(tl.int32), 0)")
 
 
 def _wherever(own: Expr) -> Expr:

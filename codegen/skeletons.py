@@ -156,10 +156,13 @@ def _why_seven_products(plan: TilePlan, problem: Problem, target: Target) -> str
     """Why the backward pass is that of :mod:`.gluon_repeatable`; None where it is that of :mod:`.gluon_backward`."""
     from .gluon_backward import unsupported_reason
     from .gluon_forward import functions_of_pairs, sees_few_keys
+    from .gluon_grad_work import cuts_long_rows
 
     reason = unsupported_reason(plan, problem, target)
     if reason is not None:
         return f"cannot: {reason}"
+    if cuts_long_rows(plan):
+        return "does not cut long ones of uneven rows of tiles into shares"
     if problem.head_dim == 64 and functions_of_pairs(plan):
         return "was measured slower at head size 64 where scores call functions"
     if problem.head_dim == 128 and sees_few_keys(plan):
@@ -185,8 +188,10 @@ def _slower_scores(plan: TilePlan, problem: Problem) -> str | None:
 
 
 def _slower_backward(plan: TilePlan, problem: Problem) -> str | None:
+    from .gluon_grad_work import cuts_long_rows
+
     # At head size 128 short rows lose less (0.56 against 0.51 ms) than long ones gain (5.6 against 8.1 ms).
-    if uses_table(plan) and problem.head_dim == 64:
+    if uses_table(plan) and problem.head_dim == 64 and not cuts_long_rows(plan):
         return "slower at head size 64 where tiles come from a table and its rows are short"
     return None
 

@@ -184,13 +184,18 @@ class Gradients(Skeleton):
         out.line(f"p = {f'tl.where(allowed, {text}, 0.0)' if select else text}")
 
     def emit_score_gradient(
-        self, out: Emitter, values: Values, here: Sequence[Contribution], *, delta: str
+        self, out: Emitter, values: Values, here: Sequence[Contribution], *, delta: str, counting: str = ""
     ) -> tuple[str, ...]:
         """``ds``, the gradient of the scaled product, from ``p`` and ``dp``, and contributions on the way.
 
-        ``delta`` is what is still to be subtracted from ``dp``, as text. Returns the names of what was computed;
-        it has yet to be selected from where pairs are not allowed.
+        ``delta`` is what is still to be subtracted from ``dp``, as text. Returns the names of what was computed and has
+        yet to be selected from where pairs are not allowed: nothing where ``counting``, which pairs may have gradients,
+        could be asked before the product with ``p``. Compilers move what is asked after it behind the rounding, where
+        halves of registers are selected from.
         """
+        if counting and not here and not any(self.factors):
+            out.line(f"ds = p * tl.where({counting}, {f'dp - {delta}' if delta else 'dp'}, 0.0)")
+            return ()
         out.line(f"ds = p * (dp - {delta})" if delta else "ds = p * dp")
         started: set[str] = set()
         for i in reversed(range(len(self.factors))):

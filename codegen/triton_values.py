@@ -8,7 +8,7 @@ from typing import Literal
 
 from ..ir.dependence import dependence
 from ..ir.lowered import Lowered, Step, lower
-from ..ir.nodes import Binary, Cast, Const, Expr, Index, Load, Param, Score, Select, Value
+from ..ir.nodes import TILE_NAMES, Binary, Cast, Const, Expr, Index, Load, Param, Score, Select, Value
 from ..ir.traverse import walk
 from .emitter import Emitter
 from .print_triton import TRITON_TYPES, print_triton
@@ -55,18 +55,19 @@ class Values:
     ``indices`` spells the positions and lengths; bare indices in ``checked`` are known to lie inside every
     axis that they alone read, because the call is checked. ``prefix`` tells the variables of several apart.
     ``known``: variables that are there already, as :class:`Value`, and their levels. ``rows``: identities that
-    differ between the rows of a tile, as positions of queries do.
+    differ between the rows of a tile, as positions of queries do. ``columns``: the position whose tile begins at
+    ``tile_first``; what depends on that is computed for each tile.
     """
 
     def __init__(
         self, results: Mapping[str, Expr], indices: Mapping[str, str], debug: bool = False, prefix: str = "",
-        known: Mapping[str, Level] | None = None, rows: frozenset[str] = frozenset(),
+        known: Mapping[str, Level] | None = None, rows: frozenset[str] = frozenset(), columns: str = "",
     ) -> None:  # fmt: skip
         self._lowered: Lowered = lower(results)
         self._prefix = prefix
         self._indices = indices
         self._debug = debug
-        self._rows = rows
+        self._rows, self._columns = rows, columns
         self._levels: dict[str, Level] = dict(known or {})
         self._nonnegative: set[str] = set()
         found = {name: _AT[level] for name, level in self._levels.items()}
@@ -202,7 +203,8 @@ class Values:
         return self._level_of(names)
 
     def _level_of(self, names: frozenset[str]) -> Level:
-        return level_of(names | {"q"} if names & self._rows else names)
+        names |= {"q"} if names & self._rows else frozenset()
+        return level_of(names | {self._columns} if self._columns and TILE_NAMES[0] in names else names)
 
     def never_negative(self, x: Expr) -> bool:
         """Whether an integer is proved to be at least zero: positions, identities and lengths are."""

@@ -65,7 +65,17 @@ def interval(e: Expr, env: Mapping[str, Range]) -> Range:
     >>> interval(build.binary("lt", distance, build.const(6)), {"q": (8, 9), "kv": (4, 6)})
     (1, 1)
     """
-    return intervals(e, env)[id(e)]
+    return intervals(e, env)[id(e)] if env else _always(e)
+
+
+def _always(e: Expr) -> Range:
+    """:func:`interval` of ``e`` where nothing is known of its leaves."""
+    try:
+        return e.known_range
+    except AttributeError:
+        found = _fitted(_node(e, [_always(c) for c in children(e)], {}), e.type)
+        object.__setattr__(e, "known_range", found)
+        return found
 
 
 def intervals(e: Expr, env: Mapping[str, Range]) -> dict[int, Range]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import assert_never
 
 from .errors import TypeMismatchError
@@ -44,8 +45,14 @@ def const(value: bool | int | float, loc: Location | None = None) -> Const:
     if isinstance(value, int):
         if abs(value) > MAX_I64:
             raise TypeMismatchError("the integer does not fit 64 bits", location=loc)
-        return Const(value, I64, loc)
+        return Const(value, I64, loc) if loc is not None else _whole(value)
     return Const(float(value), F32, loc)
+
+
+@lru_cache(maxsize=4096)
+def _whole(value: int) -> Const:
+    """One node for each number: what is equal is the same object mostly, and found at once."""
+    return Const(value, I64)
 
 
 def index(name: str, loc: Location | None = None) -> Index:

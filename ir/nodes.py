@@ -35,20 +35,25 @@ TILE_NAMES = ("tile_first", "tile_last")
 
 
 class _Node:
-    """What is found out about a node is kept with it: its hash, and the indices it depends on (``traverse``)."""
+    """What is found out about a node is kept with it.
 
-    __slots__ = ("_hash", "known_indices")
+    Its hash and text, the indices and values that it reads (``traverse``), what it always lies between (``bounds``).
+    """
+
+    __slots__ = ("_hash", "_text", "known_indices", "known_range", "known_values")
     known_indices: frozenset[str]
+    known_values: frozenset[str]
+    known_range: tuple[float, float]
 
 
 _N = TypeVar("_N", bound=_Node)
 
 
-def _hashed_once(node: type[_N]) -> type[_N]:
-    """An expression is asked for its hash at every node of larger ones, again and again."""
-    compute = node.__hash__
+def _described_once(node: type[_N]) -> type[_N]:
+    """An expression is asked for its hash, and sums for the text of their terms, at every node of larger ones."""
+    compute, describe = node.__hash__, node.__repr__
 
-    def kept(self: _N) -> int:
+    def kept_hash(self: _N) -> int:
         try:
             return self._hash  # type: ignore[attr-defined, no-any-return]
         except AttributeError:
@@ -56,11 +61,19 @@ def _hashed_once(node: type[_N]) -> type[_N]:
             object.__setattr__(self, "_hash", found)
             return found
 
-    node.__hash__ = kept  # type: ignore[method-assign, assignment]
+    def kept_text(self: _N) -> str:
+        try:
+            return self._text  # type: ignore[attr-defined, no-any-return]
+        except AttributeError:
+            found = describe(self)
+            object.__setattr__(self, "_text", found)
+            return found
+
+    node.__hash__, node.__repr__ = kept_hash, kept_text  # type: ignore[method-assign, assignment]
     return node
 
 
-@_hashed_once
+@_described_once
 @dataclass(frozen=True, slots=True, eq=False)
 class Const(_Node):
     """A literal. Unlike Python's floats, equal means interchangeable: nan equals nan, 0.0 is not -0.0."""
@@ -79,7 +92,7 @@ class Const(_Node):
         return hash(self._key())
 
 
-@_hashed_once
+@_described_once
 @dataclass(frozen=True, slots=True)
 class Index(_Node):
     """A position, identity or length: one of ``INDEX_NAMES``, or in ranges of ``TILE_NAMES``."""
@@ -89,7 +102,7 @@ class Index(_Node):
     loc: Location | None = field(default=None, compare=False, repr=False)
 
 
-@_hashed_once
+@_described_once
 @dataclass(frozen=True, slots=True)
 class Score(_Node):
     """The score ``s`` that a score function receives, in float32, already scaled."""
@@ -98,7 +111,7 @@ class Score(_Node):
     loc: Location | None = field(default=None, compare=False, repr=False)
 
 
-@_hashed_once
+@_described_once
 @dataclass(frozen=True, slots=True)
 class Param(_Node):
     """A scalar parameter, by name: i32, f32, or the type of its static value."""
@@ -108,7 +121,7 @@ class Param(_Node):
     loc: Location | None = field(default=None, compare=False, repr=False)
 
 
-@_hashed_once
+@_described_once
 @dataclass(frozen=True, slots=True)
 class Load(_Node):
     """One element of a captured tensor. Negative indices count from the end, as in torch."""
@@ -119,7 +132,7 @@ class Load(_Node):
     loc: Location | None = field(default=None, compare=False, repr=False)
 
 
-@_hashed_once
+@_described_once
 @dataclass(frozen=True, slots=True)
 class Unary(_Node):
     """``neg`` and ``abs`` keep the type of a number, ``not`` takes a boolean; the rest compute in float32."""
@@ -130,7 +143,7 @@ class Unary(_Node):
     loc: Location | None = field(default=None, compare=False, repr=False)
 
 
-@_hashed_once
+@_described_once
 @dataclass(frozen=True, slots=True)
 class Binary(_Node):
     """``floordiv`` and ``mod`` floor as in Python; ``div`` is float32."""
@@ -142,7 +155,7 @@ class Binary(_Node):
     loc: Location | None = field(default=None, compare=False, repr=False)
 
 
-@_hashed_once
+@_described_once
 @dataclass(frozen=True, slots=True)
 class Select(_Node):
     """``a`` where ``condition`` holds, else ``b``. Neither side has effects."""
@@ -154,7 +167,7 @@ class Select(_Node):
     loc: Location | None = field(default=None, compare=False, repr=False)
 
 
-@_hashed_once
+@_described_once
 @dataclass(frozen=True, slots=True)
 class Cast(_Node):
     """Conversion; float to integer truncates towards zero, anything to bool is ``!= 0``."""
@@ -164,7 +177,7 @@ class Cast(_Node):
     loc: Location | None = field(default=None, compare=False, repr=False)
 
 
-@_hashed_once
+@_described_once
 @dataclass(frozen=True, slots=True)
 class Coordinate(_Node):
     """Coordinate ``axis`` of position ``x`` in a row-major grid of ``sizes``; what it computes, :attr:`steps` says.
@@ -193,7 +206,7 @@ class Coordinate(_Node):
 ReductionOp = Literal["min", "max", "any", "all"]
 
 
-@_hashed_once
+@_described_once
 @dataclass(frozen=True, slots=True)
 class Reduction(_Node):
     """``x`` reduced over the positions of one tile of ``axis``; only in tile classification.
@@ -209,7 +222,7 @@ class Reduction(_Node):
     loc: Location | None = field(default=None, compare=False, repr=False)
 
 
-@_hashed_once
+@_described_once
 @dataclass(frozen=True, slots=True)
 class Value(_Node):
     """The result of an earlier step of lowered IR, by name."""

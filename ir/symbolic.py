@@ -119,8 +119,11 @@ def _sum(added: Terms, to: Terms, times: int) -> Terms:
 
 def _product(a: Terms, b: Terms) -> Terms:
     for x, y in ((a, b), (b, a)):
-        if all(not monomial for monomial, n in x.items() if n):
-            return _sum(y, {}, x.get((), 0))
+        match [term for term in x.items() if term[1]]:
+            case []:
+                return {}
+            case [(factor, times)]:
+                return {tuple(sorted((*monomial, *factor), key=_order)): times * n for monomial, n in y.items()}
     import sympy
 
     factors = list(dict.fromkeys(x for terms in (a, b) for monomial in terms for x in monomial))
@@ -320,11 +323,11 @@ def _simplify_comparison(e: Binary) -> Expr:
 
 def _at_most(larger: Expr, smaller: Expr, margin: int) -> Expr:
     """``smaller + margin <= larger`` in normal form."""
-    if at_least(larger, smaller, margin):
-        return TRUE
-    if at_least(smaller, larger, 1 - margin):
-        return FALSE
     form = linear(Binary("sub", _as_i64(smaller), _as_i64(larger), I64))
+    if _is_at_least(Linear(-form.constant, tuple((m, -c) for m, c in form.terms)), margin):
+        return TRUE
+    if _is_at_least(form, 1 - margin):
+        return FALSE
     divisor = math.gcd(*(c for _, c in form.terms))
     room = (-form.constant - margin) // divisor
     left = Linear(0, tuple((m, c // divisor) for m, c in form.terms if c > 0))
@@ -356,22 +359,30 @@ def at_least(a: Expr, b: Expr, margin: int = 0) -> bool:
 
     Knows that positions and lengths are not negative and that ``tile_first <= tile_last``.
     """
-    form = linear(Binary("sub", _as_i64(a), _as_i64(b), I64))
-    return any(_lowest(f) >= margin for f in (form, _without_division(form)))
+    return _is_at_least(linear(Binary("sub", _as_i64(a), _as_i64(b), I64)), margin)
+
+
+def _is_at_least(form: Linear, margin: int) -> bool:
+    return _lowest(form) >= margin or (_has_quotient(form) and _lowest(_without_division(form)) >= margin)
+
+
+def _has_quotient(form: Linear) -> bool:
+    return any(isinstance(m[0], Binary) and m[0].op == "floordiv" for m, _ in form.terms)
 
 
 def _without_division(form: Linear) -> Linear:
     """A lower bound of ``form`` in which ``w * (x // w)`` is replaced by its limits ``x - w + 1`` and ``x``."""
-    result: Expr = const(form.constant)
+    result: Terms = {(): form.constant}
     for monomial, coefficient in form.terms:
         match monomial:
             case (Binary(op="floordiv", a=a, b=Const(value=w)),) if coefficient % w == 0:
                 n = coefficient // int(w)
-                term: Expr = binary("add", binary("mul", const(n), a), const(n * (1 - int(w)) if n > 0 else 0))
+                result = _sum(_terms(linear(a)), result, n)
+                result[()] += n * (1 - int(w)) if n > 0 else 0
             case _:
-                term = to_expr(Linear(0, ((monomial, coefficient),)))
-        result = binary("add", result, term)
-    return linear(result)
+                result[monomial] = result.get(monomial, 0) + coefficient
+    constant = result.pop(())
+    return Linear(constant, tuple((monomial, n) for monomial, n in result.items() if n))
 
 
 def _lowest(form: Linear) -> float:
@@ -382,8 +393,8 @@ def _lowest(form: Linear) -> float:
     coefficients[(TILE_FIRST,)] = coefficients.get((TILE_FIRST,), 0) + width
     lowest = form.constant + (POSITION[1] * width if width < 0 else 0.0)
     for monomial, coefficient in coefficients.items():
-        low, high = 1.0, 1.0
-        for factor in monomial:
+        low, high = interval(monomial[0], {})
+        for factor in monomial[1:]:
             limits = interval(factor, {})
             corners = [x * y if x and y else 0.0 for x in (low, high) for y in limits]  # 0 * inf is 0 here
             low, high = min(corners), max(corners)

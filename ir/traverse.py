@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import is_
 from typing import assert_never
 
 from .nodes import Binary, Cast, Const, Coordinate, Expr, Index, Load, Param, Reduction, Score, Select, Unary, Value
@@ -29,31 +29,41 @@ def children(e: Expr) -> tuple[Expr, ...]:
 def with_children(e: Expr, new: tuple[Expr, ...]) -> Expr:
     """``e`` with other operands, same type and location."""
     match e:
+        case Binary():
+            return Binary(e.op, new[0], new[1], e.type, e.loc)
         case Const() | Index() | Score() | Param() | Value():
             return e
         case Load():
-            return replace(e, indices=new)
-        case Unary() | Cast() | Coordinate() | Reduction():
-            return replace(e, x=new[0])
-        case Binary():
-            return replace(e, a=new[0], b=new[1])
+            return Load(e.buffer, new, e.type, e.loc)
+        case Unary():
+            return Unary(e.op, new[0], e.type, e.loc)
+        case Cast():
+            return Cast(new[0], e.type, e.loc)
+        case Coordinate():
+            return Coordinate(new[0], e.axis, e.sizes, e.type, e.loc)
+        case Reduction():
+            return Reduction(e.op, new[0], e.axis, e.type, e.loc)
         case Select():
-            return replace(e, condition=new[0], a=new[1], b=new[2])
+            return Select(new[0], new[1], new[2], e.type, e.loc)
         case _:
             assert_never(e)
 
 
-def rewrite(e: Expr, f: Callable[[Expr], Expr]) -> Expr:
-    """Applies ``f`` to every node, operands first. Shared sub-expressions are visited once."""
+def rewrite(e: Expr, f: Callable[[Expr], Expr], within: frozenset[str] | None = None) -> Expr:
+    """Applies ``f`` to every node, operands first. Shared sub-expressions are visited once.
+
+    ``within``: names of indices; what depends on none of them stays as it is.
+    """
     memo: dict[int, Expr] = {}
 
     def go(x: Expr) -> Expr:
+        if within is not None and within.isdisjoint(index_names(x)):
+            return x
         done = memo.get(id(x))
         if done is None:
             old = children(x)
-            new = tuple(go(c) for c in old)
-            done = f(x if all(a is b for a, b in zip(old, new, strict=True)) else with_children(x, new))
-            memo[id(x)] = done
+            new = tuple([go(c) for c in old])
+            done = memo[id(x)] = f(x if all(map(is_, old, new)) else with_children(x, new))
         return done
 
     return go(e)
@@ -61,7 +71,8 @@ def rewrite(e: Expr, f: Callable[[Expr], Expr]) -> Expr:
 
 def substitute(e: Expr, table: Mapping[Expr, Expr]) -> Expr:
     """Replaces whole sub-expressions (compared by structure) by what ``table`` gives for them."""
-    return rewrite(e, lambda x: table.get(x, x))
+    names = frozenset(x.name for x in table if isinstance(x, Index))
+    return rewrite(e, lambda x: table.get(x, x), names if len(names) == len(table) else None)
 
 
 def share(*expressions: Expr) -> tuple[Expr, ...]:
@@ -77,6 +88,31 @@ def share(*expressions: Expr) -> tuple[Expr, ...]:
         return merged
 
     return tuple(rewrite(e, merge) for e in expressions)
+
+
+def taken_apart(
+    expressions: Sequence[Expr], groups: Mapping[str, frozenset[str]], names: Callable[[Expr], frozenset[str]]
+) -> tuple[list[Expr], dict[str, dict[Expr, Value]]]:
+    """``expressions`` with names for their largest parts that read one group alone, and these parts, by group.
+
+    ``names``: what an expression reads of what is in groups. What reads nothing of that is no part.
+    """
+    parts: dict[str, dict[Expr, Value]] = {name: {} for name in groups}
+    done: dict[int, Expr] = {}
+
+    def go(x: Expr) -> Expr:
+        if id(x) not in done:
+            done[id(x)] = part(x)
+        return done[id(x)]
+
+    def part(x: Expr) -> Expr:
+        read = names(x)
+        for name, group in groups.items() if read else ():
+            if read <= group:
+                return parts[name].setdefault(x, Value(f"{name} {len(parts[name])}", x.type))
+        return with_children(x, tuple(go(c) for c in children(x))) if read else x
+
+    return [go(e) for e in expressions], parts
 
 
 def walk(e: Expr) -> Iterator[Expr]:
@@ -101,6 +137,17 @@ def index_names(e: Expr) -> frozenset[str]:
         own = frozenset((e.name,)) if isinstance(e, Index) else frozenset[str]()
         found = own.union(*map(index_names, children(e)))
         object.__setattr__(e, "known_indices", found)
+        return found
+
+
+def value_names(e: Expr) -> frozenset[str]:
+    """Names of the values that ``e`` reads."""
+    try:
+        return e.known_values
+    except AttributeError:
+        own = frozenset((e.name,)) if isinstance(e, Value) else frozenset[str]()
+        found = own.union(*map(value_names, children(e)))
+        object.__setattr__(e, "known_values", found)
         return found
 
 

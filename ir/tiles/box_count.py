@@ -6,9 +6,8 @@ only with the lengths of the axes. Else boxes are counted one by one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from math import prod
 from typing import Any
 
@@ -16,15 +15,17 @@ import numpy as np
 
 from ..build import const
 from ..interpret import evaluate
-from .box_walk import Tiles, full_boxes, names_in, products, ranges_within, walk_boxes
-from .numeric import Array, Runs, Sizes, Values, leaves, runs
-from .plan import BoxAxis, BoxTerm, Interval
+from .box_walk import Tiles, class_names, full_boxes, names_in, ranges_within
+from .nested_count import Kinds, count_last, count_within, kinds_outside, reads_later_classes
+from .numeric import Array, Runs, Sizes, Values, copies_of, each_copy, leaves, runs
+from .plan import BoxAxis, BoxTerm, Interval, Ranges
 from .stretches import stretches
 
 # Classes that differ are looked at one by one as long as they are so few.
 _FEW_CLASSES = 64
-# Where axes depend on each other, pairs are counted by queries and their keys along all axes but the last, if so few.
-_MOST_LINES = 2**22
+# Where axes depend on each other: pairs of coordinates along all axes but the last that are looked at, at most, and
+# queries along the last with what they read of these.
+_MOST_LINES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,34 +132,32 @@ def count_boxes(
 
 
 def _count_nested(
-    term: BoxTerm, queries: tuple[int, ...], keys: tuple[int, ...], sizes: Sizes, values: Values, spare: bool = True
+    term: BoxTerm, queries: tuple[int, ...], keys: tuple[int, ...], sizes: Sizes, values: Values
 ) -> tuple[int, int]:
     """:func:`count_boxes` where axes depend on each other."""
     ranges = ranges_within(term)
-    names = names_in(ranges)
-    each = any(name.startswith(("block", "residue")) for name in names)
+    each = _reads_classes(ranges)
     visited = full = 0
     for env, copies in environments(term, sizes, values):
         axes = term_of_head(term, int(env["batch"]), int(env["head"]), sizes, values).axes
         tiles = [tiles_along(a, m, sizes, values, each=each) for a, m in zip(axes, queries, strict=True)]
-        for own in products(tiles):
-            alike = np.prod([t.copies for t in own], axis=0)
-            found = walk_boxes(ranges, own, [np.full(len(alike), n) for n in keys], env, spare=spare)
-            visited += copies * int((found.visited * alike).sum())
-            full += copies * int((found.full * alike).sum())
+        found = count_within(ranges, tiles, keys, env)
+        visited, full = visited + copies * found[0], full + copies * found[1]
     return visited, full
+
+
+def _reads_classes(ranges: Sequence[Ranges]) -> bool:
+    return any(name.startswith(("block", "residue")) for name in names_in(ranges))
 
 
 def environments(term: BoxTerm, sizes: Sizes, values: Values) -> Iterator[tuple[dict[str, Any], int]]:
     """What the ranges of a term read, for each batch item and head that may differ, and how many are the same."""
-    by_head = any(a.by_head for a in term.axes)
-    names = names_in(ranges_within(term)) | ({"batch", "head"} if by_head else set())
-    batches = sizes.batch if "batch" in names else min(sizes.batch, 1)
-    heads = sizes.heads if names & {"head", "kv_head"} else min(sizes.heads, 1)
-    group = max(sizes.heads // max(sizes.kv_heads, 1), 1)
-    for batch, head in product(range(batches), range(heads)):
-        at = {"batch": batch, "head": head, "kv_head": head // group}
-        yield {**leaves(sizes, values), **at}, (sizes.batch // batches) * (sizes.heads // heads)
+    names = names_in(ranges_within(term))
+    if any(a.by_head for a in term.axes):
+        names |= {"batch", "head"}
+    alike = sizes.batch * sizes.heads // max(prod(copies_of(names, sizes)), 1)
+    for at in each_copy(names, sizes):
+        yield {**leaves(sizes, values), **at}, alike
 
 
 def count_pairs(term: BoxTerm, sizes: Sizes, values: Values) -> tuple[int, int]:
@@ -166,19 +165,50 @@ def count_pairs(term: BoxTerm, sizes: Sizes, values: Values) -> tuple[int, int]:
 
     The least is a bound only where :func:`is_countable`.
     """
-    if term.is_nested and _is_short(term, sizes, values):
-        ones = (1,) * len(term.axes)
-        return _count_nested(term, ones, ones, sizes, values, spare=False)
+    nested = _nested_pairs(term, sizes, values) if term.is_nested else None
+    if nested is not None:
+        return nested
     along = [_pairs_along(axis, sizes, values) or count_along(axis, (1, 1), sizes, values) for axis in term.axes]
     return _product([a.visited for a in along], sizes), _product([a.full for a in along], sizes)
 
 
-def _is_short(term: BoxTerm, sizes: Sizes, values: Values) -> bool:
-    """Whether queries with the keys that they see along all axes but the last are few enough to be counted by."""
-    *outer, last = term.axes
-    along = [int(count_along(a, (1, 1), sizes, values).visited.max(initial=0)) for a in outer]
-    every = [tiles_along(one, 1, sizes, values) for one, _ in axes_of_heads(last, sizes, values)]
-    return prod(along) * max((int(tiles.copies.sum()) for tiles in every), default=0) <= _MOST_LINES
+def _nested_pairs(term: BoxTerm, sizes: Sizes, values: Values) -> tuple[int, int] | None:
+    """:func:`count_pairs` where axes depend on each other; None where what the last one sees are too many kinds.
+
+    Along the last axis by stretches where these are few, else coordinate by coordinate.
+    """
+    ranges = ranges_within(term)
+    along = [int(count_along(a, (1, 1), sizes, values).visited.max(initial=0)) for a in term.axes[:-1]]
+    if prod(along) > _MOST_LINES or reads_later_classes(ranges):
+        return None
+    each = _reads_classes(ranges)
+    most = least = 0
+    for env, copies in environments(term, sizes, values):
+        *outer, last = term_of_head(term, int(env["batch"]), int(env["head"]), sizes, values).axes
+        tiles = [tiles_along(a, 1, sizes, values, each=each) for a in outer]
+        whole = tiles_along(last, 2**28, sizes, values, each=each)
+        found, within = kinds_outside(ranges, tiles, (1,) * len(outer), whole, env, spare=False)
+        pairs = None
+        if len(found.weights) * len(whole.first) <= _FEW_CLASSES:
+            pairs = _pairs_of_kinds(found, within, whole, len(outer), env)
+        if pairs is None and len(found.weights) * int((whole.last - whole.first + 1).sum()) <= _MOST_LINES:
+            pairs = count_last(found, within, tiles_along(last, 1, sizes, values, each=each), 1, len(outer), env)
+        if pairs is None:
+            return None
+        most, least = most + copies * pairs[0], least + copies * pairs[1]
+    return most, least
+
+
+def _pairs_of_kinds(found: Kinds, ranges: Ranges, whole: Tiles, axis: int, env: Values) -> tuple[int, int] | None:
+    """At most, and at least so many pairs along the last axis, whose classes are one run each."""
+    totals = [0, 0]
+    for i, (union, weights) in enumerate(((ranges.may, found.weights), (ranges.must, found.weights * found.certain))):
+        for kind in np.flatnonzero(weights):
+            pairs = _pairs_of(whole, axis, union, {**env, **{name: x[kind] for name, x in found.values.items()}})
+            if pairs is None:
+                return None
+            totals[i] += pairs * int(weights[kind])
+    return totals[0], totals[1]
 
 
 def _pairs_along(axis: BoxAxis, sizes: Sizes, values: Values) -> AxisCount | None:
@@ -188,26 +218,25 @@ def _pairs_along(axis: BoxAxis, sizes: Sizes, values: Values) -> AxisCount | Non
     whole = tiles_along(axis, 2**28, sizes, values)
     if len(whole.first) > _FEW_CLASSES:
         return None
-    totals = []
-    for union in (axis.keys.may, axis.keys.must):
-        total = 0
-        for i in range(len(whole.first)):
-            one = Tiles(*(getattr(whole, name)[i : i + 1] for name in Tiles.__slots__))
-            first, rows = int(one.first[0]), int(one.last[0] - one.first[0]) + 1
-            env = {**leaves(sizes, values), "block": int(one.block[0]), "residue": int(one.residue[0])}
-            starts = stretches(union, int(one.low[0]), int(one.high[0]), first, rows, env)
-            if starts is None:
-                return None
-            count = np.diff(starts, append=first + rows)
-            keys = sum(_keys_of(one, x, union, sizes, values) for x in (starts, starts + count - 1))
-            total += int((keys * count).sum()) // 2 * int(one.copies[0])
-        totals.append(np.full((1, 1), total))
-    return AxisCount(*totals)
+    may, must = (_pairs_of(whole, 0, union, leaves(sizes, values)) for union in (axis.keys.may, axis.keys.must))
+    return None if may is None or must is None else AxisCount(np.full((1, 1), may), np.full((1, 1), must))
 
 
-def _keys_of(one: Tiles, x: Array, union: tuple[Interval, ...], sizes: Sizes, values: Values) -> Array:
-    """How many keys the single coordinates ``x`` of one class see."""
-    return np.asarray(ranges_of(replace(one, first=x, last=x), union, sizes, values).total[0, 0])
+def _pairs_of(whole: Tiles, axis: int, union: tuple[Interval, ...], env: Values) -> int | None:
+    """Pairs of coordinates in classes, of which each is one run, by stretches; None where that is not possible."""
+    total = 0
+    for i in range(len(whole.first)):
+        one = whole[np.array([i])]
+        first, rows = int(one.first[0]), int(one.last[0] - one.first[0]) + 1
+        of_class = {name: int(x[0, 0]) for name, x in class_names(axis, one).items()}
+        at = {**env, **of_class, "block": int(one.block[0]), "residue": int(one.residue[0])}
+        starts = stretches(union, int(one.low[0]), int(one.high[0]), first, rows, at)
+        if starts is None:
+            return None
+        count = np.diff(starts, append=first + rows)
+        keys = sum(runs(union, x, x, one.high, at, low=one.low).total[0, 0] for x in (starts, starts + count - 1))
+        total += int((keys * count).sum()) // 2 * int(one.copies[0])
+    return total
 
 
 def is_countable(term: BoxTerm, sizes: Sizes, values: Values) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Literal, assert_never
 
 from ..bounds import Range, interval
@@ -26,6 +27,7 @@ Direction = Literal["keys", "queries"]
 DIRECTIONS: tuple[Direction, Direction] = ("keys", "queries")
 
 
+@lru_cache(maxsize=1024)
 def over_coordinates(condition: Expr, space: Space) -> Expr:
     """``condition``, whose positions are sums of the coordinates of ``space``."""
     return rewritten(expanded(with_bounded_loads(condition)), space.table(), space.ranges())
@@ -40,15 +42,14 @@ def axis_ranges(
     parts: Sequence[Formula], space: Space, classes: Sequence[Classes], direction: Direction
 ) -> tuple[list[Ranges], list[int | None]]:
     """The ranges of each axis, and for each part the axis that decides it, if any does."""
-    table, limits = inner_digits(space, classes, direction)
+    limits, inner = over_inner(tuple(parts), space, tuple(classes), direction)
     own: list[list[Formula]] = [[] for _ in classes]
     implied: list[list[Formula]] = [[] for _ in classes]
     sufficient: list[list[Formula]] = [[] for _ in classes]
     places: list[int | None] = []
     pending: list[tuple[int, int, list[Formula]]] = []
     may_be_full = True
-    for part in parts:
-        over_digits = over_inner(part, space, table, limits)
+    for over_digits in inner:
         axes = None if over_digits is None else axes_of(over_digits)
         if axes is None or len(axes) > 1:
             places.append(None)
@@ -93,8 +94,8 @@ def ranges_within(
     parts: Sequence[Formula], space: Space, classes: Sequence[Classes], direction: Direction
 ) -> Sequence[Ranges | None]:
     """The ranges of each axis for a pair of runs along those before it; None where none of them depends on these."""
-    table, limits = inner_digits(space, classes, direction)
-    known = [f for f in (over_inner(part, space, table, limits) for part in parts) if f is not None]
+    limits, inner = over_inner(tuple(parts), space, tuple(classes), direction)
+    known = [f for f in inner if f is not None]
     found = []
     depends = False
     for axis, c in enumerate(classes):
@@ -125,7 +126,23 @@ def names_outside(space: Space, c: Classes, axis: int) -> dict[Expr, Expr]:
     return table
 
 
-def inner_digits(
+def over_inner(
+    parts: tuple[Formula, ...], space: Space, classes: tuple[Classes, ...], direction: Direction
+) -> tuple[Mapping[str, Range], tuple[Formula | None, ...]]:
+    """``parts`` over coordinates inside of classes, None for one that cannot be; and the values that these take."""
+    # Directions differ in whose residue is shifted.
+    return _over_inner(parts, space, classes, direction if any(c.shift != ZERO for c in classes) else "keys")
+
+
+@lru_cache(maxsize=64)
+def _over_inner(
+    parts: tuple[Formula, ...], space: Space, classes: tuple[Classes, ...], direction: Direction
+) -> tuple[Mapping[str, Range], tuple[Formula | None, ...]]:
+    table, limits = _inner_digits(space, classes, direction)
+    return limits, tuple(_part_over_inner(part, space, table, limits) for part in parts)
+
+
+def _inner_digits(
     space: Space, classes: Sequence[Classes], direction: Direction
 ) -> tuple[dict[Index, Expr], dict[str, Range]]:
     """Coordinates over those inside of classes, and the values that these take."""
@@ -151,13 +168,13 @@ def inner_digits(
     return table, limits
 
 
-def over_inner(
+def _part_over_inner(
     f: Formula, space: Space, table: Mapping[Index, Expr], limits: Mapping[str, Range]
 ) -> Formula | None:
     """``f`` over coordinates inside of classes; None where an atom cannot be."""
     match f:
         case All() | Any():
-            parts = tuple(over_inner(p, space, table, limits) for p in f.parts)
+            parts = tuple(_part_over_inner(p, space, table, limits) for p in f.parts)
             known = tuple(p for p in parts if p is not None)
             if len(known) < len(parts):
                 return None

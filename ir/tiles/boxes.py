@@ -22,7 +22,6 @@ from .box_ranges import (
     axes_of,
     axis_ranges,
     extent,
-    inner_digits,
     is_integer_comparison,
     names_outside,
     over_coordinates,
@@ -138,9 +137,7 @@ def _disjoint(f: Formula, reverse: bool) -> tuple[Formula, ...]:
     rest = tuple(p for p in parts if p is not choice)
     divisions = {p: sum(_divides(e) for a in atoms(p) for e in walk(a)) for p in alternatives}
     ordered = sorted(divisions, key=divisions.__getitem__, reverse=reverse)
-    return tuple(
-        conjoin((*rest, part, *(negated(before) for before in ordered[:i]))) for i, part in enumerate(ordered)
-    )
+    return tuple(conjoin((*rest, part, *(negated(before) for before in ordered[:i]))) for i, part in enumerate(ordered))
 
 
 def _alternatives(f: Any) -> tuple[Formula, ...]:
@@ -210,9 +207,7 @@ def _term(d: _Draft, fit: Fit) -> BoxTerm:
     # Along axes that nobody declared, as remainders make them, runs of positions say as much.
     if d.remaining and d.declared:
         keys, queries = (ranges_within(d.rest, d.space, d.classes, direction) for direction in DIRECTIONS)
-        axes = tuple(
-            replace(a, keys_within=k, queries_within=q) for a, k, q in zip(axes, keys, queries, strict=True)
-        )
+        axes = tuple(replace(a, keys_within=k, queries_within=q) for a, k, q in zip(axes, keys, queries, strict=True))
     proofs = [*_proved_as_classes(d.parts, d.rest, d.relations)]
     proofs += _proved_along_axes(d.rest, d.places, d.space, d.classes)
     order = [a for part in d.parts for a in atoms(part)]
@@ -271,9 +266,8 @@ def _proved_as_classes(
 def _proved_along_axes(
     parts: Sequence[Formula], places: Sequence[int | None], space: Space, classes: Sequence[Classes]
 ) -> Iterator[Proof]:
-    table, limits = inner_digits(space, classes, "keys")
-    for part, axis in zip(parts, places, strict=True):
-        over_digits = over_inner(part, space, table, limits)
+    limits, inner = over_inner(tuple(parts), space, tuple(classes), "keys")
+    for part, axis, over_digits in zip(parts, places, inner, strict=True):
         narrowed = [] if over_digits is None else _narrowed(over_digits, limits)
         for atom in atoms(part):
             if over_digits == All(()):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 from math import prod
 
 import numpy as np
@@ -16,14 +15,28 @@ import numpy as np
 from ..traverse import index_names
 from .box_choice import Boxes, choose_boxes
 from .box_count import count_boxes, count_pairs, is_countable
-from .numeric import Array, Sizes, Values, allowed, cover, decide, inward, leaves, outward, runs, tile_ends
+from .class_count import count_classes
+from .decide import decide
+from .numeric import (
+    MOST_COPIES,
+    Array,
+    Sizes,
+    Values,
+    allowed,
+    copies_of,
+    cover,
+    each_copy,
+    inward,
+    leaves,
+    outward,
+    runs,
+    tile_ends,
+)
 from .plan import Interval, TilePlan
 from .stretches import stretches
 
 # Rows whose intervals are evaluated at once when pairs are counted row by row.
 ROWS = 2**16
-# So many batches and heads that differ are looked at one by one.
-MOST_COPIES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +141,17 @@ def tile_counts(
 ) -> TileCounts:
     """How many pairs of tiles are empty, partial and full.
 
-    In closed form unless the plan is ``classified``, or ``exact`` is set: see :func:`tile_map`.
+    Without looking at each unless ``exact`` is set, or a ``classified`` plan reads data in no order: see
+    :func:`tile_map`.
     """
     rows, columns = -(-sizes.q_len // block_m), -(-sizes.kv_len // block_n)
     total = sizes.batch * sizes.heads * rows * columns
-    if exact or plan.classification is not None:
+    counted = None
+    if plan.classification is not None and not exact:
+        counted = count_classes(plan.classification, sizes, values, block_m, block_n)
+    if counted is not None:
+        partial, full = counted
+    elif exact or plan.classification is not None:
         partial = full = 0
         for classes in _classes(plan, sizes, values, block_m, block_n, exact):
             copies = _copies(classes, sizes)
@@ -160,9 +179,7 @@ def box_counts(
     Of the shapes ``chosen`` for each term, or of those that visit the fewest.
     """
     boxes = chosen or tuple(choose_boxes(term, sizes, values, block_m, block_n) for term in plan.boxes)
-    counts = [
-        count_boxes(term, b.queries, b.keys, sizes, values) for term, b in zip(plan.boxes, boxes, strict=True)
-    ]
+    counts = [count_boxes(term, b.queries, b.keys, sizes, values) for term, b in zip(plan.boxes, boxes, strict=True)]
     visited, full = (sum(x) for x in zip(*counts, strict=True))
     pairs = sum(n * prod(b.queries) * prod(b.keys) for (n, _), b in zip(counts, boxes, strict=True))
     tiles = sizes.batch * sizes.heads * -(-sizes.q_len // block_m) * -(-sizes.kv_len // block_n)
@@ -202,14 +219,10 @@ def _stretches(union: tuple[Interval, ...], sizes: Sizes, env: Values) -> Iterat
     """First rows of stretches along which the number of keys grows evenly, and how many rows each has."""
     ends = [e for i in union for e in (i.start, i.stop)]
     names = frozenset[str]().union(*map(index_names, ends))
-    batches = range(sizes.batch if "batch" in names else 1)
-    heads = range(sizes.heads if names & {"head", "kv_head"} else 1)
     found = []
-    if len(batches) * len(heads) <= MOST_COPIES:
-        group = max(sizes.heads // max(sizes.kv_heads, 1), 1)
-        for batch, head in product(batches, heads):
-            at = {**env, "batch": batch, "head": head, "kv_head": head // group}
-            found.append(stretches(union, 0, sizes.kv_len, 0, sizes.q_len, at))
+    if prod(copies_of(names, sizes)) <= MOST_COPIES:
+        for at in each_copy(names, sizes):
+            found.append(stretches(union, 0, sizes.kv_len, 0, sizes.q_len, {**env, **at}))
     if found and all(x is not None for x in found):
         starts = np.unique(np.concatenate([x for x in found if x is not None]))
         starts = starts[starts < sizes.q_len]

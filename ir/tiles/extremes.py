@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from ..build import const, unary
 from ..nodes import Binary, Cast, Const, Expr, Index, Select, Unary
 from ..symbolic import TILE_FIRST, TILE_LAST, at_least, linear, mentions, simplify, to_expr
@@ -11,6 +13,7 @@ from .arithmetic import Extremes, interval
 from .solve import Axis
 
 
+@lru_cache(maxsize=4096)
 def extremes(e: Expr, axis: Axis) -> Extremes | None:
     """Bounds of the integer ``e`` over positions ``tile_first <= axis <= tile_last``.
 

@@ -1,10 +1,9 @@
-"""A plan's ranges and classification as numbers, with numpy: vectorised over tiles, batch and heads."""
+"""A plan's ranges as numbers, with numpy: vectorised over tiles, batch and heads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from itertools import product
 from typing import Any
 
@@ -12,17 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ..interpret import evaluate
-from ..nodes import Expr, Reduction, Value
-from ..traverse import index_names, substitute, walk
-from .plan import Classification, Interval, TilePlan
+from ..nodes import Expr
+from .plan import Interval, TilePlan
 from .solve import Axis
-from .steps import looks, shifted, steps
 
 Array = npt.NDArray[Any]
 Values = Mapping[str, Array | bool | int | float]
 
 # Pairs of tiles, or of positions, held in memory at once.
 CHUNK = 2**22
+# So many batches and heads that differ are looked at one by one.
+MOST_COPIES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +51,19 @@ def leaves(sizes: Sizes, values: Values) -> dict[str, Array | bool | int | float
     }
 
 
+def copies_of(names: frozenset[str], sizes: Sizes) -> tuple[int, int]:
+    """How many batch items, and heads, may differ in what depends on ``names``."""
+    by_head = names & {"head", "kv_head"}
+    return sizes.batch if "batch" in names else min(sizes.batch, 1), sizes.heads if by_head else min(sizes.heads, 1)
+
+
+def each_copy(names: frozenset[str], sizes: Sizes) -> Iterator[dict[str, int]]:
+    """The indices of each of these, batch items outermost."""
+    group = max(sizes.heads // max(sizes.kv_heads, 1), 1)
+    for batch, head in product(*map(range, copies_of(names, sizes))):
+        yield {"batch": batch, "head": head, "kv_head": head // group}
+
+
 @dataclass(frozen=True, slots=True)
 class Runs:
     """Disjoint ascending runs ``[starts, stops)``, arrays (k, batch or 1, head or 1, rows); some are empty."""
@@ -70,7 +82,7 @@ def runs(
 ) -> Runs:
     """The positions of ``union`` for tiles ``[first, last]`` (arrays (rows,)), clipped to ``[low, length)``."""
     tiles = {**env, "tile_first": first[:, None], "tile_last": last[:, None]}
-    ends = [_read(e, tiles).astype(np.int64) for i in union for e in (i.start, i.stop)]
+    ends = [read(e, tiles).astype(np.int64) for i in union for e in (i.start, i.stop)]
     shape = np.broadcast_shapes((1, 1, len(first), 1), *(e.shape for e in ends))
     clipped = [np.clip(np.broadcast_to(e, shape)[..., 0], low, length) for e in ends]
     if not clipped:
@@ -122,74 +134,19 @@ def tile_ends(length: int, block: int) -> tuple[Array, Array]:
     return first, np.minimum(first + block, length) - 1
 
 
-def decide(plan: Classification, sizes: Sizes, values: Values, block_m: int, block_n: int) -> Iterator[Array]:
-    """Classes of tiles (0 empty, 1 partial, 2 full), as int8 (batch or 1, head or 1, some rows, columns)."""
-    env = leaves(sizes, values)
-    table: dict[Expr, Expr] = {}
-    tiles: dict[str, Array] = {}
-    of_pairs: dict[str, Reduction] = {}
-    for e in (plan.may, plan.must):
-        for x in walk(e):
-            if isinstance(x, Reduction) and x not in table:
-                name = f"reduction {len(table)}"
-                table[x] = Value(name, x.type)
-                if x.axis == "both":
-                    of_pairs[name] = x
-                else:
-                    tiles[name] = _reduced(x, sizes, env, block_m if x.axis == "q" else block_n)
-    may, must = substitute(plan.may, table), substitute(plan.must, table)
-    rows, columns = -(-sizes.q_len // block_m), -(-sizes.kv_len // block_n)
-    names = index_names(plan.may) | index_names(plan.must)
-    copies = (sizes.batch if "batch" in names else 1) * (sizes.heads if names & {"head", "kv_head"} else 1)
-    key = np.arange(0, sizes.kv_len, block_n)
-    offsets = {x.x: _offsets(x.x, block_m, block_n) for x in of_pairs.values()}
-    for part in chunks(rows, copies * columns):
-        by_row = {n for n, a in tiles.items() if a.shape[-2] == rows and a.shape[-1] == 1}
-        local = {n: a[..., part, :] if n in by_row else a for n, a in tiles.items()}
-        query = np.arange(part.start, part.stop)[:, None] * block_m
-        looked = {e: [_at(e, query + i, key + j, sizes, env) for i, j in found] for e, found in offsets.items()}
-        for name, x in of_pairs.items():
-            local[name] = reduce(np.logical_or if x.op == "any" else np.logical_and, looked[x.x])
-        possible, certain = _read(may, {**env, **local}), _read(must, {**env, **local})
-        yield _classes(possible, certain, part.stop - part.start, columns)
-
-
-def _classes(possible: Array, certain: Array, rows: int, columns: int) -> Array:
-    classes = possible.astype(np.int8) + (possible & certain)
-    shape = (1,) * (4 - classes.ndim) + classes.shape
-    return np.broadcast_to(classes.reshape(shape), (*shape[:2], rows, columns))
-
-
-def _offsets(e: Expr, block_m: int, block_n: int) -> list[tuple[int, int]]:
-    """Where in a pair of tiles to look, so that one pair of all blocks that they touch is seen."""
-    found = steps(e)
-    assert found is not None
-    of_queries, of_keys = (
-        looks(block, step, shifted(e, axis))
-        for block, step, axis in zip((block_m, block_n), found, ("q", "kv"), strict=True)
-    )
-    return list(product(of_queries, of_keys))
-
-
-def _at(e: Expr, q: Array, kv: Array, sizes: Sizes, env: Values) -> Array:
-    """``e`` at pairs of positions, those beyond the last one taken for it: (batch or 1, head or 1, rows, columns)."""
-    return _read(e, {**env, "q": np.minimum(q, sizes.q_len - 1), "kv": np.minimum(kv, sizes.kv_len - 1)})
-
-
-def _reduced(x: Reduction, sizes: Sizes, env: Values, block: int) -> Array:
-    """One reduction over all tiles of its axis: (batch or 1, head or 1, rows, 1), or (…, 1, columns) for keys."""
-    assert x.axis != "both"
-    length = sizes.length(x.axis)
-    values = _read(x.x, {**env, x.axis: np.arange(length)})
-    values = np.broadcast_to(values, np.broadcast_shapes(values.shape, (1, 1, 1, length)))
-    combine = {"min": np.minimum, "max": np.maximum, "any": np.logical_or, "all": np.logical_and}[x.op]
-    reduced = combine.reduceat(values, np.arange(0, length, block), axis=-1) if length else values
-    return np.swapaxes(reduced, -1, -2) if x.axis == "q" else reduced
-
-
-def _read(e: Expr, env: Values) -> Array:
+def read(e: Expr, env: Values) -> Array:
     """``e`` as kernels evaluate it: masked pairs may index past the end of a tensor, and read its nearest element."""
     return evaluate(e, env, clamp=True)
+
+
+def different(every: Sequence[Array], length: int) -> tuple[Array, Array]:
+    """Where arrays of ``length`` first have each combination of values, and which of these stands at every place."""
+    code = np.zeros(length, np.int64)
+    for x in every:
+        values, place = np.unique(x, return_inverse=True)
+        code = np.unique(code * len(values) + place.ravel(), return_inverse=True)[1].ravel()
+    _, which, kind = np.unique(code, return_index=True, return_inverse=True)
+    return which, kind.ravel()
 
 
 def chunks(rows: int, width: int) -> Iterator[slice]:
@@ -205,5 +162,5 @@ def allowed(plan: TilePlan, sizes: Sizes, values: Values, rows_at_once: int) -> 
     step = max(CHUNK // max(sizes.batch * sizes.heads * sizes.kv_len, 1) // rows_at_once, 1) * rows_at_once
     for start in range(0, sizes.q_len, step):
         q = np.arange(start, min(start + step, sizes.q_len))
-        keep = _read(plan.variant.mask, {**env, "q": q[:, None]})
+        keep = read(plan.variant.mask, {**env, "q": q[:, None]})
         yield np.broadcast_to(keep, (sizes.batch, sizes.heads, len(q), sizes.kv_len))

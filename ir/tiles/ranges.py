@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import assert_never
 
 from ..build import binary, const, select
@@ -23,6 +24,7 @@ INTERVALS, WIDEST = 3, 8
 MOST = 2 * WIDEST
 
 
+@lru_cache(maxsize=512)
 def tile_ranges(f: Formula, tile: Axis, other: Axis) -> Ranges:
     """The positions of ``other`` that a tile of ``tile`` may and must attend to under ``f``."""
     solution = solve(tighten(f), tile, other)
@@ -30,6 +32,7 @@ def tile_ranges(f: Formula, tile: Axis, other: Axis) -> Ranges:
     return Ranges(finish(may, other), finish(_must(solution, tile, other)[:INTERVALS], other))
 
 
+@lru_cache(maxsize=512)
 def is_solved(f: Formula) -> bool:
     """Whether every atom of ``f`` has a closed form for keys given queries, and for queries given keys."""
     return _closed(solve(f, "q", "kv"), "q") and _closed(solve(f, "kv", "q"), "kv")

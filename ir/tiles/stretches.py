@@ -7,17 +7,21 @@ of a row is linear too: its sum over a stretch is known from the first and the l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
 from ..interpret import evaluate
-from ..nodes import COMPARISONS, TILE_NAMES, Binary, Cast, Expr, Index, Select, Unary
+from ..nodes import COMPARISONS, TILE_NAMES, Binary, Cast, Expr, Index, ReductionOp, Select, Unary
 from ..traverse import index_names
+from ..types import F32
 from .numeric import Array, Values
 from .plan import Interval
+
+# Operators whose result is made of linear pieces, as their operands are.
+_LINEAR = COMPARISONS | {"add", "sub", "mul", "min", "max", "floordiv", "mod", "and", "or"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,10 @@ class Pieces:
 
     def cut(self, starts: Array) -> Pieces:
         """The same function in pieces that begin at ``starts``, which have those of this one among them."""
+        if starts is self.starts:
+            return self
+        if len(self.starts) == 1:
+            return Pieces(self.rows, starts, self.values + self.slopes * starts, np.repeat(self.slopes, len(starts)))
         at = np.searchsorted(self.starts, starts, "right") - 1
         values = self.values[at] + self.slopes[at] * (starts - self.starts[at])
         return Pieces(self.rows, starts, values, self.slopes[at])
@@ -49,23 +57,64 @@ def stretches(union: Sequence[Interval], low: int, high: int, first: int, rows: 
     starts = np.zeros(1, np.int64)
     floor, ceiling = _constant(low, rows), _constant(max(low, high), rows)
     row = Pieces(rows, *(np.array([x]) for x in (0, first, 1)))
-    found = [_pieces(e, row, env) for i in union for e in (i.start, i.stop)]
+    of = _pieces_over(row, env)
+    found = [of(e) for e in dict.fromkeys(e for i in union for e in (i.start, i.stop))]
     ends = [_extreme(_extreme(p, floor, "max"), ceiling, "min") for p in found if p is not None]
     if len(ends) < len(found):
         return None
     for p in (*ends, *(_apart(a, b)[0] for a, b in combinations(ends, 2))):
-        starts = np.union1d(starts, p.starts)
+        starts = _union(starts, p.starts)
     return first + starts if len(starts) <= max(rows // 8, 64) else None
 
 
 def always(condition: Expr, rows: int, env: Values) -> bool | None:
     """Whether ``condition`` of the row holds for all rows from 0 on; None where it is not made of linear pieces."""
-    found = _pieces(condition, Pieces(rows, *(np.array([x]) for x in (0, 0, 1))), env)
-    return None if found is None else bool((found.values != 0).all())
+    found = _pieces_over(_rows(rows), env)(condition)
+    if found is not None:
+        return bool((found.values != 0).all())
+    match condition:
+        case Binary(op="or", a=a, b=b):
+            return always(a, rows, env) or always(b, rows, env) or None
+        case _:
+            return None
 
 
-def _pieces(e: Expr, row: Pieces, env: Values) -> Pieces | None:
-    """``e`` as a function of the row; booleans are 0 and 1."""
+def reduced(e: Expr, rows: int, block: int, env: Values, op: ReductionOp) -> Array | None:
+    """``e`` of the row, reduced over every ``block`` rows; None where it is not made of linear pieces."""
+    found = _pieces_over(_rows(rows), env)(e) if e.type is not F32 else None
+    if found is None:
+        return None
+    firsts = np.arange(0, rows, block)
+    found = found.cut(firsts if len(found.starts) == 1 else _union(found.starts, firsts))
+    ends = found.values, found.values + found.slopes * (found.lengths - 1)
+    combine = np.minimum if op in ("min", "all") else np.maximum
+    return np.asarray(combine.reduceat(combine(*ends), np.searchsorted(found.starts, firsts)))
+
+
+def _rows(count: int) -> Pieces:
+    return Pieces(count, *(np.array([x]) for x in (0, 0, 1)))
+
+
+def _union(*starts: Array) -> Array:
+    """All of ``starts``, each of which is sorted, once."""
+    every = np.sort(np.concatenate(starts), kind="stable")
+    return np.asarray(every[np.append(True, every[1:] != every[:-1])])
+
+
+def _pieces_over(row: Pieces, env: Values) -> Callable[[Expr], Pieces | None]:
+    """Expressions as functions of the row; booleans are 0 and 1."""
+    known: dict[Expr, Pieces | None] = {}
+
+    def of(e: Expr) -> Pieces | None:
+        if e not in known:
+            known[e] = _made(e, row, env, of)
+        return known[e]
+
+    return of
+
+
+def _made(e: Expr, row: Pieces, env: Values, of: Callable[[Expr], Pieces | None]) -> Pieces | None:
+    """:func:`_pieces_over` of ``e``, from what ``of`` gives for its operands."""
     if not index_names(e) & set(TILE_NAMES):
         value = np.asarray(evaluate(e, env, clamp=True))
         return _constant(int(value.item()), row.rows) if value.size == 1 and value.dtype.kind in "bi" else None
@@ -73,20 +122,20 @@ def _pieces(e: Expr, row: Pieces, env: Values) -> Pieces | None:
         case Index():
             return row
         case Cast(x=x) if e.type.is_integer:
-            return _pieces(x, row, env)
+            return of(x)
         case Unary(op=op, x=x):
-            a = _pieces(x, row, env)
+            a = of(x)
             return None if a is None else _unary(op, a)
         case Select(condition=c, a=x, b=y):
-            parts = [p for p in (_pieces(p, row, env) for p in (c, x, y)) if p is not None]
+            parts = [p for p in (of(p) for p in (c, x, y)) if p is not None]
             if len(parts) < 3:
                 return None
             condition, a, b = _aligned(*parts)
             chosen = condition.values != 0
             values, slopes = np.where(chosen, a.values, b.values), np.where(chosen, a.slopes, b.slopes)
             return Pieces(row.rows, a.starts, values, slopes)
-        case Binary(op=op, a=x, b=y):
-            first, second = _pieces(x, row, env), _pieces(y, row, env)
+        case Binary(op=op, a=x, b=y) if op in _LINEAR:
+            first, second = of(x), of(y)
             return None if first is None or second is None else _binary(op, first, second)
         case _:
             return None
@@ -146,7 +195,8 @@ def _constant(value: int, rows: int) -> Pieces:
 
 
 def _aligned(*parts: Pieces) -> tuple[Pieces, ...]:
-    starts = np.unique(np.concatenate([p.starts for p in parts]))
+    every = {id(p.starts): p.starts for p in parts if len(p.starts) > 1}
+    (starts,) = every.values() if len(every) == 1 else (_union(*(p.starts for p in parts)),)
     return tuple(p.cut(starts) for p in parts)
 
 
@@ -161,7 +211,7 @@ def _apart(a: Pieces, b: Pieces) -> tuple[Pieces, Pieces]:
         meet = np.where(slope > 0, -(-apart // np.maximum(slope, 1)), 0)
         beyond = np.where(slope > 0, apart // np.maximum(slope, 1) + 1, 0)
     inside = [a.starts[(t > 0) & (t < a.lengths)] + t[(t > 0) & (t < a.lengths)] for t in (meet, beyond)]
-    starts = np.unique(np.concatenate([a.starts, *inside]))
+    starts = _union(a.starts, *inside) if any(map(len, inside)) else a.starts
     return a.cut(starts), b.cut(starts)
 
 

@@ -130,7 +130,7 @@ def test_boxes_that_need_no_mask_come_last() -> None:
 
 def test_full_boxes_carry_no_mask() -> None:
     text = module([rg.neighborhood(WIDE, 13)]).text
-    loop = text[text.index("# Tiles in which every pair is allowed.") : text.index("mbarrier.arrive(q_empty)")]
+    loop = text[text.index("# Tiles in which every pair is allowed.") : text.index("mbarrier.arrive(q_empty")]
     assert "start_scores" in loop
     assert "where" not in loop and "k_at" not in loop and "read(" not in loop
 
