@@ -10,7 +10,7 @@ from dataclasses import replace
 from math import prod
 
 from ..ir.tiles.plan import TilePlan
-from .defaults import heaviest_last
+from .defaults import heaviest_last, takes_registers
 from .emitter import Emitter
 from .gluon_box_consumer import BoxConsumer
 from .gluon_box_seen import emit_clean, emit_seen_keys
@@ -23,7 +23,6 @@ from .gluon_forward import (
     emit_constants,
     emit_start,
     run_function,
-    takes_registers,
     variations,
 )
 from .gluon_loader import TileLoads, emit_load_tiles

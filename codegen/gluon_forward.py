@@ -16,11 +16,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from ..ir.dependence import dependence
-from ..ir.nodes import TILE_NAMES, Load, Unary
 from ..ir.tiles.plan import TilePlan
-from ..ir.traverse import index_names, walk
-from .defaults import heaviest_last
+from .defaults import heaviest_last, sees_few_keys, takes_registers
 from .emitter import Emitter
 from .gluon_consumer import Consumer
 from .gluon_loader import emit_load_tiles, emit_place_function, run_loads
@@ -54,7 +51,6 @@ from .triton_module import (
     user_names,
 )
 from .triton_program import SIZES, emit_classify_call, emit_shape_check, table_arguments, uses_table
-from .triton_values import level_of
 
 KERNEL = "attention_forward"
 _HEAD_SIZES = (64, 96, 128, 192, 256)
@@ -94,11 +90,6 @@ def _gains_ahead(plan: TilePlan, problem: Problem) -> bool:
     return sizes == (64, 64) or (sizes == (128, 128) and (unseen.asked_on_host if few else heaviest_last(plan.keys)))
 
 
-def sees_few_keys(plan: TilePlan) -> bool:
-    """Whether the first key that a tile of queries sees moves with it."""
-    return any(index_names(x.start) & set(TILE_NAMES) for x in plan.keys.may)
-
-
 def _buffer_bytes(problem: Problem, schedule: Schedule, *, apart: bool) -> int:
     """Shared memory for tiles; ``apart``: outputs have buffers besides those of queries."""
     rows = problem.head_dim * (2 if schedule.ahead else 1) + (problem.value_dim if apart else 0)
@@ -130,19 +121,6 @@ def variations(default: Schedule) -> tuple[Schedule, ...]:
     shapes = ((128, 2), (128, 3), (64, 2), (64, 3), (64, 4))
     others = (replace(default, block_n=n, num_stages=s, ahead=False) for n, s in shapes)
     return tuple(dict.fromkeys((default, *others)))
-
-
-def takes_registers(plan: TilePlan) -> bool:
-    """Whether scores are modified by what needs many registers: loads for each pair or key, and functions."""
-    return bool(functions_of_pairs(plan) - {"tanh"}) or any(
-        isinstance(x, Load) and "kv" in dependence(x) for score in plan.variant.scores for x in walk(score)
-    )
-
-
-def functions_of_pairs(plan: TilePlan) -> set[str]:
-    """Functions that scores call for each pair; tanh is one instruction of the hardware, others take several."""
-    called = (x for score in plan.variant.scores for x in walk(score) if isinstance(x, Unary))
-    return {x.op for x in called if x.op not in ("neg", "not", "abs") and level_of(dependence(x)) == "pair"}
 
 
 def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:

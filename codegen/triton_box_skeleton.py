@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..ir.nodes import ZERO, Expr
+from ..ir.pair_masks import few_operations
 from ..ir.passes.narrow_integers import narrow
-from ..ir.squares import small_squares
 from ..ir.tiles.plan import BoxAxis, BoxTerm, Interval, Ranges, TilePlan
 from ..ir.traverse import index_names
 from .box_groups import Groups, Letter
@@ -39,7 +39,7 @@ def plan_of_boxes(plan: TilePlan) -> TilePlan:
 def _narrow_term(term: BoxTerm) -> BoxTerm:
     return replace(
         term,
-        mask=narrow(small_squares(term.mask)),
+        mask=narrow(term.mask),
         axes=tuple(map(_narrow_axis, term.axes)),
         query_origin=_narrow_origin(term.query_origin),
         key_origin=_narrow_origin(term.key_origin),
@@ -96,7 +96,8 @@ class OverBoxes(Skeleton):
         self.exact_hull = False
         self.results.pop("mask", None)
         found = zip(self._masks, self.group.walks, self.walks, strict=True)
-        self.results = {name: w.term.mask for name, w, visits in found if not visits.is_product} | self.results
+        masks = {name: w.term.mask for name, w, visits in found if not visits.is_product}
+        self.results = {name: narrow(few_operations(mask)) for name, mask in masks.items()} | self.results
         if groups.add_up or not groups.complete:
             self.fresh = "zeros"
         if groups.add_up:

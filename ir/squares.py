@@ -52,6 +52,12 @@ def _cut(total: Expr, limit: Expr) -> Expr:
     return first
 
 
+def values_of(e: Expr) -> Range:
+    """The interval of a sum, which knows that squares are not below 0."""
+    ranges = [_range(x) for x in _addends(e)]
+    return sum(low for low, _ in ranges), sum(high for _, high in ranges)
+
+
 def _addends(e: Expr) -> list[Expr]:
     match e:
         case Binary("add", a, b):
