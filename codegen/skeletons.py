@@ -193,6 +193,8 @@ def _slower_on_tables(plan: TilePlan, problem: Problem, direction: Direction, lo
         return None
     if not long:
         return "slower at head size 64 where tiles come from a table and its rows are short"
+    if direction == "backward" and len(plan.boxes) > 1:
+        return "slower at head size 64 where tiles come from a table and boxes of several terms cut closer"
     if may_hide_keys(plan):
         return "slower at head size 64 where tiles come from a table and may hold keys that no query sees"
     return None
