@@ -77,6 +77,11 @@ class Band:
         stop = _fitted(binary("max", found.stop, ZERO), column)
         return Band(first, stop, narrow(simplified(conjunction(rest))), column)
 
+    @staticmethod
+    def without_bounds(mask: Expr, column: Column) -> Band:
+        """All of ``mask`` is asked pair by pair, where bounds of rows would take registers that are not there."""
+        return Band(None, _LENGTHS[column], mask, column)
+
     def results(self) -> dict[str, Expr]:
         """The bounds, and the rest as ``mask``, by name."""
         found = {} if self.first is None else {FIRST: self.first}
