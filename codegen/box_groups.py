@@ -34,12 +34,14 @@ class Group:
     """Walks of one kernel, whose programs own boxes of the first walk's space.
 
     ``adds``: rows have results of groups that ran before, to which those of this one are added. ``last``: no group
-    adds to them any more.
+    adds to them any more. ``outside``: rows are those before a grid, or after one, which are few and may see far more
+    than others; they lie on a line.
     """
 
     walks: tuple[Walk, ...]
     adds: bool = False
     last: bool = True
+    outside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def groups_of(terms: Sequence[BoxTerm], own: Letter) -> Groups:
         end = _end(main[0], own)
         before = [Walk(_up_to(t, own, origin)) for t in beside] if _starts_late(main[0], own) else []
         after = [Walk(_from(t, own, end)) for t in beside] if end is not None else []
-        outside = tuple(Group(tuple(walks)) for walks in (before, after) if walks)
+        outside = tuple(Group(tuple(walks), outside=True) for walks in (before, after) if walks)
         return Groups((*outside, group), bool(beside) or _has_all_rows(main[0], own))
     if not all(_has_all_rows(g[0], own) for g in grids):
         beside, apart = [], lines

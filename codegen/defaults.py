@@ -1,5 +1,7 @@
 """Schedules that need no tuning: a table by target, direction and size of a row, and candidates to search.
 
+What of a plan decides between them is asked here by the warp-specialised skeletons too.
+
 Figures of sm_90 are measured (bf16, causal, B 4, H 16, S 4096); the others follow from what fits into shared
 memory and registers.
 """
@@ -9,11 +11,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from ..ir.nodes import TILE_NAMES
+from ..ir.dependence import dependence
+from ..ir.nodes import TILE_NAMES, Load, Unary
 from ..ir.tiles.plan import Ranges, TilePlan
-from ..ir.traverse import index_names
-from .box_support import walks_boxes
+from ..ir.traverse import index_names, walk
+from .box_support import gradients_walk_boxes, walks_boxes
 from .schedule import Problem, Schedule, Target
+from .triton_values import level_of
 
 Direction = Literal["forward", "backward"]
 
@@ -54,10 +58,11 @@ def default_schedule(plan: TilePlan, problem: Problem, target: Target, direction
     if target.backend == "cpu":
         return Schedule(128, 128, num_warps=1, num_stages=1)
     ieee = problem.dtype == "f32" and not problem.tf32
+    walks = walks_boxes(plan, target) if direction == "forward" else gradients_walk_boxes(plan, target)
     descriptors = problem.aligned and not ieee and target.backend == "cuda" and int(target.arch) >= 90
     if ieee:
         tables = _IEEE_FORWARD, _IEEE_GRAD_KEY, _IEEE_GRAD_QUERY
-    elif descriptors and walks_boxes(plan, target):
+    elif descriptors and walks:
         tables = _BOX_FORWARD, _BOX_GRAD_KEY, _BOX_GRAD_QUERY
     elif descriptors and plan.method != "closed":
         tables = _FORWARD, _GRAD_KEY_OF_TABLE, _GRAD_QUERY_OF_TABLE
@@ -69,7 +74,6 @@ def default_schedule(plan: TilePlan, problem: Problem, target: Target, direction
         Schedule(*_fitting(table, problem, target), descriptors=descriptors) for table in tables
     )
     late_queries, late_keys = heaviest_last(plan.keys), heaviest_last(plan.queries)
-    walks = walks_boxes(plan, target)
     if walks:
         axes = [a for term in plan.boxes for a in term.axes]
         late_queries = any(heaviest_last(a.keys) for a in axes)
@@ -110,6 +114,24 @@ def uneven(ranges: Ranges) -> bool:
     """Whether earlier or later tiles have more to visit: of an interval only one end moves with the tile."""
     moves = [[bool(index_names(end) & set(TILE_NAMES)) for end in (x.start, x.stop)] for x in ranges.may]
     return any(start != stop for start, stop in moves)
+
+
+def sees_few_keys(plan: TilePlan) -> bool:
+    """Whether the first key that a tile of queries sees moves with it."""
+    return any(index_names(x.start) & set(TILE_NAMES) for x in plan.keys.may)
+
+
+def takes_registers(plan: TilePlan) -> bool:
+    """Whether scores are modified by what needs many registers: loads for each pair or key, and functions."""
+    return bool(functions_of_pairs(plan) - {"tanh"}) or any(
+        isinstance(x, Load) and "kv" in dependence(x) for score in plan.variant.scores for x in walk(score)
+    )
+
+
+def functions_of_pairs(plan: TilePlan) -> set[str]:
+    """Functions that scores call for each pair; tanh is one instruction of the hardware, others take several."""
+    called = (x for score in plan.variant.scores for x in walk(score) if isinstance(x, Unary))
+    return {x.op for x in called if x.op not in ("neg", "not", "abs") and level_of(dependence(x)) == "pair"}
 
 
 def _shaped(schedule: Schedule, shape: _Shape) -> Schedule:

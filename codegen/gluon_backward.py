@@ -25,6 +25,7 @@ from .gluon_module import DESCRIPTOR, emit_layouts, emit_tables, finish, reason_
 from .gluon_names import installed_names
 from .gluon_parts import descriptors, emit_buffers, emit_together, widths
 from .gluon_tiles import CELLS
+from .gluon_work import emit_work
 from .schedule import Problem, Schedule, Source, Target
 from .triton_backward import TIDY
 from .triton_gradients import contributions
@@ -118,6 +119,7 @@ def key_arguments(
         Argument("terms", "", f"TensorDescriptor(terms, list(terms.shape), list(terms.stride()), {terms})"),
         *sums,
         *gradients,
+        *consumer.work,
         *parameters,
         *SIZES,
     ]
@@ -140,6 +142,7 @@ def emit_key_kernel(
     with kernel(out, name, arguments, consumer.constant_names):
         out.line(f"sizes = ({', '.join(a.name for a in SIZES)})")
         out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
+        emit_work(out, consumer.work)
         _emit_buffers(out, consumer)
         passed, loaded = (
             indent(fill(x + consumer.constants_passed, 94), " " * 13).lstrip() for x in (consumer.arguments, loader)
@@ -233,9 +236,11 @@ KEY_PROGRAMS = "(tiles_of_keys * batches * (heads // group),)"
 
 
 @contextmanager
-def run_function(out: Emitter, plan: TilePlan, problem: Problem, folded: bool) -> Iterator[None]:
+def run_function(
+    out: Emitter, plan: TilePlan, problem: Problem, folded: bool, *, listed: bool = False
+) -> Iterator[None]:
     """``run``: what is written meanwhile fills ``grad_query``, ``to_key`` and ``to_value`` of groups of heads, and
-    gradients of captured tensors, which begin at zero.
+    gradients of captured tensors, which begin at zero. ``listed``: there are work lists.
     """
     out.definition(TIDY)
     out.definition(DESCRIPTOR)
@@ -253,7 +258,7 @@ def run_function(out: Emitter, plan: TilePlan, problem: Problem, folded: bool) -
             out.line(f"grad_{name} = torch.zeros({name}.shape, dtype=torch.float32, device={name}.device)")
         with out.block("if lse.numel() == 0 or kv_len == 0:"):
             out.line(f"return grad_query.zero_(), grad_key.zero_(), grad_value.zero_(){captured}")
-        if uses_table(plan):
+        if uses_table(plan) or listed:
             emit_classify_call(out, user_names(v))
         if folded:
             out.comment("Sums of products start at multiples of the inverse of the scale.")
@@ -272,9 +277,7 @@ def emit_groups(out: Emitter, plan: TilePlan, tiles: str) -> None:
     """How many heads of queries a program that owns keys sums over, and where their sums go; ``tiles`` of a head."""
     # Keys that one head of a group does not see may be non-finite: such heads cannot share a tile of them.
     apart = "head" in dependence(plan.variant.mask)
-    # Where tiles are of uneven weight, more of them are needed to keep all multiprocessors busy to the end.
-    least = 4 if uneven(plan.queries) else 2
-    few = "" if apart else f" and tiles_of_keys * batches * kv_heads < {least} * multiprocessors"
+    few = "" if apart else f" and {few_programs(plan, 'tiles_of_keys', 'multiprocessors')}"
     out.lines(_GROUPS.format(tiles=tiles, few=few))
     limits = ["cache // 3 // (q_len * row_bytes * group)", "1"]
     if uneven(plan.queries):
@@ -282,6 +285,12 @@ def emit_groups(out: Emitter, plan: TilePlan, tiles: str) -> None:
         limits.append("2 * multiprocessors // (tiles_of_keys + 1)")
     out.line(f"fitting = max({', '.join(limits)})")
     out.line("section = even_sections(fitting, batches * heads // group)")
+
+
+def few_programs(plan: TilePlan, tiles: str, multiprocessors: str) -> str:
+    """Where heads of queries that share keys do not share a program, as text: it would leave too few of these."""
+    # Where tiles are of uneven weight, more of them are needed to keep all multiprocessors busy to the end.
+    return f"{tiles} * batches * kv_heads < {4 if uneven(plan.queries) else 2} * {multiprocessors}"
 
 
 _GROUPS = """

@@ -69,7 +69,7 @@ class Band:
         for term in _conjuncts(_of_tiles(mask, column, block)):
             more = _interval(term, column)
             if more is None:
-                rest.append(rewrite(term, lambda e: _apart(e, column)))
+                rest.append(rewrite(rewrite(term, lambda e: _apart(e, column)), lambda e: _joint(e, column)))
             else:
                 found = _intersection(found, more)
         assert found.stop is not None
@@ -184,6 +184,29 @@ def _apart(e: Expr, column: Column) -> Expr:
     factor = 1 if sum(n for _, n in mine) < 0 else -1
     row, of_column = to_expr(_times(Linear(form.constant, others), factor)), to_expr(_times(Linear(0, mine), -factor))
     return _short(op if factor > 0 else _MIRRORED[op], narrow(row), narrow(of_column))
+
+
+def _joint(e: Expr, column: Column) -> Expr:
+    """A condition of columns and one beside it as a single comparison, which columns that are not meant do not pass."""
+    match e:
+        case Binary("and", a, b) if _is_of(b, column) and not _varies(a, column):
+            return binary("lt", select(a, ZERO, const(1)), select(b, const(1), ZERO))
+        case Binary("and", Binary("lt" | "le" | "gt" | "ge" as op, row, of_column) as a, b) if (
+            _is_of(b, column) and a.a.type.is_integer and _is_of(of_column, column) and not _varies(row, column)
+        ):
+            low, high = interval(row, {})
+            if op in ("lt", "le") and low > _LEAST:
+                return binary(op, row, select(b, of_column, const(_LEAST)))
+            if op in ("gt", "ge") and high < _MOST:
+                return binary(op, row, select(b, of_column, const(_MOST)))
+        case Binary("and", a, b) if _is_of(a, column) and not _is_of(b, column):
+            return _joint(binary("and", b, a), column)
+    return e
+
+
+def _is_of(e: Expr, column: Column) -> bool:
+    """Whether ``e`` varies with the column alone."""
+    return _varies(e, column) and not _varies(e, *_ROWS - {column})
 
 
 def _short(op: BinaryOp, row: Expr, of_column: Expr) -> Expr:

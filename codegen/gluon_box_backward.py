@@ -71,7 +71,7 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
 
     Coordinates take registers: with more queries a tile, which tuning tries at head size 64, some spill.
     """
-    found = gluon_repeatable.default_schedule(plan, problem)
+    found = gluon_repeatable.plain_schedule(plan, problem)
     assert found.grad_query is not None
     (term,) = plan.boxes
     by_query = replace(found.grad_query, reverse=any(heaviest_last(axis.keys) for axis in term.axes))
@@ -84,7 +84,7 @@ def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
     default = default_schedule(plan, problem)
     assert default.grad_query is not None
     found = [default]
-    for s in gluon_repeatable.candidates(plan, problem):
+    for s in gluon_repeatable.variations(plan, problem, gluon_repeatable.plain_schedule(plan, problem)):
         assert s.grad_query is not None
         by_query = replace(s.grad_query, reverse=default.grad_query.reverse)
         found.append(replace(s, reverse=default.reverse, grad_query=by_query))

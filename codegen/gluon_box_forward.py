@@ -6,10 +6,11 @@ tile visits start at the edge of its window; those with pairs that the mask forb
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 from ..ir.tiles.plan import TilePlan
-from .defaults import heaviest_last
+from .defaults import heaviest_last, takes_registers
 from .emitter import Emitter
 from .gluon_box_consumer import BoxConsumer
 from .gluon_box_seen import emit_clean, emit_seen_keys
@@ -22,7 +23,6 @@ from .gluon_forward import (
     emit_constants,
     emit_start,
     run_function,
-    takes_registers,
     variations,
 )
 from .gluon_loader import TileLoads, emit_load_tiles
@@ -64,12 +64,22 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     stages = 2 if wide and keys == 128 else 4
     (term,) = plan.boxes
     late = any(heaviest_last(axis.keys) for axis in term.axes)
-    return Schedule(_ROWS, keys, num_warps=4, num_stages=stages, reverse=late, descriptors=True)
+    schedule = Schedule(_ROWS, keys, num_warps=4, num_stages=stages, reverse=late, descriptors=True)
+    # At head size 128 rows of few boxes gained, others lost: left to tuning.
+    return replace(schedule, ahead=not wide and not plan.variant.scores and _leave_whole(plan, schedule))
+
+
+def _leave_whole(plan: TilePlan, schedule: Schedule) -> bool:
+    """Whether outputs leave by descriptor, which tiles of queries that overlap need."""
+    space = BoxSpace(plan.boxes[0], "q")
+    return is_whole(space, [shape.queries for shape in shapes_of(space, schedule)])
 
 
 def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
     """Schedules worth timing, the default first."""
-    return variations(default_schedule(plan, problem))
+    default = default_schedule(plan, problem)
+    found = variations(default)
+    return (*found, replace(default, ahead=not default.ahead)) if _leave_whole(plan, default) else found
 
 
 def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:
@@ -104,7 +114,7 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     loops = TileLoops("full_count" if visits.has_full_boxes else "", "", "partial_count", "")
     BoxConsumer(plan, problem, schedule, carried, names, visits, whole=whole).emit(out, loops)
     descriptors = "".join(f"{a.name}, " for a in inputs[3:])
-    emit_load_tiles(out, _loads(names, visits, descriptors))
+    emit_load_tiles(out, _loads(names, visits, schedule, descriptors), schedule.ahead)
     out.line("\n")
     with kernel(out, KERNEL, arguments, ("BOX",)):
         emit_body(
@@ -114,8 +124,9 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     return finish(out, plan, [KERNEL], head, short_tanh=True)
 
 
-def _loads(names: Names, visits: GluonBoxVisits, descriptors: str) -> TileLoads:
+def _loads(names: Names, visits: GluonBoxVisits, schedule: Schedule, descriptors: str) -> TileLoads:
     """The loads of boxes."""
+    ready, tile = ("q_ready.index(slot)", "slot * CONSUMERS + i") if schedule.ahead else ("q_ready", "i")
     prologue, own = Emitter(), Emitter()
     visits.emit_unpacked(prologue)
     own.line(f"own = {visits.own_box('program')}")
@@ -128,13 +139,14 @@ def _loads(names: Names, visits: GluonBoxVisits, descriptors: str) -> TileLoads:
         prologue=prologue.text().rstrip("\n"),
         visits=own.text().rstrip("\n"),
         count="visits[1]",
-        load_query=load_box(names, visits, "query", "q", "head", "q_ready", "q_tiles.index(i)"),
+        load_query=load_box(names, visits, "query", "q", "head", ready, f"q_tiles.index({tile})"),
         start=start,
         write_start=write_start,
         load_key=load_box(names, visits, "key", "k", "kv_head", "k_ready.index(stage)", "k_tiles.index(stage)"),
         load_value=load_box(names, visits, "value", "k", "kv_head", "v_ready.index(stage)", "v_tiles.index(stage)"),
         descriptors=descriptors,
         constants=", BOX: gl.constexpr",
+        start_places=tuple(visits.start_places()),
     )
 
 

@@ -371,7 +371,7 @@ class Consumer:
         for i, p in enumerate(self.value):
             self.emit_quotient(out, p)
             if self.in_shares:
-                emit_share(out, p)
+                emit_share(out, p, "work[1]", f"acc{p.suffix}", "OUTPUTS", "ROWS", "BLOCK_M", "VALUE")
             tile = f"{tiles_of('out_tiles', self.value, i)}.index(GROUP)"
             out.line(f"{tile}.reshape([ROWS, {p.width}]).store(acc{p.suffix}.to(ELEMENT))")
         out.line("fence_async_shared()")

@@ -16,11 +16,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from ..ir.dependence import dependence
-from ..ir.nodes import TILE_NAMES, Load, Unary
 from ..ir.tiles.plan import TilePlan
-from ..ir.traverse import index_names, walk
-from .defaults import heaviest_last
+from .defaults import heaviest_last, sees_few_keys, takes_registers
 from .emitter import Emitter
 from .gluon_consumer import Consumer
 from .gluon_loader import emit_load_tiles, emit_place_function, run_loads
@@ -30,9 +27,11 @@ from .gluon_parts import descriptors, emit_together, tiles_of, together
 from .gluon_seen import UnseenByWeights, UnseenKeys
 from .gluon_tiles import CELLS, KEYS, emit_visits
 from .gluon_work import (
+    MERGE,
     emit_lists,
     emit_merge_launch,
-    emit_partial_outputs,
+    emit_room,
+    emit_work,
     emit_work_functions,
     is_uneven,
     other_lists,
@@ -52,7 +51,6 @@ from .triton_module import (
     user_names,
 )
 from .triton_program import SIZES, emit_classify_call, emit_shape_check, table_arguments, uses_table
-from .triton_values import level_of
 
 KERNEL = "attention_forward"
 _HEAD_SIZES = (64, 96, 128, 192, 256)
@@ -86,15 +84,10 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
 def _gains_ahead(plan: TilePlan, problem: Problem) -> bool:
     """Whether tiles of queries overlap: where that was measured faster."""
     unseen, few = UnseenKeys.of(plan), sees_few_keys(plan)
-    if plan.variant.scores or uses_table(plan) or unseen is None or (few and not unseen.asked_on_host):
+    if plan.variant.scores or uses_table(plan) or unseen is None:
         return False
     sizes = (problem.head_dim, problem.value_dim)
-    return sizes == (64, 64) or (sizes == (128, 128) and (few or heaviest_last(plan.keys)))
-
-
-def sees_few_keys(plan: TilePlan) -> bool:
-    """Whether the first key that a tile of queries sees moves with it."""
-    return any(index_names(x.start) & set(TILE_NAMES) for x in plan.keys.may)
+    return sizes == (64, 64) or (sizes == (128, 128) and (unseen.asked_on_host if few else heaviest_last(plan.keys)))
 
 
 def _buffer_bytes(problem: Problem, schedule: Schedule, *, apart: bool) -> int:
@@ -128,19 +121,6 @@ def variations(default: Schedule) -> tuple[Schedule, ...]:
     shapes = ((128, 2), (128, 3), (64, 2), (64, 3), (64, 4))
     others = (replace(default, block_n=n, num_stages=s, ahead=False) for n, s in shapes)
     return tuple(dict.fromkeys((default, *others)))
-
-
-def takes_registers(plan: TilePlan) -> bool:
-    """Whether scores are modified by what needs many registers: loads for each pair or key, and functions."""
-    return bool(functions_of_pairs(plan) - {"tanh"}) or any(
-        isinstance(x, Load) and "kv" in dependence(x) for score in plan.variant.scores for x in walk(score)
-    )
-
-
-def functions_of_pairs(plan: TilePlan) -> set[str]:
-    """Functions that scores call for each pair; tanh is one instruction of the hardware, others take several."""
-    called = (x for score in plan.variant.scores for x in walk(score) if isinstance(x, Unary))
-    return {x.op for x in called if x.op not in ("neg", "not", "abs") and level_of(dependence(x)) == "pair"}
 
 
 def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:
@@ -180,8 +160,7 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     with kernel(out, KERNEL, arguments, ("ALL_SEEN",) if unseen.asked_on_host else ()):
         if shares_query:
             out.comment("Outputs leave from where queries were.")
-        if work:
-            out.line(f"work = ({', '.join(a.name for a in work)})")
+        emit_work(out, work)
         emit_body(
             out, problem, schedule, SIZES, parameters, own_out_tiles=not shares_query,
             asks=isinstance(unseen, UnseenByWeights), constants=", work" if schedule.listed else "",
@@ -388,11 +367,12 @@ def _emit_run(
     with run_function(out, plan, problem):
         if uses_table(plan) or schedule.listed:
             emit_classify_call(out, user_names(plan.variant))
-        split = schedule.listed and schedule.split_keys
-        if split:
-            emit_partial_outputs(out, schedule.block_m)
         tiles = f"triton.cdiv(q_len, {schedule.block_m})"
-        tiles = f"({tiles} + parts)" if split else tiles
+        if split := schedule.listed and schedule.split_keys:
+            partials = {"partial_out": "BLOCK_M.value, VALUE.value", "partial_sums": "2, BLOCK_M.value"}
+            emit_room(out, "tiles[-1]", tiles, "batches * heads", partials)
+            tiles = f"({tiles} + parts)"
         emit_start(out, f"{tiles} * batches * heads", arguments, options)
         if split:
-            emit_merge_launch(out, 1 << (problem.value_dim - 1).bit_length())
+            sizes = problem.value_dim, schedule.block_m
+            emit_merge_launch(out, MERGE, ("out", "lse", *partials), "tiles[-1]", "batches * heads", "q_len", *sizes)

@@ -14,6 +14,7 @@ from .gluon_names import Names
 from .gluon_parts import emit_buffers, emit_together, widths
 from .gluon_releases import emit_releases
 from .gluon_tiles import CELLS, OTHER_RING, OWN_TILE, ring_loads
+from .gluon_work import emit_work
 from .schedule import Problem, Schedule
 from .triton_module import Argument, kernel
 from .triton_program import SIZES
@@ -65,6 +66,7 @@ class QueryKernel(OwnQueries):
         with kernel(out, self.name, launched, self.constant_names):
             out.line(f"sizes = ({', '.join(a.name for a in SIZES)})")
             out.line(f"parameters = ({', '.join(a.name for a in self.parameters)},)")
+            emit_work(out, self.work)
             self._emit_buffers(out)
             weights = _WEIGHTS if self.asks else ""
             init = "\n".join(f"    mbarrier.init({x}.index(i), count=1)" for x in self.ready)

@@ -109,6 +109,11 @@ class OwnKeys(OverRuns):
     inside, full_pairs, masked_too = "own_keys < kv_len", "", "; all tiles if some keys are past the end"
 
     @property
+    def work(self) -> list[Argument]:
+        """What programs read of a work list, and where shares go, if rows of tiles are cut into shares."""
+        return []
+
+    @property
     def term_buffers(self) -> str:
         """Buffers of terms of rows, as text."""
         return _TERM_BUFFERS.format(rows=self.term_rows)
@@ -213,6 +218,11 @@ class OwnQueries(OverRuns):
     options = "**BACKWARD"
     # Which rows exist, and which have terms if not all: these are padded.
     inside, rows_with_terms = "q_row < q_len", ""
+
+    @property
+    def work(self) -> list[Argument]:
+        """What programs read of a work list, and where shares go, if rows of tiles are cut into shares."""
+        return []
 
     def emit_programs(self, out: Emitter) -> str:
         """What ``run`` needs before the launch; returns how many tiles a head has, as text."""

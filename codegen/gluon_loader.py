@@ -86,7 +86,7 @@ mbarrier.arrive(q_ready.index(slot))
 stage, phase = ring(loaded)
 if loaded >= STAGES:
     acquire(stage)
-write(starts, stage, 0)
+{nowhere}
 mbarrier.arrive(k_ready.index(stage))"""
 
 
@@ -96,7 +96,7 @@ class TileLoads:
 
     ``count``: the number of tiles that are visited. ``before``: what comes before the first of them. ``number``: of the
     tile of queries, as consumers read it from one of ``cells`` numbers that they are told for each.
-    ``descriptors``, ``constants``: further arguments.
+    ``descriptors``, ``constants``: further arguments. ``start_places``: of the numbers that say where a tile starts.
     """
 
     prologue: str
@@ -114,6 +114,7 @@ class TileLoads:
     before: str = ""
     descriptors: str = ""
     constants: str = ""
+    start_places: tuple[str, ...] = ("stage",)
 
 
 def emit_load_tiles(out: Emitter, loads: TileLoads, ahead: bool = False) -> None:
@@ -123,8 +124,14 @@ def emit_load_tiles(out: Emitter, loads: TileLoads, ahead: bool = False) -> None
         f"counter, query, key, value, {pieces.pop('descriptors')}q_tiles, k_tiles, v_tiles, barriers, orders, starts, "
         f"sizes, parameters{pieces.pop('constants')}"
     )
+    # The last tile of keys, which is none, starts at position 0 along every axis.
+    nowhere = "\n".join(f"write(starts, {place}, 0)" for place in loads.start_places)
+    del pieces["start_places"]
     pieces["before_all"] = "next_program = program" if ahead else ""
-    pieces |= {"early": "", "late": _LATE, "end": _ONE_MORE} if ahead else {"early": _NEXT, "late": "", "end": ""}
+    if ahead:
+        pieces |= {"early": "", "late": _LATE, "end": filled(_ONE_MORE, nowhere=nowhere)}
+    else:
+        pieces |= {"early": _NEXT, "late": "", "end": ""}
     pieces |= {"query": ".index(slot)", "turn": "turn >> 1 & 1"} if ahead else {"query": "", "turn": "turn & 1"}
     out.definition(filled(LOAD_TILES, **pieces))
 

@@ -106,8 +106,9 @@ def emit_layouts(
 
 
 def emit_tables(
-    plan: TilePlan, by_query: tuple[int, int], by_key: tuple[int, int] | None = None, *, listed: str = ""
-) -> tuple[str, tuple[str, ...]]:
+    plan: TilePlan, by_query: tuple[int, int], by_key: tuple[int, int] | None = None, *,
+    listed: tuple[str, str] = ("", ""),
+) -> tuple[str, tuple[str, ...]]:  # fmt: skip
     """The kernels, in plain Triton, and functions that make tables of tiles, as text; and the kernels' names.
 
     ``listed``: as for :func:`.triton_classify.emit_classify`.

@@ -34,7 +34,18 @@ from .gluon_grad_rows import emit_before, row_kernels
 from .gluon_grad_terms import KERNEL as ROW_KERNEL
 from .gluon_grad_terms import RowConsumer
 from .gluon_grad_wide import LoneKeyConsumer, LoneValueConsumer
-from .gluon_module import apart, emit_tables, finish, reason_against_target
+from .gluon_grad_work import (
+    SharedKeyConsumer,
+    SharedLoneKeyConsumer,
+    SharedLoneValueConsumer,
+    SharedQueryConsumer,
+    emit_key_room,
+    emit_lists,
+    emit_sums_of_shares,
+    in_shares,
+    with_shares,
+)
+from .gluon_module import apart, finish, reason_against_target
 from .gluon_names import installed_names
 from .gluon_parts import descriptors
 from .gluon_seen import UnseenKeys
@@ -62,6 +73,11 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
 
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     """Tile sizes and pipelines; ``grad_query`` tells this form from that of :mod:`.gluon_backward`."""
+    return with_shares(plan, problem, plain_schedule(plan, problem))
+
+
+def plain_schedule(plan: TilePlan, problem: Problem) -> Schedule:
+    """The same without work lists."""
     late_queries, late_keys = heaviest_last(plan.keys), heaviest_last(plan.queries)
     by_query = Schedule(128, 64, num_warps=4, num_stages=4, reverse=late_queries, descriptors=True)
     # Registers for the sums of 64 columns, and what masks without scores need, leave room for twice the queries.
@@ -96,8 +112,13 @@ def _wide(schedule: Schedule, plan: TilePlan, problem: Problem, step: int) -> Sc
 
 
 def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
-    """Schedules worth timing, the default first: more queries or keys a tile take fewer waits and more registers."""
-    default = default_schedule(plan, problem)
+    """Schedules worth timing, the default first: its variations, and shares of long rows if it has none, or none."""
+    default, plain = default_schedule(plan, problem), plain_schedule(plan, problem)
+    return tuple(dict.fromkeys((*variations(plan, problem, default), plain, in_shares(plan, problem, plain))))
+
+
+def variations(plan: TilePlan, problem: Problem, default: Schedule) -> tuple[Schedule, ...]:
+    """``default``, and others: more queries or keys a tile take fewer waits and more registers."""
     assert default.grad_query is not None
     if problem.head_dim + problem.value_dim > 256:
         return tuple(dict.fromkeys((default, *(_wide(default, plan, problem, step) for step in (64, 32)))))
@@ -119,13 +140,13 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     emit_header(head, "Backward kernels", plan, problem, schedule, target)
     parameters = [*parameters_of(plan, "tiles[1]"), *sums_of(plan, problem, SUMMED_BY_KEY)]
     by_value = schedule.grad_value
-    kind = KeyConsumer if by_value is None else LoneKeyConsumer
-    consumer = kind(plan, problem, schedule.block_m, parameters, names)
+    consumer = _key_consumer(schedule)(plan, problem, schedule.block_m, parameters, names)
     arguments = key_arguments(schedule, consumer, parameters)
     emit_key_kernel(out, KERNEL, plan, schedule, consumer, arguments, parameters)
     if by_value is not None:
         value_parameters = parameters_of(plan, "tiles[1]")
-        values = LoneValueConsumer(plan, problem, by_value.block_m, value_parameters, names, consumer.folded)
+        kind = SharedLoneValueConsumer if schedule.listed else LoneValueConsumer
+        values = kind(plan, problem, by_value.block_m, value_parameters, names, consumer.folded)
         value_arguments = key_arguments(by_value, values, value_parameters)
         fourth = Emitter()
         emit_key_kernel(fourth, VALUE_KERNEL, plan, by_value, values, value_arguments, value_parameters)
@@ -134,7 +155,8 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         value_arguments = [replace(a, value=renamed(a.value)) for a in value_arguments]
 
     query_parameters = [*parameters_of(plan, "tiles[0]"), *sums_of(plan, problem, SUMMED_BY_QUERY)]
-    queries = QueryConsumer(plan, problem, by_query, query_parameters, names, consumer.folded)
+    own = SharedQueryConsumer if by_query.listed else QueryConsumer
+    queries = own(plan, problem, by_query, query_parameters, names, consumer.folded)
     targets = descriptors("grad_query", "ROWS", "QUERY_TILE", problem.head_dim)
     inputs = [
         *descriptors("query", "ROWS", "QUERY_TILE", problem.head_dim),
@@ -142,24 +164,31 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         *descriptors("key", "BLOCK_N", "KEY_TILE", problem.head_dim),
         *descriptors("value", "BLOCK_N", "VALUE_TILE", problem.value_dim),
         Argument("terms", "", "terms"),
+        *queries.work,
         *query_parameters,
         *SIZES,
     ]
     rows = RowConsumer(queries) if queries.contributions else None
     targets, inputs = emit_query_kernels(out, queries, rows, targets, inputs)
 
-    blocks = ((s.block_m, s.block_n) for s in (by_query, schedule))
-    tables, table_kernels = emit_tables(plan, *blocks)
+    tables, table_kernels = emit_lists(plan, schedule, parameters_of(plan, "")[1:])
     before = len(out.text())
-    with run_function(out, plan, problem, consumer.folded):
+    with run_function(out, plan, problem, consumer.folded, listed=schedule.listed or by_query.listed):
         emit_launches(out, plan, schedule, consumer, arguments, queries, targets, inputs)
         if by_value is not None:
             emit_launch(out, VALUE_KERNEL, KEY_PROGRAMS, value_arguments, "**BACKWARD")
+        emit_sums_of_shares(out, schedule, problem)
         emit_scatter(out, plan, queries.contributions)
     emit_helpers(out, out.text()[before:], queries.contributions)
     of_rows = row_kernels(problem, consumer.folded, sums=False, exact=rows is not None)
     kernels = [*table_kernels, *kernels_of(queries), *([VALUE_KERNEL] if by_value is not None else [])]
     return finish(out, plan, kernels, head, tables + of_rows)
+
+
+def _key_consumer(schedule: Schedule) -> type[KeyConsumer]:
+    if schedule.grad_value is None:
+        return SharedKeyConsumer if schedule.listed else KeyConsumer
+    return SharedLoneKeyConsumer if schedule.listed else LoneKeyConsumer
 
 
 def emit_query_kernels(
@@ -196,6 +225,8 @@ def emit_launches(
         emit_launch(out, ROW_KERNEL, programs, inputs, queries.options)
     emit_launch(out, QUERY_KERNEL, programs, [*targets, *inputs], queries.options)
     emit_groups(out, plan, consumer.emit_programs(out, schedule))
+    if schedule.listed:
+        emit_key_room(out, schedule, queries.problem)
     emit_launch(out, KERNEL, KEY_PROGRAMS, by_key, consumer.options)
 
 

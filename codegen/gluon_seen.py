@@ -225,7 +225,8 @@ class UnseenByWeights:
         asks = "" if self.own != FALSE else " or ".join(f"not all_finite({tile})" for tile in tiles)
         with out.block(f"if {asks}:") if asks else nullcontext():
             out.line("own_weights = weighty.index(cleared % 2 * 2 + GROUP)")
-            out.line("own_weights.store(tl.max((p != 0.0).to(tl.int32), 0))")
+            # Rows past the end may have weights of anything.
+            out.line("own_weights.store(tl.max(((p != 0.0) & (q_index < q_len)).to(tl.int32), 0))")
             out.line("mbarrier.arrive(weighty_ready)")
             out.line("mbarrier.wait(weighty_ready, cleared & 1)")
             out.line("seen_by_0, seen_by_1 = weighty.index(cleared % 2 * 2), weighty.index(cleared % 2 * 2 + 1)")
@@ -290,6 +291,11 @@ def clear_unseen(rows_tile, seen_by_0, seen_by_1):
             done = values.emit(out, "program", ("own",), Guard())
             values.emit(out, "key", ("own",), Guard(key="meets_query"), done)
             out.line(f"return tl.max((exists & ~(meets_query & ({values.result('own')}))).to(tl.int32), 0)")
+
+
+def may_hide_keys(plan: TilePlan) -> bool:
+    """Whether any tile may hold keys that no query sees, as far as is known before its keys are looked at."""
+    return UnseenKeys.of(plan) is None and UnseenByWeights.of(plan, "").own == FALSE
 
 
 def _wherever(own: Expr) -> Expr:

@@ -53,7 +53,8 @@ class Schedule:
     programs and merged by log-sum-exp; ``reverse``: launch tiles from the last to the first because the
     last are the heaviest. ``descriptors``: tiles are loaded through tensor descriptors (the tensor memory
     accelerator of sm_90 and newer; bases and strides must be multiples of 16 bytes), else by pointers.
-    ``listed``: tiles of queries stand in a list, the heaviest first; with ``split_keys`` long rows are in shares there.
+    ``listed``: tiles that programs own stand in a list, the heaviest first; with ``split_keys`` long rows of tiles are
+    in shares there, also in kernels that own keys.
     ``ahead``: the scores of a tile of queries start beside the last values of the one before; not with a list.
     ``grad_query``: the backward kernel that computes the gradient of the queries, where it differs from
     the one for keys and values, which this schedule describes then. ``grad_value``: the same for the gradient

@@ -7,8 +7,8 @@ from typing import Literal
 
 from ..ir.tiles.plan import TilePlan
 from .box_support import walks_boxes as walks_boxes
-from .box_support import why_not_boxes
-from .defaults import Direction
+from .box_support import why_not_boxes, why_not_boxes_of_gradients
+from .defaults import Direction, functions_of_pairs, sees_few_keys
 from .defaults import candidates as candidates_of_triton
 from .schedule import Problem, Schedule, Source, Target
 from .triton_program import uses_table
@@ -44,20 +44,30 @@ def fills(q_len: int, batch: int, heads: int, multiprocessors: int = _MULTIPROCE
     return -(-q_len // 128) * batch * heads >= multiprocessors
 
 
-def choose(plan: TilePlan, problem: Problem, target: Target, direction: Direction, fills_gpu: bool) -> Choice:
+def is_long(length: int, problem: Problem) -> bool:
+    """Whether rows of tiles that come from a table are mostly long, as far as a length can tell, and that matters.
+
+    Measured at 4096 and at 16384 tokens.
+    """
+    return length >= 8192 and problem.head_dim == 64
+
+
+def choose(
+    plan: TilePlan, problem: Problem, target: Target, direction: Direction, fills_gpu: bool, long: bool = False
+) -> Choice:
     """The skeleton for ``plan``.
 
-    ``fills_gpu``: whether calls are large, see :func:`fills`. Preferences between
+    ``fills_gpu``: whether calls are large, see :func:`fills`; ``long``: see :func:`is_long`. Preferences between
     skeletons that could both run are measured (bf16 on an H200; see benchmarks/results).
     """
     if target.backend == "cpu":
         return Choice("torch", "the printed PyTorch program is what runs on a CPU")
     if _walks_boxes(plan, problem, target, direction):
         return _choose_for_boxes(plan, problem, target, direction, fills_gpu)
-    choice = _choose_for_runs(plan, problem, target, direction, fills_gpu)
+    choice = _choose_for_runs(plan, problem, target, direction, fills_gpu, long)
     if not plan.boxes_decide_more:
         return choice
-    reason = why_not_boxes(plan, target) or _why_not_these_gradients(plan, problem)
+    reason = why_not_boxes(plan, target) or _why_not_these_gradients(plan, problem, target)
     return Choice(choice.skeleton, f"{choice.reason}; boxes would decide more, but kernels do not walk them: {reason}")
 
 
@@ -114,19 +124,22 @@ def _gradients_of_gluon(plan: TilePlan, problem: Problem, target: Target) -> tup
 
 
 def _walks_boxes(plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> bool:
-    return walks_boxes(plan, target) and (direction == "forward" or _why_not_these_gradients(plan, problem) is None)
+    if direction == "forward":
+        return walks_boxes(plan, target)
+    return walks_boxes(plan, target) and _why_not_these_gradients(plan, problem, target) is None
 
 
-def _why_not_these_gradients(plan: TilePlan, problem: Problem) -> str | None:
-    if not any(problem.buffer_gradients):
-        return None
+def _why_not_these_gradients(plan: TilePlan, problem: Problem, target: Target) -> str | None:
+    reason = why_not_boxes_of_gradients(plan, target)
+    if reason is not None or not any(problem.buffer_gradients):
+        return reason
     from .triton_box_backward import unsupported_reason
 
     return unsupported_reason(plan, problem)
 
 
 def _choose_for_runs(
-    plan: TilePlan, problem: Problem, target: Target, direction: Direction, fills_gpu: bool
+    plan: TilePlan, problem: Problem, target: Target, direction: Direction, fills_gpu: bool, long: bool
 ) -> Choice:
     # Imported late: other targets do not need it.
     from . import gluon_backward, gluon_forward, gluon_repeatable
@@ -136,7 +149,9 @@ def _choose_for_runs(
     reason = (gluon_forward if direction == "forward" else backward).unsupported_reason(plan, problem, target)
     if reason is not None:
         return Choice("triton", f"the warp-specialised skeleton (gluon) cannot: {reason}")
-    reason = _slower_forward(plan, problem) if direction == "forward" else _slower_backward(plan, problem)
+    reason = _slower_on_tables(plan, problem, direction, long)
+    if reason is None and direction == "forward":
+        reason = _slower_scores(plan, problem)
     if reason is not None:
         return Choice("triton", f"the warp-specialised skeleton (gluon) was measured {reason}")
     if not fills_gpu:
@@ -152,11 +167,13 @@ def _choose_for_runs(
 def _why_seven_products(plan: TilePlan, problem: Problem, target: Target) -> str | None:
     """Why the backward pass is that of :mod:`.gluon_repeatable`; None where it is that of :mod:`.gluon_backward`."""
     from .gluon_backward import unsupported_reason
-    from .gluon_forward import functions_of_pairs, sees_few_keys
+    from .gluon_grad_work import cuts_long_rows
 
     reason = unsupported_reason(plan, problem, target)
     if reason is not None:
         return f"cannot: {reason}"
+    if cuts_long_rows(plan):
+        return "does not cut long ones of uneven rows of tiles into shares"
     if problem.head_dim == 64 and functions_of_pairs(plan):
         return "was measured slower at head size 64 where scores call functions"
     if problem.head_dim == 128 and sees_few_keys(plan):
@@ -164,27 +181,31 @@ def _why_seven_products(plan: TilePlan, problem: Problem, target: Target) -> str
     return None
 
 
-def _slower_forward(plan: TilePlan, problem: Problem) -> str | None:
-    if uses_table(plan) and max(problem.head_dim, problem.value_dim) < 96:
-        return "slower at head size 64 where tiles come from a table"
-    return _slower_scores(plan, problem)
+def _slower_on_tables(plan: TilePlan, problem: Problem, direction: Direction, long: bool) -> str | None:
+    from .gluon_grad_work import cuts_long_rows
+    from .gluon_seen import may_hide_keys
+
+    # At head size 128 short rows lose less (0.56 against 0.51 ms, backward) than long ones gain (5.6 against 8.1 ms).
+    widest = problem.head_dim if direction == "backward" else max(problem.head_dim, problem.value_dim)
+    if not uses_table(plan) or widest >= 96:
+        return None
+    if direction == "backward" and cuts_long_rows(plan):
+        return None
+    if not long:
+        return "slower at head size 64 where tiles come from a table and its rows are short"
+    if direction == "backward" and len(plan.boxes) > 1:
+        return "slower at head size 64 where tiles come from a table and boxes of several terms cut closer"
+    if may_hide_keys(plan):
+        return "slower at head size 64 where tiles come from a table and may hold keys that no query sees"
+    return None
 
 
 def _slower_scores(plan: TilePlan, problem: Problem) -> str | None:
-    from .gluon_forward import functions_of_pairs
-
     functions = functions_of_pairs(plan)
     if functions - {"tanh"}:
         return "slower where scores call functions, other than tanh"
     if plan.variant.scores and not functions and max(problem.head_dim, problem.value_dim) < 96:
         return "slower at head size 64 where scores are modified by cheap arithmetic"
-    return None
-
-
-def _slower_backward(plan: TilePlan, problem: Problem) -> str | None:
-    # At head size 128 short rows lose less (0.56 against 0.51 ms) than long ones gain (5.6 against 8.1 ms).
-    if uses_table(plan) and problem.head_dim == 64:
-        return "slower at head size 64 where tiles come from a table and its rows are short"
     return None
 
 

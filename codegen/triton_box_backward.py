@@ -13,25 +13,30 @@ from .emitter import Emitter
 from .schedule import Problem, Schedule, Source, Target
 from .triton_backward import TIDY, atomic_notes, emit_helpers, emit_run
 from .triton_box_options import emit_axes, emit_choice, emit_options, emit_shapes, note_of, programs
+from .triton_box_shares import emit_added_up, emit_room, emit_share_count, share_arguments
 from .triton_box_skeleton import OverBoxes, plan_of_boxes
 from .triton_box_tiles import emit_helpers as emit_box_helpers
 from .triton_grad_key import KERNEL as KEY_KERNEL
 from .triton_grad_key import GradKey
 from .triton_grad_query import KERNEL as QUERY_KERNEL
 from .triton_grad_query import GradQuery
-from .triton_module import emit_header, finish
+from .triton_module import Argument, emit_header, emit_launch, finish
 from .triton_over_keys import OverKeys
 from .triton_row_terms import KERNEL as ROW_KERNEL
 from .triton_row_terms import RowTerms, emit_from_outputs
+from .triton_split import SHARE_COUNT
 
 
 class _OverKeys(OverBoxes, OverKeys):
     """A kernel that owns boxes of queries; ``others`` are those of all other groups."""
 
+    # Whether rows outside of grids may be in shares; sums of gradients of captured tensors may not.
+    shares = False
+
     def __init__(self, plan: TilePlan, problem: Problem, schedule: Schedule, groups: Groups, number: int) -> None:
         super().__init__(plan, problem, schedule.descriptors)
         self.schedule = schedule
-        self.walk(groups, number, "q", schedule.descriptors)
+        self.walk(groups, number, "q", schedule.descriptors, shares=self.shares and not any(problem.buffer_gradients))
         self.others: list[Self] = []
 
     def emit_programs(self, out: Emitter) -> None:
@@ -45,9 +50,22 @@ class _OverKeys(OverBoxes, OverKeys):
 class BoxGradQuery(_OverKeys, GradQuery):
     """dQ of a box of queries."""
 
+    shares = True
+
+    def arguments(self) -> list[Argument]:
+        """In the order of the kernel's signature."""
+        return [*super().arguments(), *(share_arguments(["grad_query"]) if self.in_shares else [])]
+
     def emit_launches(self, out: Emitter) -> None:
         """The launches of all groups."""
-        super().emit_launches(out)
+        if self.in_shares:
+            self.emit_programs(out)
+            emit_share_count(out, self.space, "programs")
+            emit_room(out, ["grad_query"], ["grad_query"])
+            emit_launch(out, QUERY_KERNEL + self.suffix, "(programs * shares,)", self.arguments(), "**options")
+            emit_added_up(out, ["grad_query"], ["grad_query"])
+        else:
+            super().emit_launches(out)
         for other in self.others:
             other.emit_launches(out)
 
@@ -83,7 +101,7 @@ class BoxGradKey(OverBoxes, GradKey):
     def __init__(self, plan: TilePlan, problem: Problem, schedule: Schedule, groups: Groups, number: int) -> None:
         super().__init__(plan, problem, schedule.descriptors)
         self.schedule = schedule
-        self.walk(groups, number, "k", schedule.descriptors)
+        self.walk(groups, number, "k", schedule.descriptors, shares=not any(problem.buffer_gradients))
         self.one_head = any(a.by_head for g in groups.groups for w in g.walks for a in w.term.axes)
         self.others: list[BoxGradKey] = []
 
@@ -94,12 +112,27 @@ class BoxGradKey(OverBoxes, GradKey):
         emit_options(out, self.plan, self.space, self.schedule, "GRAD_KEY", self.suffix)
         out.line(f"tiles_of_keys = {programs(self.space, 'k')}")
 
+    def arguments(self) -> list[Argument]:
+        """In the order of the kernel's signature."""
+        return [*super().arguments(), *(share_arguments(_KEY_TENSORS) if self.in_shares else [])]
+
     def emit_launches(self, out: Emitter) -> None:
         """The launches of all groups."""
-        super().emit_launches(out)
+        if self.in_shares:
+            out.line("programs = tiles_of_keys * batches * (heads // group)")
+            emit_share_count(out, self.space, "programs")
+            emit_room(out, _KEY_TENSORS, _KEY_TARGETS)
+            emit_launch(out, KEY_KERNEL + self.suffix, "(programs * shares,)", self.arguments(), "**options")
+            emit_added_up(out, _KEY_TENSORS, _KEY_TARGETS)
+        else:
+            super().emit_launches(out)
         for other in self.others:
             other.emit_tiles_of_keys(out)
             other.emit_launches(out)
+
+
+# What the kernel for keys writes, and what these are called where it is launched.
+_KEY_TENSORS, _KEY_TARGETS = ("grad_key", "grad_value"), ("to_key", "to_value")
 
 
 def unsupported_reason(plan: TilePlan, problem: Problem) -> str | None:
@@ -133,6 +166,8 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         emit_choice(out, plan, key_kernel.space, schedule, key_kernel.suffix)
     for query_kernel in by_queries:
         emit_choice(out, plan, query_kernel.space, by_query, query_kernel.suffix)
+    if any(one.in_shares for one in (*by_keys, *by_queries)):
+        out.section(SHARE_COUNT)
     out.section(TIDY)
     if row_terms.exact_rows:
         for row_kernel in by_rows:

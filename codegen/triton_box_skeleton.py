@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..ir.nodes import ZERO, Expr
+from ..ir.pair_masks import few_operations
 from ..ir.passes.narrow_integers import narrow
 from ..ir.tiles.plan import BoxAxis, BoxTerm, Interval, Ranges, TilePlan
 from ..ir.traverse import index_names
@@ -71,9 +72,13 @@ class OverBoxes(Skeleton):
     key_rows = query_rows = "visible[:, None]"
     visited_rows, visited_exist = "queries", "visible"
 
-    def walk(self, groups: Groups, number: int, own: Letter, descriptors: bool) -> None:
-        """Makes a kernel one over the boxes of a group, at the end of its constructor."""
+    def walk(self, groups: Groups, number: int, own: Letter, descriptors: bool, *, shares: bool) -> None:
+        """Makes a kernel one over the boxes of a group, at the end of its constructor.
+
+        ``shares``: where it is of rows outside of a grid, programs may visit shares of what these see.
+        """
         self.groups, self.group = groups, groups.groups[number]
+        self.in_shares = shares and self.group.outside
         self.suffix = f"_{number}" if number else ""
         self.walks = [
             NestedVisits(w.term, own) if w.term.is_nested else BoxVisits(w.term, own, w.on_line)
@@ -86,10 +91,13 @@ class OverBoxes(Skeleton):
         self.visited = "keys" if own == "q" else "queries"
         self.box_tiles = BoxTiles(self.problem, descriptors, self.space, self.visited, bool(self.lines))
         self.tiles = self.box_tiles
+        if self.in_shares:
+            self.box_tiles.stored_rows = "(rows - first_shared)"
         self.exact_hull = False
         self.results.pop("mask", None)
         found = zip(self._masks, self.group.walks, self.walks, strict=True)
-        self.results = {name: w.term.mask for name, w, visits in found if not visits.is_product} | self.results
+        masks = {name: w.term.mask for name, w, visits in found if not visits.is_product}
+        self.results = {name: narrow(few_operations(mask)) for name, mask in masks.items()} | self.results
         if groups.add_up or not groups.complete:
             self.fresh = "zeros"
         if groups.add_up:
@@ -194,6 +202,8 @@ class OverBoxes(Skeleton):
         self._emit_loops(out, "tl.range({}, {}, num_stages=1)", step, merged=False)
 
     def _emit_loops(self, out: Emitter, numbers: str, step: Callable[[Masked], None], *, merged: bool) -> None:
+        if self.in_shares:
+            numbers = numbers.format("count * share // shares", "count * (share + 1) // shares")
         for walk in self.walks:
             self._here, self.box_tiles.on_line = walk, walk.on_line
             if len(self.walks) > 1:
@@ -238,6 +248,8 @@ class OverBoxes(Skeleton):
         text: str,
     ) -> None:  # fmt: skip
         """Writes the gradient ``name`` of the owned tile, or adds it to what other kernels found."""
+        if self.in_shares:
+            out.line(f"{tensor} += share * {tensor}_share")
         if not self.group.adds:
             super().store_gradient(out, name, tensor, head, block, parts, inside, text)
             return

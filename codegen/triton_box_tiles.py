@@ -50,6 +50,8 @@ class BoxTiles(Tiles):
         super().__init__(problem, descriptors and can_describe(space))
         self.space, self._visited, self.with_lines = space, visited, with_lines
         self.on_line = False
+        # Where rows of the owned box are in tensors that are written.
+        self.stored_rows = "rows"
         self.chooses = self._descriptors and bool(conditions(space))
 
     @property
@@ -134,7 +136,8 @@ class BoxTiles(Tiles):
         for p in parts:
             mask = f"{inside} & ({columns}{p.suffix} < {p.first + p.valid})" if p.padded else inside
             text = value.format(f"{name}{p.suffix}")
-            place = f"{tensor}_base + {self._rows(start)}[:, None] * {tensor}_stride + {columns}{p.suffix}"
+            rows = self.stored_rows if start == "tile_first" else self._rows(start)
+            place = f"{tensor}_base + {rows}[:, None] * {tensor}_stride + {columns}{p.suffix}"
             emit_call(out, "tl.store", place, f"{text}.to({tensor}.dtype.element_ty)", f"mask={mask}")
 
 

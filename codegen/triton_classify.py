@@ -110,12 +110,13 @@ if listed:
 
 
 def emit_classify(
-    out: Emitter, plan: TilePlan, by_query: tuple[int, int], by_key: tuple[int, int] | None = None, *, listed: str = ""
-) -> tuple[str, ...]:
+    out: Emitter, plan: TilePlan, by_query: tuple[int, int], by_key: tuple[int, int] | None = None, *,
+    listed: tuple[str, str] = ("", ""),
+) -> tuple[str, ...]:  # fmt: skip
     """Prints ``classify`` and its kernels, whose names it returns.
 
     ``by_query`` and ``by_key`` are (block_m, block_n) of the kernels that walk keys and queries. With
-    ``by_key``, ``classify`` returns both tables. ``listed``: what it returns besides a table, made from its ``counts``.
+    ``by_key``, ``classify`` returns both tables. ``listed``: what it returns besides each, made from its ``counts``.
     """
     made = Classify(plan, listed)
     made.emit(out, by_query, by_key)
@@ -125,7 +126,7 @@ def emit_classify(
 class Classify:
     """Prints the two kernels and the functions around them."""
 
-    def __init__(self, plan: TilePlan, listed: str) -> None:
+    def __init__(self, plan: TilePlan, listed: tuple[str, str]) -> None:
         self.plan, self.listed = plan, listed
         conditions = plan.classification
         found = [] if conditions is None else [conditions.may, conditions.must]
@@ -274,7 +275,7 @@ class Classify:
             out.line("entries = table_batches * table_heads")
             self._emit_table(out, by_query, "by_query")
             if by_key is None:
-                out.line(f"return *by_query, {self.listed}" if self.listed else "return by_query")
+                out.line("return by_query")
                 return
             self._emit_table(out, by_key, "by_key", reduce=by_key != by_query)
             out.line("return by_query, by_key")
@@ -294,6 +295,9 @@ class Classify:
         at_once, warps = (1, 8) if self.plan.classification is None else (512, 4)
         options = f"BY_KEY={name == 'by_key'}, COLUMNS={at_once}, BLOCK_M={m}, BLOCK_N={n}, num_warps={warps}"
         emit_launch(out, "list_tiles", f"({rows} * entries,)", self._list_arguments, options)
+        listed = self.listed[name == "by_key"]
+        if listed:
+            out.line(f"{name} = *{name}, {listed}")
 
 
 def _emit_all(out: Emitter, values: Values, wanted: Sequence[str]) -> None:

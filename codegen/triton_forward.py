@@ -98,6 +98,7 @@ class Forward(Skeleton):
         if plan.variant.scores:
             results["score"] = composed_scores(plan.variant.scores)[-1]
         super().__init__(plan, problem, schedule.descriptors, results)
+        self.in_shares = schedule.split_keys
         self.few: FewQueries | None = None
 
     @property
@@ -120,7 +121,7 @@ class Forward(Skeleton):
             *self.tiles.inputs("value", self.value, "BLOCK_N"),
             *(table_arguments("tiles") if uses_table(self.plan) else []),
             *self.arguments_after_tensors("batches * heads", "section_size(key, value, heads)"),
-            *(split if self.schedule.split_keys else []),
+            *(split if self.in_shares else []),
         ]
 
     def emit_kernel(self, out: Emitter) -> None:
@@ -128,13 +129,13 @@ class Forward(Skeleton):
         values = self.values()
         wanted = tuple(self.results)
         with kernel(out, KERNEL + self.suffix, self.arguments(), self.constants, self.problem.debug):
-            owns = "a share of the keys of one tile" if self.schedule.split_keys else "one tile"
+            owns = "a share of the keys of one tile" if self.in_shares else "one tile"
             out.line(f'"""Outputs and log-sum-exps of {owns} of queries."""')
             self._emit_prologue(out)
             loops = self.emit_key_tiles(out)
             out.line()
             self._emit_state(out)
-            share = emit_shares(out, loops) if self.schedule.split_keys and loops.partial_count else None
+            share = self.emit_shares(out, loops) if self.in_shares and loops.partial_count else None
             done = values.emit(out, "program", wanted, Guard())
             done = values.emit(out, "query", wanted, Guard(query=self.q_exists), done)
 
@@ -152,11 +153,12 @@ class Forward(Skeleton):
             out.line()
             self._emit_epilogue(out)
 
+    def emit_shares(self, out: Emitter, loops: TileLoops) -> tuple[str, str] | None:
+        """Which tiles this share visits; None where loops say it themselves."""
+        return emit_shares(out, loops)
+
     def _emit_prologue(self, out: Emitter) -> None:
-        out.line("program = tl.program_id(0)")
-        if self.schedule.split_keys:
-            out.line("share = program % shares")
-            out.line("program = program // shares")
+        self.emit_program(out)
         self.emit_query_place(out, reverse=self.schedule.reverse)
         head, start, rows = self.own_head, self.own_start, self.own_rows
         self.query_tiles.open_input(out, "query", head, rows, "columns", self.head)
@@ -226,7 +228,7 @@ class Forward(Skeleton):
         out.comment("A row that may attend to nothing gives 0, and -inf for the logarithm of its sum.")
         out.line("empty = l == 0.0")
         out.line("divisor = tl.where(empty, 1.0, l)")
-        if self.schedule.split_keys:
+        if self.in_shares:
             out.line("out += share * out_share")
             out.line("lse += share * lse_share")
         self.tiles.open(out, "out", self.own_head, self.own_rows, self.value_columns, self.value)
@@ -237,7 +239,7 @@ class Forward(Skeleton):
         out.line(f"lse += entry.to(tl.int64) * {self.entry_rows}{self.first_row}")
         total = "(m + tl.log2(divisor)) * LN2" if self.fused else "m + tl.log(divisor)"
         out.line(f'total = tl.where(empty, float("-inf"), {total})')
-        if self.schedule.split_keys:
+        if self.in_shares:
             emit_sums_of_share(out, self.inside)
         out.line(f"tl.store(lse + rows, total, mask={self.inside})")
 
@@ -273,7 +275,7 @@ class Forward(Skeleton):
         out.line('programs = triton.cdiv(q_len, options["BLOCK_M"]) * batches * heads')
         if self.few:
             self.few.emit_option_choices(out)
-        if not self.schedule.split_keys:
+        if not self.in_shares:
             out.line("target, target_lse = out, lse")
             emit_launch(out, KERNEL, "(programs,)", self.arguments(), "**options")
             return

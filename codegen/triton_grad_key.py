@@ -32,7 +32,7 @@ class GradKey(Gradients):
         values = self.values()
         with kernel(out, KERNEL + self.suffix, self.arguments(), self.constants, self.problem.debug):
             out.line('"""dK and dV of one tile of keys, summed over ``group`` heads of queries."""')
-            out.line("program = tl.program_id(0)")
+            self.emit_program(out)
             self.emit_key_place(out, reverse=schedule.reverse)
             inside = self.kv_exists
             for name, tensor, parts in (("k", "key", self.head), ("v", "value", self.value)):

@@ -19,7 +19,7 @@ class OverKeys(Gradients):
 
     def emit_start(self, out: Emitter, schedule: Schedule) -> None:
         """This program's place, its queries and gradients of outputs, and their log-sum-exps."""
-        out.line("program = tl.program_id(0)")
+        self.emit_program(out)
         self.emit_query_place(out, reverse=schedule.reverse)
         for tensor, head, rows, parts in (
             ("query", "head", "rows", self.head),

@@ -35,6 +35,8 @@ class Skeleton:
     constants: tuple[str, ...] = ("BLOCK_M", "BLOCK_N")
     # What tells the kernels of a module apart that do the same for different rows or keys.
     suffix = ""
+    # Whether programs visit shares of what the tile that they own sees.
+    in_shares = False
     # How sums between kernels begin, and their type.
     fresh, sum_type = "empty", "query.dtype"
 
@@ -101,6 +103,13 @@ class Skeleton:
         emit_columns(out, "columns", self.head)
         if self.value_columns != "columns":
             emit_columns(out, "value_columns", self.value)
+
+    def emit_program(self, out: Emitter) -> None:
+        """``program``, the number of a tile, and which ``share`` of it this is where there are several."""
+        out.line("program = tl.program_id(0)")
+        if self.in_shares:
+            out.line("share = program % shares")
+            out.line("program = program // shares")
 
     def emit_query_place(self, out: Emitter, *, reverse: bool) -> None:
         """The identities and positions of a program that owns a tile of queries, from ``program``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from textwrap import indent
 
 from .emitter import Emitter
@@ -29,6 +30,14 @@ def emit_merge(out: Emitter, *, fused: bool) -> None:
     """The kernel that merges shares, and the function that says how many; ``fused``: maxima are times log2(e)."""
     text = _merge_text(fused, "partial_out", "partial_sums", "row", "value_dim")
     out.section(_MERGE.format(merge=indent(text, "    ")))
+    out.section(SHARE_COUNT)
+
+
+def emit_merge_some(out: Emitter, name: str, *, fused: bool) -> None:
+    """The kernel ``name``, which merges shares of some rows of each head, and the function that says how many."""
+    text = _merge_text(fused, "partial_out", "partial_sums", "target", "value_dim")
+    out.section(_SOME_ROWS.format(name=name, merge=indent(text, "    ")))
+    out.section(SHARE_COUNT)
 
 
 def emit_merge_rows(out: Emitter, name: str, numbers: int) -> None:
@@ -36,8 +45,21 @@ def emit_merge_rows(out: Emitter, name: str, numbers: int) -> None:
 
     Shares of a row have places one after the other. Maxima are times log2(e).
     """
-    merge = indent(_merge_text(True, "own_out", "own_sums", "target", "width"), " " * 12)
-    out.section(_CUT_ROWS.format(name=name, numbers=numbers, merge=merge))
+    merge = _OWN_SUMS + _merge_text(True, "own_out", "own_sums", "target", "width")
+    _emit_cut_rows(out, name, numbers, "outputs", ("out", "lse", "partial_out", "partial_sums"), merge)
+
+
+def emit_add_rows(out: Emitter, name: str, numbers: int) -> None:
+    """The kernel ``name``, which adds up shares of those rows of tiles that a work list says, in the same way."""
+    _emit_cut_rows(out, name, numbers, "sums", ("out", "partial_out"), _ADDED.strip("\n"))
+
+
+def _emit_cut_rows(
+    out: Emitter, name: str, numbers: int, what: str, tensors: Sequence[str], body: str
+) -> None:
+    """``body`` makes row ``target`` of what row ``row`` of ``shares`` shares has, from ``own_out`` on."""
+    facts = {"name": name, "numbers": numbers, "what": what, "tensors": ", ".join(tensors)}
+    out.section(_CUT_ROWS.format(**facts, integers=len(tensors) + 4, body=indent(body, " " * 12)))
 
 
 def _merge_text(fused: bool, outputs: str, sums: str, target: str, width: str) -> str:
@@ -62,8 +84,8 @@ def merge_shares(
     rows = rows.to(tl.int64)
     columns = tl.arange(0, COLUMNS)
 {merge}
-
-
+'''
+SHARE_COUNT = '''
 def share_count(programs, tiles, device):
     """Into how many shares to cut the keys so that all multiprocessors have work; each gets at least two tiles."""
     multiprocessors, _ = device_limits(device)
@@ -88,14 +110,39 @@ total = tl.where(empty, 1.0, total)
 tl.store(out + {target} * {width} + columns, (acc / total).to(out.dtype.element_ty), mask=columns < {width})
 tl.store(lse + {target}, tl.where(empty, float("-inf"), {total}))
 """
+_ADDED = """
+total = tl.zeros([COLUMNS], tl.float32)
+for some in range(0, shares, 8):
+    share = some + tl.arange(0, 8)[:, None]
+    place = (share * rows + row) * width + columns[None, :]
+    inside = (share < shares) & (columns < width)[None, :]
+    total += tl.sum(tl.load(own_out + place, mask=inside, other=0.0), 0)
+tl.store(out + target * width + columns, total.to(out.dtype.element_ty), mask=columns < width)
+"""
+_OWN_SUMS = "own_sums = partial_sums + first * 2 * rows\n"
+_SOME_ROWS = '''
+
+@triton.jit(do_not_specialize=range(10))
+def {name}(
+    out, lse, partial_out, partial_sums, rows: "i32", shares: "i32", value_dim: "i32",
+    count: "i32", first: "i32", length: "i32",
+    COLUMNS: tl.constexpr,
+):
+    """One of ``count`` rows of a head: outputs of all shares, in a fixed order."""
+    row = tl.program_id(0).to(tl.int64)
+    rows = rows.to(tl.int64)
+    target = row // count * length + first + row % count
+    columns = tl.arange(0, COLUMNS)
+{merge}
+'''
 _CUT_ROWS = '''
 
-@triton.jit(do_not_specialize=range(8))
+@triton.jit(do_not_specialize=range({integers}))
 def {name}(
-    out, lse, partial_out, partial_sums, work, heads: "i32", length: "i32", width: "i32",
+    {tensors}, work, heads: "i32", length: "i32", width: "i32",
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):
-    """Those rows of tiles that were cut: outputs of all shares, in a fixed order."""
+    """Those rows of tiles that were cut: {what} of all shares, in a fixed order."""
     tiles, places, lines = tl.load(work + 1), tl.load(work + 2), tl.load(work + 3)
     columns = tl.arange(0, COLUMNS)
     rows = ROWS
@@ -106,7 +153,6 @@ def {name}(
         if position < length:
             first, shares = (entry * places + tl.load(tile + 1)).to(tl.int64), tl.load(tile + 2)
             own_out = partial_out + first * rows * width
-            own_sums = partial_sums + first * 2 * rows
             target = entry.to(tl.int64) * length + position
-{merge}
+{body}
 '''

@@ -39,6 +39,8 @@ class Request:
     schedule: Schedule | None = None  # None: the default
     # Whether calls have a tile of 128 queries for every multiprocessor.
     fills_gpu: bool = False
+    # Whether lengths are such that rows of tables are long.
+    long: bool = False
     # The skeleton that runs ``schedule``; None: the one that is chosen by rule.
     skeleton: Skeleton | None = None
 
@@ -46,7 +48,7 @@ class Request:
     def key(self) -> str:
         """The name of the program in memory and on disk."""
         text = print_variant(replace(self.variant, name="attention"))
-        facts = (self.problem, self.direction, self.schedule, self.fills_gpu, self.skeleton)
+        facts = (self.problem, self.direction, self.schedule, self.fills_gpu, self.long, self.skeleton)
         return cache.key_of("program", text, str(self.target), *map(repr, facts), toolchain.versions())
 
 
@@ -82,12 +84,15 @@ def program(request: Request) -> Program:
 
 
 class Generated(NamedTuple):
-    """A generated module, the schedule it follows, which skeleton it is made of, and what it takes lengths for."""
+    """A generated module, the schedule it follows, which skeleton it is made of, what it takes lengths for, and whether
+    it is another one for shorter calls.
+    """
 
     source: Source
     schedule: Schedule
     choice: Choice
     fit: Fit
+    differs: bool
 
 
 def generate(request: Request) -> Generated:
@@ -98,10 +103,13 @@ def generate(request: Request) -> Generated:
     problem, target, direction = request.problem, request.target, request.direction
     if request.skeleton is not None:
         choice = Choice(request.skeleton, TUNED)
+        differs = not request.long
     else:
-        choice = choose(plan, problem, target, direction, request.fills_gpu)
+        choice = choose(plan, problem, target, direction, request.fills_gpu, request.long)
+        shorter = choose(plan, problem, target, direction, request.fills_gpu)
+        differs = not request.long or shorter.skeleton != choice.skeleton
     schedule = request.schedule or schedule_for(choice, plan, problem, target, direction)
-    return Generated(emit(choice, plan, problem, schedule, target, direction), schedule, choice, plan.fit)
+    return Generated(emit(choice, plan, problem, schedule, target, direction), schedule, choice, plan.fit, differs)
 
 
 def plan_for(request: Request) -> TilePlan:
@@ -147,7 +155,7 @@ def _source(key: str, request: Request) -> tuple[str, str] | Request:
     if entry is not None and config.debug_topics() & {"ir", "passes", "plan"}:
         plan_for(request)  # prints what was asked for, which a hit would leave unsaid
     if entry is None:
-        source, schedule, choice, fit = generate(request)
+        source, schedule, choice, fit, differs = generate(request)
         facts = {
             "variant": print_variant(request.variant),
             "problem": asdict(request.problem),
@@ -156,27 +164,29 @@ def _source(key: str, request: Request) -> tuple[str, str] | Request:
             "skeleton": asdict(choice),
             "schedule": asdict(schedule),
             "fit": fit,
+            "differs": differs,
             "toolchain": toolchain.versions(),
             "kernels": source.kernels,
         }
         files = {_FACTS: json.dumps(facts, indent=2).encode()}
-        own = fit == request.problem.fit and (not request.fills_gpu or choice.skeleton == "gluon")
+        own = fit == request.problem.fit and differs and (not request.fills_gpu or choice.skeleton == "gluon")
         if own:
             files[_SOURCE] = source.text.encode()
         entry = cache.store(key, files)
         if entry is None:
-            return (source.text, f"<regard {key}>") if own else _same_as(request, fit)
+            return (source.text, f"<regard {key}>") if own else _same_as(request, fit, differs)
     if _SOURCE not in entry.files:
-        return _same_as(request, json.loads(entry.files[_FACTS])["fit"])
+        facts = json.loads(entry.files[_FACTS])
+        return _same_as(request, facts["fit"], facts["differs"])
     text = entry.files[_SOURCE].decode()
     config.debug("source", f"{request.variant.name}, {request.direction}, {request.target}", text)
     return text, str(entry.path / _SOURCE)
 
 
-def _same_as(request: Request, fit: Fit) -> Request:
+def _same_as(request: Request, fit: Fit, differs: bool) -> Request:
     if fit != request.problem.fit:
         return replace(request, problem=replace(request.problem, fit=fit))
-    return replace(request, fills_gpu=False)
+    return replace(request, fills_gpu=False) if differs else replace(request, long=False)
 
 
 def load(key: str, text: str, path: str, target: Target) -> Program:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..codegen.defaults import Direction
 from ..codegen.schedule import Problem, Target
-from ..codegen.skeletons import fills
+from ..codegen.skeletons import fills, is_long
 from ..ir.dependence import load_class
 from ..ir.lengths import check_lengths, fit_of_lengths
 from ..ir.nodes import Index
@@ -59,7 +59,7 @@ class Engine:
         # By the number of what is prepared, the number of tensors and the values of scalars; None where the program
         # cannot be replayed, False before a second call tries.
         self._replays: Bounded[tuple[int, int, bytes], Replay | Literal[False] | None] = Bounded(_REPLAYS_LIMIT)
-        self._programs: dict[tuple[Direction, Problem, Target, bool], Program] = {}
+        self._programs: dict[tuple[Direction, Problem, Target, bool, bool], Program] = {}
         mask_reads = parameter_names(variant.mask)
         self._mask_buffers = [i for i, p in enumerate(variant.buffers) if p.name in mask_reads]
         self._mask_scalars = [i for i, p in enumerate(variant.scalars) if p.name in mask_reads]
@@ -249,7 +249,7 @@ class Engine:
         request, sizes = self.request(direction, tensors, buffers, scalars, gradients, deterministic)
         if request is None:
             return _Prepared(None, sizes, next(_numbers))
-        wanted = (direction, request.problem, request.target, request.fills_gpu)
+        wanted = (direction, request.problem, request.target, request.fills_gpu, request.long)
         if wanted not in self._programs:
             self._programs[wanted] = self.edited.get(direction) or program(tuned(request, tensors[0].device))
         return _Prepared(self._programs[wanted], sizes, next(_numbers))
@@ -289,7 +289,8 @@ class Engine:
         )
         length = sizes.q_len if direction == "forward" else sizes.kv_len
         fills_gpu = target.backend == "cuda" and _fills(length, sizes, query.device)
-        return Request(self._unscaled, problem, target, direction, fills_gpu=fills_gpu), sizes
+        long = fills_gpu and is_long(length, problem)
+        return Request(self._unscaled, problem, target, direction, fills_gpu=fills_gpu, long=long), sizes
 
     def forget_programs(self) -> None:
         """Calls ask anew which programs they run: a faster one was found."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..codegen.defaults import Direction
 from ..codegen.schedule import DType, Schedule, Target
-from ..codegen.skeletons import Choice, choose, fills, schedule_for, walks_boxes
+from ..codegen.skeletons import Choice, choose, fills, is_long, schedule_for, walks_boxes
 from ..codegen.triton_box_options import boxes_of_call
 from ..ir.dependence import load_class
 from ..ir.location import Location
@@ -291,11 +291,13 @@ def _kernel(variant: Variant, plan: TilePlan, what: Setting, direction: Directio
     sizes = what.sizes
     length = None if sizes is None else sizes.q_len if direction == "forward" else sizes.kv_len
     fills_gpu = sizes is None or length is None or fills(length, sizes.batch, sizes.heads)
-    pinned = tuned_here(Request(replace(variant, scale=None), problem, what.target, direction, fills_gpu=fills_gpu))
+    long = fills_gpu and length is not None and is_long(length, problem)
+    request = Request(replace(variant, scale=None), problem, what.target, direction, fills_gpu=fills_gpu, long=long)
+    pinned = tuned_here(request)
     if pinned is not None:
         choice, schedule = Choice(pinned.skeleton, TUNED), pinned.schedule
     else:
-        choice = choose(plan, problem, what.target, direction, fills_gpu)
+        choice = choose(plan, problem, what.target, direction, fills_gpu, long)
         schedule = schedule_for(choice, plan, problem, what.target, direction)
     on_cpu = what.target.backend == "cpu"
     gradients = problem.buffer_gradients or (False,) * len(plan.variant.buffers)

@@ -20,10 +20,13 @@ _found: dict[str, Pinned | None] = {}
 def tuned(request: Request, device: torch.device) -> Request:
     """``request`` for the fastest program that was found for it on a GPU like ``device``, if one was looked for."""
     pinned = lookup(request, device)
-    if pinned is None:
-        return request
+    return request if pinned is None else on_pinned(request, pinned)
+
+
+def on_pinned(request: Request, pinned: Pinned) -> Request:
+    """``request`` for a program that is not chosen by rule."""
     # What serves large calls was timed on large ones; pinned programs do not differ by it.
-    return replace(request, schedule=pinned.schedule, skeleton=pinned.skeleton, fills_gpu=False)
+    return replace(request, schedule=pinned.schedule, skeleton=pinned.skeleton, fills_gpu=False, long=False)
 
 
 def lookup(request: Request, device: torch.device) -> Pinned | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from ..ir.errors import UnsupportedError
 from .arguments import Sizes
 from .compile import Program, Request, generate, plan_for, program
 from .engine import Engine
-from .tuned import lookup, remember
+from .tuned import lookup, on_pinned, remember
 
 # Timed again, in turn, at the end: single measurements differ by a few percent.
 _FINALISTS = 4
@@ -144,7 +144,7 @@ def _search(request: Request, device: torch.device, made: Callable[[Request], Ca
             failures[pinned] = "not tried: the time was over"
             continue
         try:
-            call = made(replace(request, schedule=pinned.schedule, skeleton=pinned.skeleton, fills_gpu=False))
+            call = made(on_pinned(request, pinned))
             found = call()
             torch.cuda.synchronize()
         except Exception as error:  # schedules that do not fit: Triton has many exceptions for it

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from generated_triton import H100
-from oracle import Part, assert_close_to_oracle, eager, oracle
+from oracle import Part, assert_close_to_oracle, eager, gradients, oracle
 from regard.codegen import gluon_backward, gluon_box_backward, gluon_box_forward, gluon_forward, gluon_repeatable
 from regard.codegen.box_support import walks_boxes
 from regard.codegen.schedule import Problem
@@ -90,3 +90,22 @@ def assert_emulated(load: Callable[[str], Any], parts: Sequence[Part], shape: Sh
     assert_close_to_oracle(out, expected, eager(parts, *inputs, align=align)[0])
     torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-4)
     assert bool((out[expected_lse.isneginf()] == 0).all())
+
+
+def saved(parts: Sequence[Part], inputs: Sequence[Tensor], **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the forward pass leaves, and gradients of both its results; ``options`` as for the oracle."""
+    out, lse = (x.detach() for x in oracle(parts, *inputs, **options))
+    generator = torch.Generator().manual_seed(2)
+    grad_out, grad_lse = (torch.randn(x.shape, generator=generator) for x in (out, lse))
+    grad_lse = grad_lse.masked_fill(lse.isneginf(), 0.0)
+    return out.to(inputs[0].dtype), lse.float(), grad_out.to(inputs[0].dtype), grad_lse
+
+
+def assert_gradients(
+    found: Sequence[Tensor], parts: Sequence[Part], inputs: Sequence[Tensor], rest: Sequence[Tensor], **options: Any
+) -> None:
+    """``found``, from ``inputs`` and the ``rest`` as :func:`saved` has it, are as good as eager PyTorch's."""
+    *_, grad_out, grad_lse = rest
+    exact, usual = (gradients(f, parts, inputs, grad_out, grad_lse, **options) for f in (oracle, eager))
+    for what, a, b, c in zip(("query", "key", "value"), found, exact, usual, strict=True):
+        assert_close_to_oracle(a, b, c.to(a.dtype), what)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from math import inf
+from math import inf, isqrt
 from typing import Literal
 
 from ..bounds import SCALAR, Range, interval
@@ -16,7 +16,7 @@ from ..build import binary, cast, const, select, unary
 from ..nodes import COMPARISONS, FALSE, TRUE, Binary, Const, Expr, Index, Param, Select, Unary
 from ..symbolic import Linear, Monomial, linear, simplify, to_expr
 from ..traverse import index_names, parameter_names, substitute
-from ..types import BOOL, F32, I32, I64
+from ..types import BOOL, F32, I32
 from . import arithmetic
 from .arithmetic import Extremes
 from .digits import digit
@@ -26,6 +26,8 @@ from .several_axes import at_most_zero, axes_in
 
 # Roots of larger numbers are not exact in float32 with one correction.
 _LONGEST = 2**17
+# Of numbers below this one, the squares of roots add up in 32 bits.
+_LIMIT = 2**28
 # Terms that are taken apart in turn, each into two.
 _SPLITS = 4
 _COORDINATE = re.compile(r"(q|kv) (\d+)")
@@ -124,6 +126,7 @@ class Narrowing:
             case (((Unary(op="abs") as x, y), c),) if x == y and self._range(x)[1] < _LONGEST:
                 # c * x * x <= -bound, for a distance x along the axis; no more is asked of roots than its largest.
                 most = int(self._range(x)[1]) + 1
+                bound = self._of_squares(others, bound, easiest=easiest) if c > 0 else bound
                 rest = unary("neg", bound) if c > 0 else binary("sub", bound, const(1))
                 rest = rest if abs(c) == 1 else binary("floordiv", rest, const(abs(c)))
                 rest = binary("min", rest, const(most * most))
@@ -137,6 +140,24 @@ class Narrowing:
                 return All(()) if easiest else Any(())
             bound = binary("max", binary("min", bound, const(int(found[1]))), const(int(found[0])))
         return Atom(simplify(binary("le", own_form, unary("neg", self._named(bound, found)))))
+
+    def _of_squares(self, form: Linear, bound: Expr, *, easiest: bool) -> Expr:
+        """The ``bound`` of squares less a number, each cut at its root, so that it fits in 32 bits; of others as it is.
+
+        The difference is asked for its sign, and for its value only where it is less than 0.
+        """
+        if not -_LIMIT < form.constant <= 0:
+            return bound
+        found: Expr = const(form.constant)
+        for monomial, c in form.terms:
+            match monomial:
+                case (Unary(op="abs") as x, y) if x == y and c > 0:
+                    end = self._extremes(x)[0 if easiest else 1]
+                    root = binary("min", end, const(isqrt(-form.constant) + 1))
+                    found = binary("add", found, binary("mul", const(c), binary("mul", root, root)))
+                case _:
+                    return bound
+        return simplify(found)
 
     def _named(self, e: Expr, range_of_it: Range = (0, 1)) -> Expr:
         """A name for ``e``, which the rules of one axis take for a parameter; ``e`` itself if it is a constant."""
@@ -252,6 +273,6 @@ def _root(e: Expr) -> Expr:
     The root of a float32 is too large by less than one, after a step upwards that makes up for all roundings.
     """
     positive = cast(binary("max", e, const(0)), F32)
-    root = cast(binary("mul", unary("sqrt", positive), const(1.0 + 2.0**-20)), I64)
+    root = cast(binary("mul", unary("sqrt", positive), const(1.0 + 2.0**-20)), I32)
     root = select(binary("gt", binary("mul", root, root), e), binary("sub", root, const(1)), root)
     return select(binary("lt", e, const(0)), const(-1), root)

@@ -15,7 +15,7 @@ from torch import Tensor
 import gluon_barriers
 import gluon_emulated
 import regard as rg
-from generated_gluon import BF16, F16, Module, bias, module, tensors
+from generated_gluon import BF16, F16, Module, assert_gradients, bias, module, saved, tensors
 from generated_triton import H100, load
 from oracle import Part, allowed_pairs, assert_close_to_oracle, eager, gradients, oracle
 from regard.codegen import gluon_repeatable
@@ -85,15 +85,6 @@ EMULATED: dict[str, tuple[list[Part], Shape, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def saved(parts: list[Part], inputs: list[Tensor], **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the forward pass leaves, and gradients of both its results."""
-    out, lse = oracle(parts, *inputs, **options)
-    generator = torch.Generator().manual_seed(2)
-    grad_out, grad_lse = (torch.randn(x.shape, generator=generator) for x in (out, lse))
-    grad_lse = grad_lse.masked_fill(lse.isneginf(), 0.0)
-    return out.to(inputs[0].dtype), lse.float(), grad_out.to(inputs[0].dtype), grad_lse
-
-
 FORMS = pytest.mark.parametrize("deterministic", [False, True], ids=["fast", "repeatable"])
 
 
@@ -147,13 +138,10 @@ def check(name: str, **changes: Any) -> None:
     inputs = tensors(shape, options.get("sizes", (64, 64)), options.get("dtype", BF16))
     rest = {k: v for k, v in options.items() if k != "scale"}
     generated = module(parts, direction="backward", **rest)
-    out, lse, grad_out, grad_lse = saved(parts, inputs, **call)
+    rest_of_call = saved(parts, inputs, **call)
     run = gluon_emulated.load(generated.text).run
-    found = run(*inputs, out, lse, grad_out, grad_lse, *generated.values, scale=call.get("scale"))
-    leaves = tuple(x.requires_grad_() for x in inputs)
-    exact, usual = (gradients(f, parts, leaves, grad_out, grad_lse, (), **call) for f in (oracle, eager))
-    for what, a, b, c in zip(("query", "key", "value"), found, exact, usual, strict=True):
-        assert_close_to_oracle(a, b, c.to(a.dtype), what)
+    found = run(*inputs, *rest_of_call, *generated.values, scale=call.get("scale"))
+    assert_gradients(found, parts, inputs, rest_of_call, **call)
 
 
 @rg.score

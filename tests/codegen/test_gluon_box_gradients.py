@@ -15,7 +15,7 @@ import gluon_barriers
 import gluon_emulated
 import regard as rg
 from box_masks import IMAGE, VIDEO, WIDE, early_keys, far_above
-from generated_gluon import BF16, F16, bias, module, tensors
+from generated_gluon import BF16, F16, assert_gradients, bias, module, saved, tensors
 from generated_triton import H100, load
 from oracle import Part, allowed_pairs, assert_close_to_oracle, eager, gradients, oracle
 from regard.codegen.binaries import compile_launches
@@ -66,15 +66,6 @@ EMULATED: dict[str, tuple[list[Part], tuple[int, int, int, int, int], dict[str, 
 }  # fmt: skip
 
 
-def saved(parts: list[Part], inputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the forward pass leaves, and gradients of both its results."""
-    out, lse = oracle(parts, *inputs)
-    generator = torch.Generator().manual_seed(2)
-    grad_out, grad_lse = (torch.randn(x.shape, generator=generator) for x in (out, lse))
-    grad_lse = grad_lse.masked_fill(lse.isneginf(), 0.0)
-    return out.to(inputs[0].dtype).detach(), lse.float().detach(), grad_out.to(inputs[0].dtype), grad_lse
-
-
 @pytest.mark.parametrize("name", EMULATED)
 def test_emulated(name: str) -> None:
     parts, shape, options = EMULATED[name]
@@ -82,10 +73,7 @@ def test_emulated(name: str) -> None:
     inputs = tensors(shape, options.get("sizes", (64, 64)), options.get("dtype", BF16))
     rest = saved(parts, inputs)
     found = gluon_emulated.load(generated.text).run(*inputs, *rest, *generated.values)
-    leaves = tuple(x.requires_grad_() for x in inputs)
-    exact, usual = (gradients(f, parts, leaves, *rest[2:], ()) for f in (oracle, eager))
-    for what, a, b, c in zip(("query", "key", "value"), found, exact, usual, strict=True):
-        assert_close_to_oracle(a, b, c.to(a.dtype), what)
+    assert_gradients(found, parts, inputs, rest)
 
 
 @pytest.mark.parametrize("make", [lambda: [rg.neighborhood(IMAGE, (5, 7))], lambda: [rg.dilated(4)]])

@@ -130,7 +130,7 @@ def test_boxes_that_need_no_mask_come_last() -> None:
 
 def test_full_boxes_carry_no_mask() -> None:
     text = module([rg.neighborhood(WIDE, 13)]).text
-    loop = text[text.index("# Tiles in which every pair is allowed.") : text.index("mbarrier.arrive(q_empty)")]
+    loop = text[text.index("# Tiles in which every pair is allowed.") : text.index("mbarrier.arrive(q_empty")]
     assert "start_scores" in loop
     assert "where" not in loop and "k_at" not in loop and "read(" not in loop
 
@@ -209,3 +209,21 @@ def test_boxes_along_rows_of_whole_tiles_are_left_to_tables(tokens: int, walks: 
     choice = choose(plan, Problem("bf16", 128, 128, fit="grid"), H100, "forward", True)
     assert choice.skeleton == ("triton" if walks else "gluon")
     assert ("hardly fewer pairs" in choice.reason) != walks
+
+
+@pytest.mark.parametrize(("frames", "walks"), [(rg.grid(16, 1024), False), (rg.grid(128, 128), True)])
+def test_gradients_run_by_tiles_where_boxes_of_keys_lie_across_what_all_see(frames: Any, walks: bool) -> None:
+    """The first tokens are seen by all: as a run of positions, a box of keys in all frames is among them."""
+
+    @rg.mask
+    def near_or_first(q, kv, first):
+        (t, x), (s, y) = frames(q), frames(kv)
+        return (abs(t - s) <= 16) & (abs(x - y) <= 16) | (kv < first)
+
+    plan = make_plan(run_pipeline(assemble(near_or_first(first=1024))[0]))
+    problem = Problem("bf16", 128, 128)
+    forward, backward = (choose(plan, problem, H100, direction, True) for direction in ("forward", "backward"))
+    assert "several" in forward.reason and ("hardly fewer pairs" in backward.reason) != walks
+    assert backward.skeleton == ("triton" if walks else "gluon")
+    # At head size 64 tiles of the warp-specialised kernel are larger, and were measured slower.
+    assert choose(plan, Problem("bf16", 64, 64), H100, "backward", True, long=True).skeleton == "triton"

@@ -53,6 +53,27 @@ def listed(q, kv, near):
     return near[q, kv]
 
 
+@rg.mask
+def kept_keys(q, kv, keep):
+    return (q >= kv) & keep[kv]
+
+
+@rg.mask
+def by_label(q, kv, label):
+    return (q >= kv) & (label[kv] == 0) | (label[q] == 1) & (label[kv] == 1)
+
+
+@rg.mask
+def same_start(q, kv, place):
+    return (q - kv == place[q] - place[kv]) & (place[q] - place[kv] < 60)
+
+
+@rg.mask
+def narrower(q, kv):
+    apart = abs(q // 256 - kv // 256)
+    return (abs(q % 256 - kv % 256) <= rg.where(apart >= 1, 30, 100)) | (kv < 128)
+
+
 @rg.score
 def key_bias(s, batch, kv, bias):
     return s + bias[batch, kv]
@@ -107,6 +128,10 @@ EMULATED: dict[str, tuple[list[Part], tuple[int, int, int, int, int], dict[str, 
         [window_of_head(windows=torch.tensor([9, 170]))], (2, 2, 1, 300, 300), {"align": "end"},
     ),
     "pairs in a table": ([listed(near=torch.rand(300, 200) > 0.9)], (1, 2, 1, 300, 200), {}),
+    "keys that are kept": ([kept_keys(keep=torch.arange(300) % 7 < 3)], (1, 2, 1, 300, 300), {"sizes": (128, 128)}),
+    "conditions of keys": ([by_label(label=torch.arange(300) // 50 % 3)], (1, 2, 2, 300, 300), {}),
+    "a difference of data": ([same_start(place=torch.arange(400).int() % 150)], (1, 1, 1, 400, 400), {}),
+    "tiles decide all but an interval": ([narrower], (1, 1, 1, 700, 700), {"over_boxes": False}),
     "bias by distance": ([rg.causal(), relative(table=bias(2, 400))], (1, 2, 2, 200, 200), {"sizes": (128, 128)}),
 }  # fmt: skip
 
@@ -128,10 +153,13 @@ def test_emulated(name: str) -> None:
         ([rg.document(torch.arange(200).int() // 70, torch.arange(300).int() // 60)], 200, (64, 64)),
         ([rg.causal(), rg.document(torch.arange(300).int() // 70)], 200, (64, 192)),
         ([listed(near=torch.rand(150, 300) > 0.99)], 150, (64, 64)),
+        ([kept_keys(keep=torch.arange(300) % 90 < 50)], 200, (64, 64)),
+        ([by_label(label=torch.arange(300) // 40 % 3)], 250, (128, 64)),
     ],
     ids=[
         "first keys", "late keys", "fewer queries than keys", "heads in parts",
         "prefix, fewer queries than keys", "documents", "documents, fewer queries than keys", "pairs in a table",
+        "keys that are kept", "conditions of keys",
     ],
 )
 def test_unseen_keys_may_hold_anything(parts: list[Part], q_len: int, sizes: tuple[int, int]) -> None:

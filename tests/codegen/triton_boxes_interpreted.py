@@ -286,6 +286,16 @@ def test_several_terms_in_single_precision_by_pointers(name: str) -> None:
     check(make(), inputs(F32, length, length), F32, blocks=(64, 64), descriptors=False)
 
 
+@pytest.mark.parametrize("name", ["text beside an image that is cut short", "image between texts"])
+def test_rows_outside_of_a_grid_in_shares(name: str) -> None:
+    """Few rows of positions: each is shared between several programs, what they find is added up."""
+    length, _, make = SEVERAL[name]
+    options: dict[str, Any] = {"blocks": (16, 16)}
+    shares = load(generated(make(), sizes=(16, 16), dtype=F16, **options).sources[1]).share_count
+    assert shares(4, -(-length // 16), torch.device("cpu")) > 1
+    check(make(), inputs(F16, length, length), F16, **options)
+
+
 DESCRIBED = (
     "dilated", "residues of keys are others", "strided neighbourhood", "shifted windows", "dilated blocks of a head",
 )  # fmt: skip

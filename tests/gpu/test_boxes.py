@@ -15,7 +15,7 @@ from oracle import assert_close_to_oracle, eager, gradients, oracle
 
 pytestmark = pytest.mark.gpu
 
-AFTER_TEXT = rg.grid(20, 25)
+AFTER_TEXT, FRAMES = rg.grid(20, 25), rg.grid(8, 128)
 Parts = Callable[[], tuple[Any, ...]]
 
 
@@ -45,6 +45,12 @@ def radial(q: Any, kv: Any) -> Any:
 def same_place_or_first_frame(q: Any, kv: Any) -> Any:
     (_, a, b), (t, c, d) = VIDEO(q), VIDEO(kv)
     return ((abs(a - c) <= 1) & (abs(b - d) <= 2)) | (t == 0)
+
+
+@rg.mask
+def near_places_or_first_frames(q: Any, kv: Any, first: Any) -> Any:
+    """Boxes of keys in all frames are among the first as runs of positions: gradients run by tiles."""
+    return (abs(FRAMES(q)[1] - FRAMES(kv)[1]) <= 20) | (kv < first)
 
 
 @rg.mask
@@ -206,6 +212,15 @@ def test_queries_are_the_last_tokens_of_a_grid(q_len: int) -> None:
 def test_several_terms(name: str, dim: int, backward: bool) -> None:
     length, make = TERMS[name]
     check(make(), tensors(torch.bfloat16, length, dim, dim, strided=False), backward=backward)
+
+
+@pytest.mark.parametrize(("dim", "skeleton"), [(128, "gluon"), (64, "triton")])
+def test_gradients_by_tiles_beside_a_forward_pass_over_boxes(dim: int, skeleton: str) -> None:
+    parts = (near_places_or_first_frames(first=100),)
+    inputs = tensors(torch.bfloat16, 1024, dim, dim, strided=True, heads=(16, 8))
+    kernels = rg.attention(*parts).explain(*inputs).kernels
+    assert [k.skeleton for k in kernels] == ["triton_forward", f"{skeleton}_backward"]
+    check(parts, inputs)
 
 
 WARP_SPECIALISED: dict[str, tuple[int, Parts]] = {

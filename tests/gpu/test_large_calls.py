@@ -51,11 +51,16 @@ def test_what_nobody_sees_does_not_matter(dim: int, poison: float) -> None:
     def first_keys(kv: Any, limit: Any) -> Any:
         return kv < limit
 
+    @rg.mask
+    def kept(q: Any, kv: Any, keep: Any) -> Any:
+        return (q >= kv) & keep[kv]
+
     x = tensors(torch.bfloat16, 4, 16, 16, 300, 290, dim)
     # Keys past 137 are of a document that no query belongs to.
     documents = torch.zeros(300, dtype=torch.int32, device="cuda")
     of_keys = (torch.arange(290, device="cuda") >= 137).int() * 9
-    for parts in ((first_keys(limit=137),), (rg.document(documents, of_keys),)):
+    keep = torch.arange(290, device="cuda") < 137
+    for parts in ((first_keys(limit=137),), (rg.document(documents, of_keys),), (kept(keep=keep),)):
 
         def attended(leaves: tuple[Tensor, ...], attn: rg.Attention) -> tuple[Tensor, ...]:
             out = attn(*leaves)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import regard as rg
-from on_gpu import tensors
+from on_gpu import check, tensors
 from oracle import assert_close_to_oracle, eager, oracle
 
 pytestmark = pytest.mark.gpu
@@ -57,6 +57,34 @@ def test_against_the_oracle(name: str) -> None:
     for _ in range(20):
         again, aux_again = attn(*x, aux=("lse",))
         assert torch.equal(out, again) and torch.equal(aux.lse, aux_again.lse)
+
+
+# Parts, shapes, whether rows of queries and of keys are cut in the backward pass.
+GRADIENTS: dict[str, tuple[Callable[[], tuple[Any, ...]], tuple[int, ...], tuple[bool, bool]]] = {
+    "local and global": (*CASES["local and global"], (True, True)),
+    "ragged, grouped": (*CASES["ragged, grouped"], (True, True)),
+    "random blocks": (*CASES["random blocks"], (True, True)),
+    "late rows": (*CASES["late rows"], (True, False)),
+    "sinks": (lambda: (rg.causal(), rg.sinks(9) | rg.sliding_window(150)), (1, 16, 2, 3001, 3001, 64), (False, True)),
+    "heads of 64": (*CASES["local and global"][:1], (2, 12, 3, 2999, 3333, 64), (True, True)),
+    "two kernels for dK and dV": (CASES["wide heads"][0], (1, 8, 8, 2500, 2500, 192), (True, True)),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_against_the_oracle(name: str) -> None:
+    make, shape, cut = GRADIENTS[name]
+    parts, x = make(), tensors(torch.bfloat16, *shape)
+    attn = rg.attention(*parts)
+    kernel = attn.explain(*x).kernels[1]
+    assert kernel.skeleton == "gluon_backward" and kernel.deterministic
+    assert kernel.schedule.grad_query is not None
+    assert (kernel.schedule.grad_query.split_keys, kernel.schedule.split_keys) == cut
+    check(parts, x)
+    out = attn(*x)
+    grad_out = torch.randn_like(out)
+    first, *others = (torch.autograd.grad(out, x, grad_out, retain_graph=True) for _ in range(10))
+    assert all(torch.equal(a, b) for again in others for a, b in zip(first, again, strict=True))
 
 
 @pytest.mark.parametrize("name", ["local and global", "documents"])

@@ -230,20 +230,22 @@ def test_counts_agree_with_the_schedule_that_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "listed", "shared"),
+    ("part", "rows", "columns"),
     [
         (rg.causal, False, False),
         (rg.sliding_window(100, 100), False, False),
         (rg.document(torch.arange(7)), False, False),
+        (rg.causal & (rg.sliding_window(100) | rg.sinks(4)), False, True),
         (rg.sliding_window(100, 100) | rg.global_tokens(64), True, True),
         (rg.random_blocks(128, 3) | rg.global_tokens(64), True, True),
     ],
 )
-def test_lists_of_uneven_rows_are_said(part: Any, listed: bool, shared: bool) -> None:
-    forward, _ = rg.attention(part).explain(target="sm_90", head_dim=128, dtype="bf16").kernels
-    assert forward.skeleton == "gluon_forward"
-    assert ("rows of tiles from a list, the heaviest first" in str(forward)) == listed
-    assert ("long rows shared by several programs" in str(forward)) == shared
+def test_shares_of_uneven_rows_are_said(part: Any, rows: bool, columns: bool) -> None:
+    forward, backward = rg.attention(part).explain(target="sm_90", head_dim=128, dtype="bf16").kernels
+    assert (forward.skeleton, backward.skeleton) == ("gluon_forward", "gluon_backward")
+    said = "rows of tiles from a list, the heaviest first, long rows shared by several programs"
+    assert (said in str(forward)) == rows
+    assert str(backward).count(said) == rows + columns
 
 
 def test_atomic_gradients_are_said() -> None:

@@ -33,6 +33,13 @@ def add(s: Any, q: Any, kv: Any, bias: Any) -> Any:
     return s + bias[q, kv]
 
 
+@rg.mask
+def image_after_text(q: Any, kv: Any, text: Any) -> Any:
+    """Few rows see all: programs share what these visit."""
+    (y, x), (j, i) = IMAGE(q - text), IMAGE(kv - text)
+    return (q < text) | (kv < text) | (abs(y - j) <= 2) & (abs(x - i) <= 2)
+
+
 def learned(*shape: int) -> Tensor:
     return torch.zeros(shape, requires_grad=True)
 
@@ -42,6 +49,8 @@ def shared(heads: int, kv_heads: int, length: int, dim: int) -> list[Tensor]:
     query, *rest = inputs(1, heads, length, dim)
     return [query, *(x[:, :kv_heads] for x in rest)]
 
+
+IMAGE = rg.grid(8, 64)
 
 # An attention, its inputs, and how many kernels its backward pass launches.
 CASES: dict[str, tuple[Callable[[], rg.Attention], Callable[[], list[Tensor]], int]] = {
@@ -103,6 +112,19 @@ def test_a_replay_passes_what_the_module_passes(launches: list[tuple[Any, ...]],
             del launches[:2], launches[1:5]  # the tables of tiles of both passes, which are kept
         assert len(launches) == 1 + count
         seen.append(with_names(launches, names))
+    assert seen == [seen[0]] * 4
+
+
+def test_shares_are_added_up_between_launches(launches: list[tuple[Any, ...]]) -> None:
+    attn, x = rg.attention(image_after_text(text=32)), inputs(1, 2, 544, 16)
+    grad_out, seen = torch.zeros_like(x[0]), []
+    for n in range(4):
+        launches.clear()
+        with no_runs(attn) if n > 1 else nullcontext():
+            names, _ = backward(attn, x, grad_out, None)
+        assert [launch[0] for launch in launches[:3]] == [8, 64, 8]  # shares, rows that are merged, boxes
+        assert len(launches) == 3 + 5
+        seen.append(with_names(launches[3:], names))
     assert seen == [seen[0]] * 4
 
 

@@ -14,7 +14,7 @@ import regard as rg
 from regard import UnsupportedError
 from regard.codegen.defaults import default_schedule
 from regard.codegen.schedule import Problem, Schedule, Target
-from regard.codegen.skeletons import Pinned, alternatives
+from regard.codegen.skeletons import Pinned, alternatives, is_long
 from regard.runtime import compile, tuned, tuning
 from regard.runtime.compile import Request
 
@@ -41,7 +41,7 @@ def test_what_was_found_serves_later_processes(on_a_gpu: None, monkeypatch: pyte
         assert tuned.lookup(REQUEST, GPU) == FOUND
         monkeypatch.setattr(tuned, "_found", {})  # as in another process
     assert tuned.tuned(REQUEST, GPU) == replace(
-        REQUEST, schedule=FOUND.schedule, skeleton=FOUND.skeleton, fills_gpu=False
+        REQUEST, schedule=FOUND.schedule, skeleton=FOUND.skeleton, fills_gpu=False, long=False
     )
 
 
@@ -144,3 +144,26 @@ def test_a_table_of_trials() -> None:
     assert text.splitlines()[0].split()[:4] == ["0.2500", "ms", "forward", "gluon"]
     notes = [line.split("  ")[-1] for line in text.splitlines()]
     assert notes == ["chosen", "default", "out of resource: shared memory"]
+
+
+def test_long_rows_of_tables_choose_for_themselves_and_others_share_a_program(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("REGARD_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compile, "_programs", {})
+    documents = rg.attention(rg.document(torch.arange(64, dtype=torch.int32))).variant
+    problem = Problem("bf16", 64, 64, buffers=("int32",), buffer_gradients=(False,))
+    short = Request(documents, problem, H100, "backward", fills_gpu=True)
+    long = replace(short, long=is_long(16384, problem))
+    assert long.long and not is_long(4096, problem) and not is_long(16384, replace(problem, head_dim=128))
+    assert compile.generate(short).choice.skeleton == "triton" and "short" in compile.generate(short).choice.reason
+    assert compile.generate(long).choice.skeleton == "gluon"
+    assert compile.generate(replace(long, direction="forward")).choice.skeleton == "gluon"
+    hidden = replace(long, variant=rg.attention(rg.key_mask(torch.ones(1, 64, dtype=torch.bool))).variant)
+    hidden = replace(hidden, problem=replace(problem, buffers=("bool",)))
+    assert "no query sees" in compile.generate(hidden).choice.reason
+    causal = replace(long, variant=REQUEST.variant, problem=Problem("bf16", 64, 64))
+    for _ in range(2):
+        assert compile.program(causal) is compile.program(replace(causal, long=False))
+        assert compile.program(long) is not compile.program(short)
+        monkeypatch.setattr(compile, "_programs", {})  # as in another process
