@@ -123,7 +123,7 @@ def _product(a: Terms, b: Terms) -> Terms:
             case []:
                 return {}
             case [(factor, times)]:
-                return {tuple(sorted((*monomial, *factor), key=_order)): times * n for monomial, n in y.items()}
+                return {tuple(sorted((*m, *factor), key=_order)): times * n for m, n in y.items()}
     import sympy
 
     factors = list(dict.fromkeys(x for terms in (a, b) for monomial in terms for x in monomial))
@@ -363,11 +363,8 @@ def at_least(a: Expr, b: Expr, margin: int = 0) -> bool:
 
 
 def _is_at_least(form: Linear, margin: int) -> bool:
-    return _lowest(form) >= margin or (_has_quotient(form) and _lowest(_without_division(form)) >= margin)
-
-
-def _has_quotient(form: Linear) -> bool:
-    return any(isinstance(m[0], Binary) and m[0].op == "floordiv" for m, _ in form.terms)
+    divides = any(isinstance(m[0], Binary) and m[0].op == "floordiv" for m, _ in form.terms)
+    return _lowest(form) >= margin or (divides and _lowest(_without_division(form)) >= margin)
 
 
 def _without_division(form: Linear) -> Linear:

@@ -167,5 +167,14 @@ def _turns(form: Linear, p: Pairs) -> list[Array] | None:
     for first, end in zip([0, *turns], [*turns, len(values)], strict=True):
         piece = values[first:end]
         sign = 1 if piece[0] <= piece[-1] else -1
-        found += [first + np.searchsorted(sign * piece, sign * wanted, side) for side in ("left", "right")]
+        found += [first + x for x in _between(sign * piece, sign * wanted)]
     return found
+
+
+def _between(rising: Array, wanted: Array) -> tuple[Array, Array]:
+    """Where numbers that do not fall reach what is ``wanted``, and where they exceed it."""
+    step = int(rising[1] - rising[0]) if len(rising) > 1 else 0
+    if step and (np.diff(rising) == step).all():
+        apart = wanted - rising[0]
+        return np.clip(-(-apart // step), 0, len(rising)), np.clip(apart // step + 1, 0, len(rising))
+    return np.searchsorted(rising, wanted, "left"), np.searchsorted(rising, wanted, "right")
