@@ -79,8 +79,13 @@ class Band:
 
     @staticmethod
     def without_bounds(mask: Expr, column: Column) -> Band:
-        """All of ``mask`` is asked pair by pair, where bounds of rows would take registers that are not there."""
+        """All of ``mask`` is asked pair by pair: its sides, taken apart, may need registers that are not there."""
         return Band(None, _LENGTHS[column], mask, column)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether rows see an interval of columns, and not all that exist where the rest holds."""
+        return self.first is not None or self.stop != _LENGTHS[self.column]
 
     def results(self) -> dict[str, Expr]:
         """The bounds, and the rest as ``mask``, by name."""

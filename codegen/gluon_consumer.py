@@ -55,11 +55,9 @@ class Consumer:
         self.own_query = "slot * CONSUMERS + GROUP" if self.ahead else "GROUP"
         self.query_turn = (".index(slot)", "turn >> 1 & 1") if self.ahead else ("", "turn & 1")
         self.head, self.value = head_parts(problem.head_dim), head_parts(problem.value_dim)
-        self.band: Band | None = None
-        if self.masks_positions and self.in_shares:
+        self.band = Band.of(plan.variant.mask, "kv", schedule.block_n) if self.masks_positions else None
+        if self.in_shares and self.band is not None and not self.band.is_bounded:
             self.band = Band.without_bounds(plan.variant.mask, "kv")
-        elif self.masks_positions:
-            self.band = Band.of(plan.variant.mask, "kv", schedule.block_n)
         results: dict[str, Expr] = {} if self.band is None else self.band.results()
         self.score: Expr | None = None
         if plan.variant.scores:

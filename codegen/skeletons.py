@@ -182,6 +182,7 @@ def _why_seven_products(plan: TilePlan, problem: Problem, target: Target) -> str
 
 
 def _slower_on_tables(plan: TilePlan, problem: Problem, direction: Direction, long: bool) -> str | None:
+    from .gluon_forward import default_schedule
     from .gluon_grad_work import cuts_long_rows
     from .gluon_seen import may_hide_keys
 
@@ -195,6 +196,8 @@ def _slower_on_tables(plan: TilePlan, problem: Problem, direction: Direction, lo
         return "slower at head size 64 where tiles come from a table and its rows are short"
     if direction == "backward" and len(plan.boxes) > 1:
         return "slower at head size 64 where tiles come from a table and boxes of several terms cut closer"
+    if direction == "forward" and default_schedule(plan, problem).listed:
+        return "slower at head size 64 where tiles come from a table and rows from a list"
     if may_hide_keys(plan):
         return "slower at head size 64 where tiles come from a table and may hold keys that no query sees"
     return None
