@@ -110,7 +110,7 @@ def heaviest_last(ranges: Ranges) -> bool:
     )
 
 
-def uneven(ranges: Ranges) -> bool:
+def heavier_at_one_end(ranges: Ranges) -> bool:
     """Whether earlier or later tiles have more to visit: of an interval only one end moves with the tile."""
     moves = [[bool(index_names(end) & set(TILE_NAMES)) for end in (x.start, x.stop)] for x in ranges.may]
     return any(start != stop for start, stop in moves)

@@ -16,7 +16,7 @@ from textwrap import fill, indent
 
 from ..ir.dependence import dependence
 from ..ir.tiles.plan import TilePlan
-from .defaults import heaviest_last, uneven
+from .defaults import heavier_at_one_end, heaviest_last
 from .emitter import Emitter
 from .gluon_grad_consumer import Consumer
 from .gluon_grad_loader import SIZES, emit_load_tiles, loader_arguments
@@ -280,7 +280,7 @@ def emit_groups(out: Emitter, plan: TilePlan, tiles: str) -> None:
     few = "" if apart else f" and {few_programs(plan, 'tiles_of_keys', 'multiprocessors')}"
     out.lines(_GROUPS.format(tiles=tiles, few=few))
     limits = ["cache // 3 // (q_len * row_bytes * group)", "1"]
-    if uneven(plan.queries):
+    if heavier_at_one_end(plan.queries):
         out.comment("The last section has to take as long as its heaviest tile, or most multiprocessors wait for that.")
         limits.append("2 * multiprocessors // (tiles_of_keys + 1)")
     out.line(f"fitting = max({', '.join(limits)})")
@@ -290,7 +290,7 @@ def emit_groups(out: Emitter, plan: TilePlan, tiles: str) -> None:
 def few_programs(plan: TilePlan, tiles: str, multiprocessors: str) -> str:
     """Where heads of queries that share keys do not share a program, as text: it would leave too few of these."""
     # Where tiles are of uneven weight, more of them are needed to keep all multiprocessors busy to the end.
-    return f"{tiles} * batches * kv_heads < {4 if uneven(plan.queries) else 2} * {multiprocessors}"
+    return f"{tiles} * batches * kv_heads < {4 if heavier_at_one_end(plan.queries) else 2} * {multiprocessors}"
 
 
 _GROUPS = """

@@ -351,3 +351,10 @@ def test_repeatable_form_compiled_for_sm_90(name: str) -> None:
         assert not re.search(r"\b(UTMAREDG|RED|ATOMG?)\b", sass), "something is added to global memory"
         assert binary.spills() <= (0 if kernel == "attention_grad_query" and max(sizes) <= 128 else most)
         assert binary.shared <= 227 << 10
+
+
+@pytest.mark.parametrize(("part", "least"), [(rg.causal(), 4), (rg.sliding_window(100), 2), (rg.full(), 2)])
+def test_heads_of_a_group_have_programs_of_their_own_where_there_are_few(part: Part, least: int) -> None:
+    text = module([part], direction="backward").text
+    assert f"spread = group > 1 and tiles_of_keys * batches * kv_heads < {least} * multiprocessors" in text
+    assert ("2 * multiprocessors // (tiles_of_keys + 1)" in text) == (least == 4)
