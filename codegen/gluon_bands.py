@@ -7,7 +7,6 @@ columns less a constant. Of what is left, comparisons have what depends on the c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +17,7 @@ from ..ir.nodes import TILE_NAMES, TRUE, ZERO, Binary, BinaryOp, Const, Expr, Se
 from ..ir.passes import narrow, simplified
 from ..ir.symbolic import Linear, linear, simplify, to_expr
 from ..ir.tiles.overflow import is_exact
-from ..ir.traverse import loads, rewrite
+from ..ir.traverse import joined, loads, rewrite
 from ..ir.types import I32
 from .emitter import Emitter
 from .triton_program import INDICES
@@ -66,7 +65,9 @@ class Band:
         'q % kv == 1'
         """
         found, rest = _Interval(stop=_LENGTHS[column]), []
-        for term in _conjuncts(_of_tiles(mask, column, block)):
+        for term in joined(_of_tiles(mask, column, block), "and"):
+            if term == TRUE:
+                continue
             more = _interval(term, column)
             if more is None:
                 rest.append(rewrite(rewrite(term, lambda e: _apart(e, column)), lambda e: _joint(e, column)))
@@ -132,17 +133,6 @@ def _fitted(bound: Expr, column: Column) -> Expr:
     """``bound``, which is not negative, in i32: beyond all columns it may be anything that is."""
     bound = narrow(simplify(bound))
     return bound if bound.type is I32 else cast(narrow(binary("min", bound, _LENGTHS[column])), I32)
-
-
-def _conjuncts(e: Expr) -> Iterator[Expr]:
-    match e:
-        case Const(True):
-            return
-        case Binary("and", a, b):
-            yield from _conjuncts(a)
-            yield from _conjuncts(b)
-        case _:
-            yield e
 
 
 def _of_tiles(mask: Expr, column: Column, block: int) -> Expr:

@@ -95,6 +95,7 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     visits = GluonBoxVisits(term, "q", BOX_SIZES, carried, reverse=schedule.reverse)
     shapes = shapes_of(visits, schedule)
     whole = is_whole(visits, [shape.queries for shape in shapes])
+    assert whole or not schedule.ahead, "outputs by pointers would take the place of the next tile"
     inputs = copies(visits, [("query", "q", "QUERY_TILE"), ("key", "k", "KEY_TILE"), ("value", "k", "VALUE_TILE")])
     target_of = boxes(visits, ("out", "q", "OUT_TILE")) if whole else "out"
     arguments = [

@@ -13,7 +13,7 @@ through a tile costs a fraction of a product, to rewrite it several.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,7 +23,7 @@ from ..ir.nodes import FALSE, TILE_NAMES, TRUE, Binary, Const, Expr, Index, Load
 from ..ir.passes import narrow
 from ..ir.symbolic import simplify
 from ..ir.tiles.plan import Interval, TilePlan
-from ..ir.traverse import index_names, substitute, walk
+from ..ir.traverse import index_names, joined, substitute, walk
 from ..ir.types import I64
 from .emitter import Emitter
 from .gluon_tiles import emit_unpack, jit_function
@@ -77,7 +77,7 @@ class UnseenKeys:
     @staticmethod
     def of(plan: TilePlan) -> UnseenKeys | None:
         """None where the keys seen are no union of intervals known in closed form."""
-        if not plan.keys.may or not all(hull_is_exact(mask) for mask in _alternatives(plan.variant.mask)):
+        if not plan.keys.may or not all(hull_is_exact(mask) for mask in joined(plan.variant.mask, "or")):
             return None
         return UnseenKeys(plan.keys.may)
 
@@ -305,13 +305,3 @@ def _wherever(own: Expr) -> Expr:
             return simplify(Binary(op, _wherever(a), _wherever(b), own.type))
         case _:
             return FALSE if index_names(own) & {"q", "kv"} else own
-
-
-def _alternatives(mask: Expr) -> Iterator[Expr]:
-    """The operands of a disjunction."""
-    match mask:
-        case Binary("or", a, b):
-            yield from _alternatives(a)
-            yield from _alternatives(b)
-        case _:
-            yield mask

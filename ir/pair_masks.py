@@ -8,7 +8,7 @@ from .build import binary, conjunction, const, select
 from .dependence import dependence
 from .nodes import Binary, Const, Expr
 from .squares import small_squares, values_of
-from .traverse import rewrite
+from .traverse import joined, rewrite
 
 # More than what sums are compared with, and so little that both add up in 32 bits.
 _MORE = 2**30
@@ -47,7 +47,7 @@ def _decided_by_one(e: Expr) -> Expr:
 
     Where a column is out, the sum is more than any number that it is compared with; where a row is, the number is less.
     """
-    parts = _conjuncts(e)
+    parts = joined(e, "and")
     found = next((x for x in parts if _is_sum_below(x)), None)
     if found is None:
         return e
@@ -73,11 +73,3 @@ def _is_sum_below(e: Expr) -> bool:
             return low >= 0 and high < _MORE and 0 <= limit < _MORE
         case _:
             return False
-
-
-def _conjuncts(e: Expr) -> list[Expr]:
-    match e:
-        case Binary("and", a, b):
-            return [*_conjuncts(a), *_conjuncts(b)]
-        case _:
-            return [e]

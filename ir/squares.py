@@ -7,7 +7,7 @@ from math import isqrt
 from .bounds import Range, interval
 from .build import binary, const
 from .nodes import COMPARISONS, Binary, Cast, Expr
-from .traverse import rewrite
+from .traverse import joined, rewrite
 
 # Limits below which squares, and sums of a few of them, fit in 32 bits; and what a few of fit in 64 bits.
 _MOST, _LARGEST, _FEW = 2**28, 2**60, 4
@@ -39,7 +39,7 @@ def _compared(e: Expr) -> Expr:
 def _cut(total: Expr, limit: Expr) -> Expr:
     """``total`` with large squares among its addends cut, which then are still greater than ``limit``."""
     _, most = interval(limit, {})
-    addends = _addends(total)
+    addends = joined(total, "add")
     ranges = [_range(x) for x in addends]
     if not 0 <= most < _MOST or len(addends) > _FEW or any(low < 0 or high > _LARGEST for low, high in ranges):
         return total
@@ -54,16 +54,8 @@ def _cut(total: Expr, limit: Expr) -> Expr:
 
 def values_of(e: Expr) -> Range:
     """The interval of a sum, which knows that squares are not below 0."""
-    ranges = [_range(x) for x in _addends(e)]
+    ranges = [_range(x) for x in joined(e, "add")]
     return sum(low for low, _ in ranges), sum(high for _, high in ranges)
-
-
-def _addends(e: Expr) -> list[Expr]:
-    match e:
-        case Binary("add", a, b):
-            return [*_addends(a), *_addends(b)]
-        case _:
-            return [e]
 
 
 def _root(e: Expr) -> Expr | None:

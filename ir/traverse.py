@@ -6,7 +6,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import is_
 from typing import assert_never
 
-from .nodes import Binary, Cast, Const, Coordinate, Expr, Index, Load, Param, Reduction, Score, Select, Unary, Value
+from .nodes import (
+    Binary,
+    BinaryOp,
+    Cast,
+    Const,
+    Coordinate,
+    Expr,
+    Index,
+    Load,
+    Param,
+    Reduction,
+    Score,
+    Select,
+    Unary,
+    Value,
+)
 
 
 def children(e: Expr) -> tuple[Expr, ...]:
@@ -24,6 +39,15 @@ def children(e: Expr) -> tuple[Expr, ...]:
             return (e.condition, e.a, e.b)
         case _:
             assert_never(e)
+
+
+def joined(e: Expr, op: BinaryOp) -> list[Expr]:
+    """What ``e`` joins by the associative operation ``op``, from left to right: ``e`` alone if it is another one."""
+    match e:
+        case Binary(found, a, b) if found == op:
+            return [*joined(a, op), *joined(b, op)]
+        case _:
+            return [e]
 
 
 def with_children(e: Expr, new: tuple[Expr, ...]) -> Expr:
