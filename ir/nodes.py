@@ -37,10 +37,11 @@ TILE_NAMES = ("tile_first", "tile_last")
 class _Node:
     """What is found out about a node is kept with it.
 
-    Its hash and text, the indices and values that it reads (``traverse``), what it always lies between (``bounds``).
+    Its hash and text, the indices and values that it reads (``traverse``), what it always lies between (``bounds``), the
+    sum that it is (``symbolic``).
     """
 
-    __slots__ = ("_hash", "_text", "known_indices", "known_range", "known_values")
+    __slots__ = ("_hash", "_text", "known_indices", "known_range", "known_sum", "known_values")
     known_indices: frozenset[str]
     known_values: frozenset[str]
     known_range: tuple[float, float]

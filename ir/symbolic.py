@@ -59,7 +59,6 @@ def mentions(e: Expr, name: str) -> bool:
     return name in index_names(e)
 
 
-@lru_cache(maxsize=4096)
 def linear(e: Expr, expand_mod: bool = False) -> Linear:
     """``e`` (an integer) expanded and collected; with ``expand_mod``, ``x % w`` becomes ``x - w * (x // w)``.
 
@@ -69,13 +68,34 @@ def linear(e: Expr, expand_mod: bool = False) -> Linear:
     >>> form.constant, [(monomial[0].name, coefficient) for monomial, coefficient in form.terms]
     (3, [('q', 1), ('kv', -2)])
     """
-    terms = dict(_collected(e, expand_mod))
+    known = None if expand_mod else _known_sum(e)
+    return _ordered(e, expand_mod) if known is None else known
+
+
+def _known_sum(e: Expr) -> Linear | None:
+    """What ``e`` is the normal form of, if it is known to be one."""
+    return getattr(e, "known_sum", None)
+
+
+def _normal(form: Linear) -> Expr:
+    """The normal form of what is ``form``, a result of :func:`linear`: it is not collected again."""
+    e = to_expr(form)
+    object.__setattr__(e, "known_sum", form)
+    return e
+
+
+@lru_cache(maxsize=4096)
+def _ordered(e: Expr, expand_mod: bool) -> Linear:
+    terms = _collected(e, expand_mod)
     constant = terms.pop((), 0)
     ordered = sorted(terms.items(), key=lambda t: (t[1] < 0, [_order(x) for x in t[0]]))
     return Linear(constant, tuple((monomial, n) for monomial, n in ordered if n))
 
 
 def _collected(x: Expr, expand_mod: bool) -> Terms:
+    known = None if expand_mod else _known_sum(x)
+    if known is not None:
+        return _terms(known)
     match x:
         case Const(value=value):
             return {(): int(value)}
@@ -143,7 +163,7 @@ def _divide(form: Linear, w: int) -> Linear:
     outside = [(m, c // w) for m, c in form.terms if c % w == 0]
     inside = Linear(form.constant % w, tuple((m, c) for m, c in form.terms if c % w))
     if inside.terms and w > 1:
-        quotient = Binary("floordiv", _as_i64(to_expr(inside)), const(w), I64)
+        quotient = Binary("floordiv", _as_i64(_normal(inside)), const(w), I64)
         outside.append(((quotient,), 1))
     return Linear(form.constant // w, tuple(outside))
 
@@ -153,7 +173,7 @@ def _remainder(form: Linear, w: int) -> Linear:
     inside = Linear(form.constant % w, tuple((m, c) for m, c in form.terms if c % w))
     if not inside.terms:
         return Linear(inside.constant, ())
-    return Linear(0, (((Binary("mod", _as_i64(to_expr(inside)), const(w), I64),), 1),))
+    return Linear(0, (((Binary("mod", _as_i64(_normal(inside)), const(w), I64),), 1),))
 
 
 def _extremum(op: Literal["min", "max"], x: Binary) -> Linear:
@@ -167,7 +187,7 @@ def _extremum(op: Literal["min", "max"], x: Binary) -> Linear:
                 yield from flatten(Binary("add", _as_i64(a), _as_i64(rest), I64))
                 yield from flatten(Binary("add", _as_i64(b), _as_i64(rest), I64))
             case _:
-                yield to_expr(form)
+                yield _normal(form)
 
     kept: list[Expr] = []
     for y in (*flatten(x.a), *flatten(x.b)):
@@ -262,7 +282,7 @@ def simplify(e: Expr) -> Expr:
             case Cast(x=inner) if inner.type is BOOL or inner.type is F32:
                 return cast(simplify(inner), e.type)
             case _:
-                return to_expr(linear(e))
+                return e if _known_sum(e) is not None else _normal(linear(e))
     if e.type is BOOL:
         match e:
             case Binary(op=op, a=a, b=b) if op in COMPARISONS and a.type.is_integer:

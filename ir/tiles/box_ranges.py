@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, assert_never
 
@@ -38,14 +39,27 @@ def is_integer_comparison(e: Expr) -> bool:
     return isinstance(e, Binary) and e.op in COMPARISONS and e.a.type.is_integer and is_exact(with_bounded_loads(e))
 
 
-def axis_ranges(
+@dataclass(frozen=True, slots=True)
+class AxisParts:
+    """What a formula asks of each axis: ``own`` conditions, what others imply of it, and what of it suffices for them.
+
+    ``places``: for each part of the formula the axis that decides it, if any does. ``may_be_full``: whether meeting what
+    is its own and what suffices meets the whole formula.
+    """
+
+    own: tuple[tuple[Formula, ...], ...]
+    implied: tuple[tuple[Formula, ...], ...]
+    sufficient: tuple[tuple[Formula, ...], ...]
+    places: tuple[int | None, ...]
+    may_be_full: bool
+
+
+def axis_parts(
     parts: Sequence[Formula], space: Space, classes: Sequence[Classes], direction: Direction
-) -> tuple[list[Ranges], list[int | None]]:
-    """The ranges of each axis, and for each part the axis that decides it, if any does."""
+) -> AxisParts:
+    """What ``parts`` ask of each axis, in classes."""
     limits, inner = over_inner(tuple(parts), space, tuple(classes), direction)
-    own: list[list[Formula]] = [[] for _ in classes]
-    implied: list[list[Formula]] = [[] for _ in classes]
-    sufficient: list[list[Formula]] = [[] for _ in classes]
+    own, implied, sufficient = ([list[Formula]() for _ in classes] for _ in range(3))
     places: list[int | None] = []
     pending: list[tuple[int, int, list[Formula]]] = []
     may_be_full = True
@@ -70,13 +84,22 @@ def axis_ranges(
     for i, axis, enough in pending:  # what suffices may be asked for anyway
         if enough and all(any(_follows(x, given) for given in own[axis]) for x in enough):
             places[i] = axis
+    of_axes = (tuple(map(tuple, found)) for found in (own, implied, sufficient))
+    return AxisParts(*of_axes, tuple(places), may_be_full)
+
+
+def axis_ranges(
+    asked: AxisParts, space: Space, classes: Sequence[Classes], direction: Direction
+) -> list[Ranges]:
+    """The ranges of each axis."""
     ranges = []
     for axis, c in enumerate(classes):
-        certain = ranges_along(own[axis] + sufficient[axis], axis, direction)
-        possible = ranges_along(own[axis] + implied[axis], axis, direction)
+        certain = ranges_along(asked.own[axis] + asked.sufficient[axis], axis, direction)
+        possible = ranges_along(asked.own[axis] + asked.implied[axis], axis, direction)
         ends = names_outside(space, c, axis)
-        ranges.append(Ranges(with_names(possible.may, ends), with_names(certain.must, ends) if may_be_full else ()))
-    return ranges, places
+        must = with_names(certain.must, ends) if asked.may_be_full else ()
+        ranges.append(Ranges(with_names(possible.may, ends), must))
+    return ranges
 
 
 def _follows(wanted: Formula, given: Formula) -> bool:

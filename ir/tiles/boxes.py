@@ -19,7 +19,9 @@ from ..symbolic import simplify
 from ..traverse import walk
 from .box_ranges import (
     DIRECTIONS,
+    AxisParts,
     axes_of,
+    axis_parts,
     axis_ranges,
     extent,
     is_integer_comparison,
@@ -56,10 +58,11 @@ TERMS = 3
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """A term before what is proved about it is put in words, and axes are narrowed.
+    """A term before its axes have ranges and what is proved about it is put in words.
 
-    ``rest`` are the parts of the formula that no class says, ``places`` the axes that decide them. ``declared``: the
-    axes are those of a grid that the mask names, or that lengths fit, not those that remainders of positions make.
+    ``rest`` are the parts of the formula that no class says, ``asked`` what they ask of the keys of each axis.
+    ``declared``: the axes are those of a grid that the mask names, or that lengths fit, not those that remainders of
+    positions make.
     """
 
     formula: Formula
@@ -67,8 +70,7 @@ class _Draft:
     classes: list[Classes]
     relations: list[tuple[int, Relation] | None]
     rest: list[Formula]
-    places: list[int | None]
-    axes: tuple[BoxAxis, ...]
+    asked: AxisParts
     declared: bool
 
     @property
@@ -77,7 +79,7 @@ class _Draft:
 
     @property
     def remaining(self) -> tuple[Expr, ...]:
-        found = (a for part, place in zip(self.rest, self.places, strict=True) if place is None for a in atoms(part))
+        found = (a for part, place in zip(self.rest, self.asked.places, strict=True) if place is None for a in atoms(part))
         return tuple(dict.fromkeys(found))
 
 
@@ -94,8 +96,8 @@ def find_boxes(mask: Expr, fit: Fit = "any") -> tuple[BoxTerm, ...]:
         if _vagueness(best):
             parts = tuple(_draft(part, formula, fitted) for part in _disjoint(formula, reverse))
             best = min(best, parts, key=_vagueness)
-    drafts = [d for d in best if all(a.keys.may for a in d.axes)]  # the others hold no pair
-    terms = tuple(_term(d, fit if d.space is fitted else "any") for d in drafts)
+    drafts = [(d, axes) for d in best for axes in [_axes(d)] if all(a.keys.may for a in axes)]  # the others hold no pair
+    terms = tuple(_term(d, axes, fit if d.space is fitted else "any") for d, axes in drafts)
     return terms if any(map(_says_more, terms)) else ()
 
 
@@ -193,23 +195,25 @@ def _over(f: Formula, space: Space, *, declared: bool = True) -> _Draft:
         for part, known in zip(parts, relations, strict=True)
         if known is None or not classes[known[0]].implies(known[1])
     ]
-    keys, places = axis_ranges(rest, space, classes, "keys")
-    queries, _ = axis_ranges(rest, space, classes, "queries")
-    axes = tuple(
+    return _Draft(f, space, classes, relations, rest, axis_parts(rest, space, classes, "keys"), declared)
+
+
+def _axes(d: _Draft) -> tuple[BoxAxis, ...]:
+    keys = axis_ranges(d.asked, d.space, d.classes, "keys")
+    queries = axis_ranges(axis_parts(d.rest, d.space, d.classes, "queries"), d.space, d.classes, "queries")
+    return tuple(
         BoxAxis(query, key, c.block, c.offset, c.residue, c.shift, k, q)
-        for query, key, c, k, q in zip(space.query, space.key, classes, keys, queries, strict=True)
+        for query, key, c, k, q in zip(d.space.query, d.space.key, d.classes, keys, queries, strict=True)
     )
-    return _Draft(f, space, classes, relations, rest, places, axes, declared)
 
 
-def _term(d: _Draft, fit: Fit) -> BoxTerm:
-    axes = d.axes
+def _term(d: _Draft, axes: tuple[BoxAxis, ...], fit: Fit) -> BoxTerm:
     # Along axes that nobody declared, as remainders make them, runs of positions say as much.
     if d.remaining and d.declared:
         keys, queries = (ranges_within(d.rest, d.space, d.classes, direction) for direction in DIRECTIONS)
         axes = tuple(replace(a, keys_within=k, queries_within=q) for a, k, q in zip(axes, keys, queries, strict=True))
     proofs = [*_proved_as_classes(d.parts, d.rest, d.relations)]
-    proofs += _proved_along_axes(d.rest, d.places, d.space, d.classes)
+    proofs += _proved_along_axes(d.rest, d.asked.places, d.space, d.classes)
     order = [a for part in d.parts for a in atoms(part)]
     return BoxTerm(
         mask=expanded(to_condition(d.formula)),

@@ -173,7 +173,9 @@ def _choice(e: Select) -> Extremes | None:
         return None
     low, high = bounds.interval(e, {})
     always = const(int(low)), const(int(high))
-    return chosen(unary("not", _must(e.condition, True)), _must(e.condition, False), first, second, always)
+    # Twice: at first negations are taken into what is reduced, where they are then taken into comparisons.
+    some = simplify(simplify(unary("not", _must(e.condition, True))))
+    return chosen(some, _must(e.condition, False), first, second, always)
 
 
 def _reductions(e: Expr, axis: Axis) -> Extremes:
