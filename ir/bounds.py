@@ -70,12 +70,11 @@ def interval(e: Expr, env: Mapping[str, Range]) -> Range:
 
 def _always(e: Expr) -> Range:
     """:func:`interval` of ``e`` where nothing is known of its leaves."""
-    try:
-        return e.known_range
-    except AttributeError:
-        found = _fitted(_node(e, [_always(c) for c in children(e)], {}), e.type)
+    found: Range | None = getattr(e, "known_range", None)
+    if found is None:
+        found = _fitted(_node(e, [_always(c) for c in e.operands], {}), e.type)
         object.__setattr__(e, "known_range", found)
-        return found
+    return found
 
 
 def intervals(e: Expr, env: Mapping[str, Range]) -> dict[int, Range]:

@@ -37,14 +37,19 @@ TILE_NAMES = ("tile_first", "tile_last")
 class _Node:
     """What is found out about a node is kept with it.
 
-    Its hash and text, the indices and values that it reads (``traverse``), what it always lies between (``bounds``), the
-    sum that it is (``symbolic``).
+    Its hash and text, the indices, values and elements of tensors that it reads (``traverse``), what it always lies
+    between (``bounds``), the sum that it is (``symbolic``).
     """
 
-    __slots__ = ("_hash", "_text", "known_indices", "known_range", "known_sum", "known_values")
+    __slots__ = ("_hash", "_text", "known_indices", "known_loads", "known_range", "known_sum", "known_values")
     known_indices: frozenset[str]
     known_values: frozenset[str]
     known_range: tuple[float, float]
+
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        """What the node is made of; nothing, for most kinds."""
+        return ()
 
 
 _N = TypeVar("_N", bound=_Node)
@@ -55,12 +60,11 @@ def _described_once(node: type[_N]) -> type[_N]:
     compute, describe = node.__hash__, node.__repr__
 
     def kept_hash(self: _N) -> int:
-        try:
-            return self._hash  # type: ignore[attr-defined, no-any-return]
-        except AttributeError:
+        found = getattr(self, "_hash", None)
+        if found is None:
             found = compute(self)
             object.__setattr__(self, "_hash", found)
-            return found
+        return found
 
     def kept_text(self: _N) -> str:
         try:
@@ -132,6 +136,10 @@ class Load(_Node):
     type: ScalarType
     loc: Location | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        return self.indices
+
 
 @_described_once
 @dataclass(frozen=True, slots=True)
@@ -142,6 +150,10 @@ class Unary(_Node):
     x: Expr
     type: ScalarType
     loc: Location | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        return (self.x,)
 
 
 @_described_once
@@ -155,6 +167,10 @@ class Binary(_Node):
     type: ScalarType
     loc: Location | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        return self.a, self.b
+
 
 @_described_once
 @dataclass(frozen=True, slots=True)
@@ -167,6 +183,10 @@ class Select(_Node):
     type: ScalarType
     loc: Location | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        return self.condition, self.a, self.b
+
 
 @_described_once
 @dataclass(frozen=True, slots=True)
@@ -176,6 +196,10 @@ class Cast(_Node):
     x: Expr
     type: ScalarType
     loc: Location | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        return (self.x,)
 
 
 @_described_once
@@ -191,6 +215,10 @@ class Coordinate(_Node):
     sizes: tuple[int, ...]
     type: ScalarType
     loc: Location | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        return (self.x,)
 
     @property
     def stride(self) -> int:
@@ -221,6 +249,10 @@ class Reduction(_Node):
     axis: Literal["q", "kv", "both"]
     type: ScalarType
     loc: Location | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def operands(self) -> tuple[Expr, ...]:
+        return (self.x,)
 
 
 @_described_once

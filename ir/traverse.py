@@ -26,19 +26,7 @@ from .nodes import (
 
 def children(e: Expr) -> tuple[Expr, ...]:
     """The direct operands of ``e``."""
-    match e:
-        case Binary():  # most are
-            return (e.a, e.b)
-        case Const() | Index() | Score() | Param() | Value():
-            return ()
-        case Load():
-            return e.indices
-        case Unary() | Cast() | Coordinate() | Reduction():
-            return (e.x,)
-        case Select():
-            return (e.condition, e.a, e.b)
-        case _:
-            assert_never(e)
+    return e.operands
 
 
 def joined(e: Expr, op: BinaryOp) -> list[Expr]:
@@ -85,9 +73,13 @@ def rewrite(e: Expr, f: Callable[[Expr], Expr], within: frozenset[str] | None = 
             return x
         done = memo.get(id(x))
         if done is None:
-            old = children(x)
-            new = tuple([go(c) for c in old])
-            done = memo[id(x)] = f(x if all(map(is_, old, new)) else with_children(x, new))
+            old = x.operands
+            if old:
+                new = tuple([go(c) for c in old])
+                done = f(x if all(map(is_, old, new)) else with_children(x, new))
+            else:
+                done = f(x)
+            memo[id(x)] = done
         return done
 
     return go(e)
@@ -144,7 +136,7 @@ def walk(e: Expr) -> Iterator[Expr]:
     done: dict[int, Expr] = {}
 
     def go(x: Expr) -> None:
-        for c in children(x):
+        for c in x.operands:
             if id(c) not in done:
                 go(c)
         done[id(x)] = x
@@ -155,29 +147,36 @@ def walk(e: Expr) -> Iterator[Expr]:
 
 def index_names(e: Expr) -> frozenset[str]:
     """Names of all positions, identities and lengths that ``e`` depends on."""
-    try:
-        return e.known_indices
-    except AttributeError:
-        own = frozenset((e.name,)) if isinstance(e, Index) else frozenset[str]()
-        found = own.union(*map(index_names, children(e)))
+    found: frozenset[str] | None = getattr(e, "known_indices", None)
+    if found is None:
+        found = _joined([index_names(x) for x in e.operands]) if not isinstance(e, Index) else frozenset((e.name,))
         object.__setattr__(e, "known_indices", found)
-        return found
+    return found
 
 
 def value_names(e: Expr) -> frozenset[str]:
     """Names of the values that ``e`` reads."""
-    try:
-        return e.known_values
-    except AttributeError:
-        own = frozenset((e.name,)) if isinstance(e, Value) else frozenset[str]()
-        found = own.union(*map(value_names, children(e)))
+    found: frozenset[str] | None = getattr(e, "known_values", None)
+    if found is None:
+        found = _joined([value_names(x) for x in e.operands]) if not isinstance(e, Value) else frozenset((e.name,))
         object.__setattr__(e, "known_values", found)
-        return found
+    return found
+
+
+def _joined(names: list[frozenset[str]]) -> frozenset[str]:
+    """All of ``names``; mostly one set has all of them."""
+    most = max(names, key=len, default=frozenset[str]())
+    return most if all(x <= most for x in names) else most.union(*names)
 
 
 def loads(e: Expr) -> tuple[Load, ...]:
     """The distinct loads in ``e``, in order of first occurrence."""
-    return tuple(dict.fromkeys(x for x in walk(e) if isinstance(x, Load)))
+    found: tuple[Load, ...] | None = getattr(e, "known_loads", None)
+    if found is None:
+        found = tuple(dict.fromkeys(load for x in e.operands for load in loads(x)))
+        found = (*found, e) if isinstance(e, Load) else found
+        object.__setattr__(e, "known_loads", found)
+    return found
 
 
 def parameter_names(e: Expr) -> frozenset[str]:

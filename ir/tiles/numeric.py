@@ -94,6 +94,8 @@ def runs(
 def _disjoint(starts: Array, stops: Array) -> Runs:
     """Sorts runs along the first axis and joins those that touch."""
     stops = np.maximum(starts, stops)
+    if len(starts) == 1:
+        return Runs(starts, stops)
     order = np.argsort(np.where(starts < stops, starts, np.iinfo(np.int64).max), axis=0, kind="stable")
     starts, stops = np.take_along_axis(starts, order, 0), np.take_along_axis(stops, order, 0)
     for i in range(1, len(starts)):

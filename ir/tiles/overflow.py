@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from ..bounds import interval, intervals
+from ..bounds import interval
 from ..build import binary, const
 from ..nodes import COMPARISONS, Binary, Cast, Expr, Load
-from ..traverse import children, rewrite, walk
+from ..traverse import children, loads, rewrite, walk
 from ..types import I32, I64
 
 # Moving terms between the sides of a comparison, and widening ends to a multiple, stays below 2**63.
@@ -27,10 +27,9 @@ def is_exact(e: Expr, *, compared: bool = False) -> bool:
     >>> is_exact(binary("mul", n, n)), is_exact(binary("mul", n, binary("mul", n, n)))
     (True, False)
     """
-    ranges = intervals(e, {})
 
     def is_wide(x: Expr) -> bool:
-        low, high = ranges[id(x)]
+        low, high = interval(x, {})
         return x.type.is_integer and not -ROOM <= low <= high <= ROOM
 
     if is_wide(e):
@@ -43,7 +42,7 @@ def is_exact(e: Expr, *, compared: bool = False) -> bool:
         ):
             return False
         if isinstance(x, Cast) and x.type is I32 and x.x.type.is_integer:
-            low, high = ranges[id(x.x)]
+            low, high = interval(x.x, {})
             if not -(2**31) <= low <= high < 2**31:
                 return False
     return True
@@ -61,6 +60,9 @@ def with_bounded_loads(mask: Expr) -> Expr:
     >>> print_expr(with_bounded_loads(parse_expr("kv < n[batch]", [BufferParameter("n", BufferType(I64, ("batch",)))])))
     'kv < min(max(n[batch], -1), 268435456)'
     """
+
+    if not any(map(_is_wide_load, loads(mask))):
+        return mask
 
     def bounded(x: Expr, other: Expr) -> Expr:
         low, high = interval(other, {})
