@@ -245,6 +245,7 @@ def ranges_along(parts: Iterable[Formula], axis: int, direction: Direction) -> R
     return tile_ranges(formula, "q", "kv") if direction == "keys" else tile_ranges(formula, "kv", "q")
 
 
+@lru_cache(maxsize=1024)
 def _named_as_positions(f: Formula, axis: int) -> Formula:
     names: dict[Expr, Expr] = {digit(f"{name} {axis}"): Index(name, I32) for name in ("q", "kv")}
     match f:

@@ -9,7 +9,7 @@ from .. import build
 from ..bounds import Range, interval
 from ..nodes import Binary, Const, Expr, Index
 from ..symbolic import Linear, linear, to_expr
-from ..traverse import children, index_names, rewrite
+from ..traverse import children, index_names, rewrite, walk
 from ..types import I32
 
 
@@ -54,16 +54,21 @@ def with_distances(e: Expr) -> Expr:
     'abs(q - kv) * abs(q - kv) <= 9'
     """
 
+    if not any(_is_square(x) for x in walk(e)):
+        return e
+
     def rule(x: Expr) -> Expr:
         x = build.rebuilt(x, children(x))
-        match x:
-            case Binary("mul", a, b) if a == b and x.type.is_integer and index_names(a):
-                distance = build.unary("abs", a)
-                return build.binary("mul", distance, distance)
-            case _:
-                return x
+        if not _is_square(x):
+            return x
+        distance = build.unary("abs", children(x)[0])
+        return build.binary("mul", distance, distance)
 
     return rewrite(e, rule)
+
+
+def _is_square(e: Expr) -> bool:
+    return isinstance(e, Binary) and e.op == "mul" and e.a == e.b and e.type.is_integer and bool(index_names(e))
 
 
 def _divided(op: str, form: Linear, w: int, ranges: Mapping[str, Range]) -> Expr | None:
