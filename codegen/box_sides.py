@@ -64,6 +64,12 @@ def box_shapes(axes: tuple[BoxAxis, ...], own: Literal["q", "k"], block_m: int, 
     return tuple(shapes[i] for i in _chosen((table / table.min(0)) ** 2))
 
 
+def box_tokens(axes: Sequence[BoxAxis], block_m: int, block_n: int) -> tuple[int, int]:
+    """How many queries, and keys, the boxes of all such shapes hold: fewer than asked for where classes are smaller."""
+    few, *_ = _extents(axes)
+    return _tokens(few, block_m), _tokens(few, block_n)
+
+
 def _costs(axes: Sequence[BoxAxis], own: Literal["q", "k"], extents: list[int], sides: Array) -> Array:
     """What shapes of such sides, (shapes, 2, axes), cost with each guess of the parameters: (guesses, shapes)."""
     guesses = np.array(_guesses(axes, own, extents))
@@ -222,12 +228,20 @@ def _guesses(axes: Sequence[BoxAxis], own: Literal["q", "k"], extents: list[int]
 
 
 def _boxes(extents: list[int], count: int) -> list[tuple[int, ...]]:
-    """All boxes of ``count`` tokens, or of as many as the axes have, but no fewer than products take."""
-    most = [1 << (e - 1).bit_length() for e in extents]
-    count = min(count, max(prod(most), _SMALLEST))
+    """All boxes of so many tokens as :func:`_tokens` says."""
+    most, count = _most(extents), _tokens(extents, count)
     if prod(most) < count:
         most[0] *= count // prod(most)
     return list(_sides(most, count))
+
+
+def _tokens(extents: list[int], count: int) -> int:
+    """``count``, or as many as the axes have, but no fewer than products take."""
+    return min(count, max(prod(_most(extents)), _SMALLEST))
+
+
+def _most(extents: list[int]) -> list[int]:
+    return [1 << (e - 1).bit_length() for e in extents]
 
 
 def _sides(most: list[int], count: int) -> Iterator[tuple[int, ...]]:

@@ -7,11 +7,11 @@ and dV. So every sum has one program, and nothing is added to global memory.
 from __future__ import annotations
 
 from dataclasses import replace
-from math import prod
 
 from ..ir.tiles.plan import TilePlan
 from . import gluon_repeatable
 from .box_groups import Letter
+from .box_sides import box_tokens
 from .defaults import heaviest_last
 from .emitter import Emitter
 from .gluon_backward import emit_key_kernel, parameters_of, reason_against_sizes, run_function
@@ -31,7 +31,6 @@ from .schedule import Problem, Schedule, Source, Target
 from .triton_backward import emit_helpers
 from .triton_box_options import emit_choice, emit_sides, note_of, shapes_of
 from .triton_box_skeleton import plan_of_boxes
-from .triton_box_space import BoxSpace
 from .triton_gradients import emit_scatter
 from .triton_module import Argument, emit_header
 from .triton_program import SIZES
@@ -60,8 +59,7 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
     assert schedule.grad_query is not None
     kernels: dict[Letter, Schedule] = {"k": schedule, "q": schedule.grad_query}
     for own, s in kernels.items():
-        shape = shapes_of(BoxSpace(term, own), s)[0]
-        if (prod(shape.queries), prod(shape.keys)) != (s.block_m, s.block_n):
+        if box_tokens(term.axes, s.block_m, s.block_n) != (s.block_m, s.block_n):
             return f"classes hold fewer than {max(s.block_m, s.block_n)} {'keys' if own == 'k' else 'queries'}"
     return None
 

@@ -7,9 +7,9 @@ tile visits start at the edge of its window; those with pairs that the mask forb
 from __future__ import annotations
 
 from dataclasses import replace
-from math import prod
 
 from ..ir.tiles.plan import TilePlan
+from .box_sides import box_tokens
 from .defaults import heaviest_last, takes_registers
 from .emitter import Emitter
 from .gluon_box_consumer import BoxConsumer
@@ -51,8 +51,7 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
     reason = reason_against_boxes(plan)
     if reason is not None:
         return reason
-    shape = shapes_of(BoxSpace(plan.boxes[0], "q"), default_schedule(plan, problem))[0]
-    if prod(shape.queries) < _ROWS:
+    if box_tokens(plan.boxes[0].axes, _ROWS, _ROWS)[0] < _ROWS:
         return f"classes hold fewer than {_ROWS} queries"
     return reason_against_target(problem, target)
 
