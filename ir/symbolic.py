@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
-from .bounds import POSITION, interval
+from .bounds import POSITION, Range, interval
 from .build import binary, cast, const, select, unary
 from .nodes import (
     COMPARISONS,
@@ -69,7 +69,7 @@ def linear(e: Expr, expand_mod: bool = False) -> Linear:
     (3, [('q', 1), ('kv', -2)])
     """
     known = None if expand_mod else _known_sum(e)
-    return _ordered(e, expand_mod) if known is None else known
+    return _linear(e, expand_mod) if known is None else known
 
 
 def _known_sum(e: Expr) -> Linear | None:
@@ -85,17 +85,30 @@ def _normal(form: Linear) -> Expr:
 
 
 @lru_cache(maxsize=4096)
-def _ordered(e: Expr, expand_mod: bool) -> Linear:
-    terms = _collected(e, expand_mod)
-    constant = terms.pop((), 0)
-    ordered = sorted(terms.items(), key=lambda t: (t[1] < 0, [_order(x) for x in t[0]]))
-    return Linear(constant, tuple((monomial, n) for monomial, n in ordered if n))
+def _linear(e: Expr, expand_mod: bool) -> Linear:
+    return _ordered(_collected(e, expand_mod))
+
+
+def _ordered(terms: Terms) -> Linear:
+    found = [(monomial, n) for monomial, n in terms.items() if n and monomial]
+    if len(found) > 1:
+        found.sort(key=lambda t: (t[1] < 0, [_order(x) for x in t[0]]))
+    return Linear(terms.get((), 0), tuple(found))
+
+
+def _unordered(terms: Terms) -> Linear:
+    return Linear(terms.get((), 0), tuple((monomial, n) for monomial, n in terms.items() if n and monomial))
+
+
+def _difference(a: Expr, b: Expr) -> Terms:
+    """What :func:`linear` collects of ``a - b``, which are integers."""
+    return _sum(_collected(b, False), _collected(a, False), -1)
 
 
 def _collected(x: Expr, expand_mod: bool) -> Terms:
     known = None if expand_mod else _known_sum(x)
     if known is not None:
-        return _terms(known)
+        return {**dict(known.terms), (): known.constant}
     match x:
         case Const(value=value):
             return {(): int(value)}
@@ -343,7 +356,7 @@ def _simplify_comparison(e: Binary) -> Expr:
 
 def _at_most(larger: Expr, smaller: Expr, margin: int) -> Expr:
     """``smaller + margin <= larger`` in normal form."""
-    form = linear(Binary("sub", _as_i64(smaller), _as_i64(larger), I64))
+    form = _ordered(_difference(smaller, larger))
     if _is_at_least(Linear(-form.constant, tuple((m, -c) for m, c in form.terms)), margin):
         return TRUE
     if _is_at_least(form, 1 - margin):
@@ -379,7 +392,7 @@ def at_least(a: Expr, b: Expr, margin: int = 0) -> bool:
 
     Knows that positions and lengths are not negative and that ``tile_first <= tile_last``.
     """
-    return _is_at_least(linear(Binary("sub", _as_i64(a), _as_i64(b), I64)), margin)
+    return _is_at_least(_unordered(_difference(a, b)), margin)
 
 
 def _is_at_least(form: Linear, margin: int) -> bool:
@@ -398,22 +411,29 @@ def _without_division(form: Linear) -> Linear:
                 result[()] += n * (1 - int(w)) if n > 0 else 0
             case _:
                 result[monomial] = result.get(monomial, 0) + coefficient
-    constant = result.pop(())
-    return Linear(constant, tuple((monomial, n) for monomial, n in result.items() if n))
+    return _unordered(result)
 
 
 def _lowest(form: Linear) -> float:
     """A lower bound of ``form``, minus infinity where there is none."""
-    coefficients = dict(form.terms)
+    lowest: float = form.constant
+    first = width = 0
+    for monomial, n in form.terms:
+        match monomial:
+            case (Index("tile_first"),):
+                first = n
+            case (Index("tile_last"),):
+                width = n
+            case _:
+                low, high = _limits(monomial)
+                lowest += n * (low if n > 0 else high)
     # tile_last is tile_first plus a width >= 0; without this tile_last - tile_first would be anything.
-    width = coefficients.pop((TILE_LAST,), 0)
-    coefficients[(TILE_FIRST,)] = coefficients.get((TILE_FIRST,), 0) + width
-    lowest = form.constant + (POSITION[1] * width if width < 0 else 0.0)
-    for monomial, coefficient in coefficients.items():
-        low, high = interval(monomial[0], {})
-        for factor in monomial[1:]:
-            limits = interval(factor, {})
-            corners = [x * y if x and y else 0.0 for x in (low, high) for y in limits]  # 0 * inf is 0 here
-            low, high = min(corners), max(corners)
-        lowest += coefficient * (low if coefficient > 0 else high)
-    return lowest
+    return lowest + POSITION[1] * (min(first + width, 0) + min(width, 0))
+
+
+def _limits(monomial: Monomial) -> Range:
+    low, high = interval(monomial[0], {})
+    for factor in monomial[1:]:
+        corners = [x * y if x and y else 0.0 for x in (low, high) for y in interval(factor, {})]  # 0 * inf is 0 here
+        low, high = min(corners), max(corners)
+    return low, high
