@@ -234,7 +234,8 @@ def _pairs_of(whole: Tiles, axis: int, union: tuple[Interval, ...], env: Values)
         if starts is None:
             return None
         count = np.diff(starts, append=first + rows)
-        keys = sum(runs(union, x, x, one.high, at, low=one.low).total[0, 0] for x in (starts, starts + count - 1))
+        ends = np.concatenate([starts, starts + count - 1])
+        keys = runs(union, ends, ends, one.high, at, low=one.low).total[0, 0].reshape(2, -1).sum(0)
         total += int((keys * count).sum()) // 2 * int(one.copies[0])
     return total
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from itertools import product
@@ -13,7 +13,7 @@ import numpy as np
 from ..build import binary
 from ..nodes import BinaryOp, Expr, Index, Reduction, Value
 from ..symbolic import TILE_FIRST
-from ..traverse import index_names, substitute, taken_apart, value_names, walk
+from ..traverse import index_names, share, substitute, taken_apart, value_names, walk
 from ..types import I32
 from .numeric import MOST_COPIES, Array, Sizes, Values, chunks, copies_of, each_copy, leaves, read
 from .plan import Classification
@@ -62,9 +62,19 @@ def tile_facts(plan: Classification, sizes: Sizes, values: Values, block_m: int,
             (rows if x.axis == "q" else columns)[name] = found
     groups = {"row": frozenset(rows), "column": frozenset(columns)}
     (may, must), parts = taken_apart([substitute(e, table) for e in (plan.may, plan.must)], groups, value_names)
-    of_rows = {x.name: read(e, {**env, **rows}) for e, x in parts["row"].items()}
-    of_columns = {x.name: read(e, {**env, **columns}) for e, x in parts["column"].items()}
+    of_rows, same_rows = _distinct({x: read(e, {**env, **rows}) for e, x in parts["row"].items()})
+    of_columns, same_columns = _distinct({x: read(e, {**env, **columns}) for e, x in parts["column"].items()})
+    may, must = share(*(substitute(e, same_rows | same_columns) for e in (may, must)))
     return TileFacts(may, must, of_rows, of_columns, pairs)
+
+
+def _distinct(facts: Mapping[Value, Array]) -> tuple[dict[str, Array], dict[Expr, Expr]]:
+    """Facts by name, each once, and which of them stands for the others that are the same."""
+    first: dict[tuple[object, ...], Value] = {}
+    same: dict[Expr, Expr] = {
+        name: first.setdefault((x.shape, x.dtype.str, x.tobytes()), name) for name, x in facts.items()
+    }
+    return {name.name: facts[name] for name in first.values()}, {a: b for a, b in same.items() if a is not b}
 
 
 def decide(plan: Classification, sizes: Sizes, values: Values, block_m: int, block_n: int) -> Iterator[Array]:

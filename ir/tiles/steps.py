@@ -6,6 +6,7 @@ Such a condition is decided for a pair of tiles by looking at one position of ev
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from ..nodes import Binary, Const, Expr, Index
 from ..symbolic import linear
@@ -15,6 +16,7 @@ from ..traverse import children
 SHORTEST = 16
 
 
+@lru_cache(maxsize=1024)
 def steps(e: Expr) -> tuple[int, int] | None:
     """How long the blocks of queries and of keys are; None where ``e`` depends on positions in any other way.
 
@@ -35,6 +37,7 @@ def steps(e: Expr) -> tuple[int, int] | None:
     return lengths[0], lengths[1]
 
 
+@lru_cache(maxsize=1024)
 def shifted(e: Expr, axis: str) -> bool:
     """Whether the blocks of an axis, in ``e`` of :func:`steps`, begin elsewhere than at multiples of their length."""
     return any(quotient is None or not _is_position(quotient.a, axis) for quotient in _quotients(e, axis))

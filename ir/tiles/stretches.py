@@ -54,16 +54,13 @@ def stretches(union: Sequence[Interval], low: int, high: int, first: int, rows: 
     ``env`` has a number for every name but the row's, which is both ends of its tile. None where the ends are not
     piecewise linear, or in too many pieces for this to help.
     """
-    starts = np.zeros(1, np.int64)
-    floor, ceiling = _constant(low, rows), _constant(max(low, high), rows)
     row = Pieces(rows, *(np.array([x]) for x in (0, first, 1)))
     of = _pieces_over(row, env)
     found = [of(e) for e in dict.fromkeys(e for i in union for e in (i.start, i.stop))]
-    ends = [_extreme(_extreme(p, floor, "max"), ceiling, "min") for p in found if p is not None]
+    ends = [_clipped(p, low, max(low, high)) for p in found if p is not None]
     if len(ends) < len(found):
         return None
-    for p in (*ends, *(_apart(a, b)[0] for a, b in combinations(ends, 2))):
-        starts = _union(starts, p.starts)
+    starts = _common_starts(*ends, *(_apart(a, b)[0] for a, b in combinations(ends, 2)))
     return first + starts if len(starts) <= max(rows // 8, 64) else None
 
 
@@ -194,30 +191,53 @@ def _constant(value: int, rows: int) -> Pieces:
     return Pieces(rows, *(np.array([x]) for x in (0, value, 0)))
 
 
+def _clipped(p: Pieces, low: int, high: int) -> Pieces:
+    """``p``, but not less than ``low`` and not more than ``high``."""
+    ends = np.stack([p.values, p.values + p.slopes * (p.lengths - 1)])
+    if ends.min() < low:
+        p = _extreme(p, _constant(low, p.rows), "max")
+    return _extreme(p, _constant(high, p.rows), "min") if ends.max() > high else p
+
+
 def _aligned(*parts: Pieces) -> tuple[Pieces, ...]:
-    every = {id(p.starts): p.starts for p in parts if len(p.starts) > 1}
-    (starts,) = every.values() if len(every) == 1 else (_union(*(p.starts for p in parts)),)
+    starts = _common_starts(*parts)
     return tuple(p.cut(starts) for p in parts)
+
+
+def _common_starts(*parts: Pieces) -> Array:
+    """Where pieces of some of ``parts`` begin."""
+    every = {id(p.starts): p.starts for p in parts if len(p.starts) > 1}
+    match [*every.values()]:
+        case []:
+            return np.zeros(1, np.int64)
+        case [starts]:
+            return starts
+        case several:
+            return _union(*several)
 
 
 def _apart(a: Pieces, b: Pieces) -> tuple[Pieces, Pieces]:
     """Both in pieces along which one is always below, at, or above the other."""
     a, b = _aligned(a, b)
-    apart, slope = a.values - b.values, a.slopes - b.slopes
+    slope = a.slopes - b.slopes
+    (moving,) = slope.nonzero()
+    if not len(moving):
+        return a, b
+    begin, length = a.starts[moving], a.lengths[moving]
+    apart, slope = (a.values - b.values)[moving], slope[moving]
     # Towards each other, or from a common point on: where they meet, and the row after.
     sign = np.where(apart != 0, np.sign(apart), -np.sign(slope))
     apart, slope = apart * sign, -slope * sign
-    with np.errstate(divide="ignore", invalid="ignore"):
-        meet = np.where(slope > 0, -(-apart // np.maximum(slope, 1)), 0)
-        beyond = np.where(slope > 0, apart // np.maximum(slope, 1) + 1, 0)
-    inside = [a.starts[(t > 0) & (t < a.lengths)] + t[(t > 0) & (t < a.lengths)] for t in (meet, beyond)]
+    speed = np.maximum(slope, 1)
+    inside = [(begin + t)[(slope > 0) & (t > 0) & (t < length)] for t in (-(-apart // speed), apart // speed + 1)]
     starts = _union(a.starts, *inside) if any(map(len, inside)) else a.starts
     return a.cut(starts), b.cut(starts)
 
 
 def _extreme(a: Pieces, b: Pieces, op: str) -> Pieces:
     a, b = _apart(a, b)
-    middle = a.values * 2 + a.slopes * (a.lengths - 1) <= b.values * 2 + b.slopes * (b.lengths - 1)
+    apart, slope = a.values - b.values, a.slopes - b.slopes
+    middle = apart * 2 + slope * (a.lengths - 1) <= 0 if slope.any() else apart <= 0
     first = middle if op == "min" else ~middle
     return Pieces(a.rows, a.starts, np.where(first, a.values, b.values), np.where(first, a.slopes, b.slopes))
 

@@ -20,6 +20,8 @@ from .numeric import CHUNK, Array, Values, read
 
 # Sums that are followed along a row, pieces in which they rise or fall, and kinds of columns, at most.
 _SUMS, _PIECES, _KINDS = 64, 8, 16
+# So many times more numbers than columns are looked up one by one.
+_DENSE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +64,13 @@ class Found:
 
 def runs_of_columns(p: Pairs) -> list[Found] | None:
     """All runs of all rows, some rows at a time; None where conditions change in too many places, or cannot be told."""
-    sums = [*dict.fromkeys(form for e in p.conditions for form in _sums(e, p))]
-    kinds = _kinds(p) if None not in sums and len(sums) <= _SUMS else None
-    if kinds is None:
+    sums = _few_sums(p)
+    kinds = None if sums is None else _kinds(p)
+    if sums is None or kinds is None:
         return None
     starts = [np.zeros(len(p.weights), np.int64)]
     for form in sums:
-        turns = None if form is None else _turns(form, p)
+        turns = _turns(form, p)
         if turns is None:
             return None
         starts += turns
@@ -81,11 +83,11 @@ def runs_of_columns(p: Pairs) -> list[Found] | None:
         row, run = np.nonzero(places < ends)
         start, end = places[row, run], ends[row, run]
         row += first
-        env = {name: x[row][:, None] for name, x in p.rows.items()}
-        env |= {name: x[0, start][:, None] for name, x in p.columns.items() if name not in of_kind}
+        env = {name: x.take(row)[:, None] for name, x in p.rows.items()}
+        env |= {name: x[0].take(start)[:, None] for name, x in p.columns.items() if name not in of_kind}
         shape = len(row), len(up_to)
         conditions = tuple(np.broadcast_to(read(e, {**p.env, **env, **of_kind}), shape) for e in p.conditions)
-        found.append(Found(row, start, end, conditions, (up_to[:, end] - up_to[:, start]).T))
+        found.append(Found(row, start, end, conditions, (up_to.take(end, 1) - up_to.take(start, 1)).T))
     return found
 
 
@@ -107,6 +109,18 @@ def _kinds(p: Pairs) -> tuple[dict[str, Array], Array] | None:
     up_to = np.cumsum((code == kinds[:, None, None]).sum(1), axis=1)
     of_kind = {name: (kinds >> i & 1).astype(bool) for i, name in enumerate(conditions)}
     return of_kind, np.append(np.zeros((len(kinds), 1), np.int64), up_to, 1)
+
+
+def _few_sums(p: Pairs) -> list[Linear] | None:
+    """Sums that change their signs wherever conditions do; None where these compare what is no sum, or too many."""
+    found: dict[Linear, None] = {}
+    for form in (form for e in p.conditions for form in _sums(e, p)):
+        if form is None:
+            return None
+        found[form] = None
+        if len(found) > _SUMS:
+            return None
+    return [*found]
 
 
 def _sums(e: Expr, p: Pairs) -> Iterator[Linear | None]:
@@ -177,4 +191,9 @@ def _between(rising: Array, wanted: Array) -> tuple[Array, Array]:
     if step and (np.diff(rising) == step).all():
         apart = wanted - rising[0]
         return np.clip(-(-apart // step), 0, len(rising)), np.clip(apart // step + 1, 0, len(rising))
-    return np.searchsorted(rising, wanted, "left"), np.searchsorted(rising, wanted, "right")
+    low, high = int(rising[0]), int(rising[-1])
+    if high - low > _DENSE * len(rising):
+        return np.searchsorted(rising, wanted, "left"), np.searchsorted(rising, wanted, "right")
+    # Looked up once for every number in between: those wanted are many, and in any order.
+    reached = np.searchsorted(rising, np.arange(low, high + 2))
+    return reached[np.clip(wanted - low, 0, high - low + 1)], reached[np.clip(wanted + 1 - low, 0, high - low + 1)]
