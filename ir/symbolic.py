@@ -72,6 +72,11 @@ def linear(e: Expr, expand_mod: bool = False) -> Linear:
     return _linear(e, expand_mod) if known is None else known
 
 
+def combined(form: Linear, x: Expr, times: int) -> Linear:
+    """``form + times * x``, collected."""
+    return _ordered(_sum(_collected(x, False), _terms(form), times))
+
+
 def _known_sum(e: Expr) -> Linear | None:
     """What ``e`` is the normal form of, if it is known to be one."""
     return getattr(e, "known_sum", None)

@@ -64,7 +64,8 @@ def tile_facts(plan: Classification, sizes: Sizes, values: Values, block_m: int,
     (may, must), parts = taken_apart([substitute(e, table) for e in (plan.may, plan.must)], groups, value_names)
     of_rows, same_rows = _distinct({x: read(e, {**env, **rows}) for e, x in parts["row"].items()})
     of_columns, same_columns = _distinct({x: read(e, {**env, **columns}) for e, x in parts["column"].items()})
-    may, must = share(*(substitute(e, same_rows | same_columns) for e in (may, must)))
+    if same_rows or same_columns:
+        may, must = share(*(substitute(e, same_rows | same_columns) for e in (may, must)))
     return TileFacts(may, must, of_rows, of_columns, pairs)
 
 

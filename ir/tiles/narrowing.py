@@ -14,7 +14,7 @@ from typing import Literal
 from ..bounds import SCALAR, Range, interval
 from ..build import binary, cast, const, select, unary
 from ..nodes import COMPARISONS, FALSE, TRUE, Binary, Const, Expr, Index, Param, Select, Unary
-from ..symbolic import Linear, Monomial, linear, simplify, to_expr
+from ..symbolic import Linear, Monomial, combined, linear, simplify, to_expr
 from ..traverse import index_names, parameter_names, substitute
 from ..types import BOOL, F32, I32
 from . import arithmetic
@@ -105,7 +105,7 @@ class Narrowing:
                 continue
             condition, a, b = parts
             rest = Linear(form.constant, tuple(t for t in form.terms if t is not term))
-            sums = (linear(binary("add", to_expr(rest), binary("mul", const(c), x))) for x in (a, b))
+            sums = (combined(rest, x, c) for x in (a, b))
             first, second = (self._split(x, depth - 1, easiest=easiest) for x in sums)
             match condition:
                 case "largest" | "smallest":

@@ -215,10 +215,11 @@ def _term(term: Expr, direction: Direction, bound: Expr, tile: Axis, other: Axis
             every = (op == "max") == at_most
             return join(Both if every else Either, again(a, direction, bound), again(b, direction, bound))
         case Select(condition=c, a=a, b=b):
-            first, second = again(a, direction, bound), again(b, direction, bound)
-            yes, no = (solve(to_formula(c, negate), tile, other) for negate in (False, True))
+            first = again(a, direction, bound)
+            second = None if first is None else again(b, direction, bound)
             if first is None or second is None:
                 return None
+            yes, no = (solve(to_formula(c, negate), tile, other) for negate in (False, True))
             return Either((Both((yes, first)), Both((no, second))))
         case _:
             return None

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..build import binary, const, unary
+from ..build import binary, unary
 from ..nodes import COMPARISONS, Binary, Const, Expr, Select, Unary, Value
-from ..symbolic import Linear, linear, to_expr
+from ..symbolic import Linear, combined, linear, to_expr
 from ..traverse import children, value_names
 from ..types import BOOL
 from .numeric import CHUNK, Array, Values, read
@@ -154,9 +154,9 @@ def _taken_apart(form: Linear, p: Pairs) -> Iterator[Linear | None]:
             case _:
                 yield None
                 return
-        rest = to_expr(Linear(form.constant, tuple(t for t in form.terms if t is not term)))
+        rest = Linear(form.constant, tuple(t for t in form.terms if t is not term))
         for x in numbers:
-            yield from _taken_apart(linear(binary("add", rest, binary("mul", const(c), x))), p)
+            yield from _taken_apart(combined(rest, x, c), p)
         return
     yield form
 
