@@ -96,8 +96,10 @@ def _disjoint(starts: Array, stops: Array) -> Runs:
     stops = np.maximum(starts, stops)
     if len(starts) == 1:
         return Runs(starts, stops)
-    order = np.argsort(np.where(starts < stops, starts, np.iinfo(np.int64).max), axis=0, kind="stable")
-    starts, stops = np.take_along_axis(starts, order, 0), np.take_along_axis(stops, order, 0)
+    key = np.where(starts < stops, starts, np.iinfo(np.int64).max)
+    if (key[1:] < key[:-1]).any():
+        order = np.argsort(key, axis=0, kind="stable")
+        starts, stops = np.take_along_axis(starts, order, 0), np.take_along_axis(stops, order, 0)
     for i in range(1, len(starts)):
         empty = starts[i] >= stops[i]
         touching = (starts[i] <= stops[i - 1]) & ~empty

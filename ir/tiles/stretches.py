@@ -43,7 +43,8 @@ class Pieces:
             return self
         if len(self.starts) == 1:
             return Pieces(self.rows, starts, self.values + self.slopes * starts, np.repeat(self.slopes, len(starts)))
-        at = np.searchsorted(self.starts, starts, "right") - 1
+        ends = np.searchsorted(starts, self.starts[1:])
+        at = np.repeat(np.arange(len(self.starts)), np.diff(ends, prepend=0, append=len(starts)))
         values = self.values[at] + self.slopes[at] * (starts - self.starts[at])
         return Pieces(self.rows, starts, values, self.slopes[at])
 
@@ -60,6 +61,7 @@ def stretches(union: Sequence[Interval], low: int, high: int, first: int, rows: 
     ends = [_clipped(p, low, max(low, high)) for p in found if p is not None]
     if len(ends) < len(found):
         return None
+    ends = [*_aligned(*ends)]
     starts = _common_starts(*ends, *(_apart(a, b)[0] for a, b in combinations(ends, 2)))
     return first + starts if len(starts) <= max(rows // 8, 64) else None
 
