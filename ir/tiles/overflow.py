@@ -27,17 +27,15 @@ def is_exact(e: Expr, *, compared: bool = False) -> bool:
     >>> is_exact(binary("mul", n, n)), is_exact(binary("mul", n, binary("mul", n, n)))
     (True, False)
     """
-
-    def is_wide(x: Expr) -> bool:
-        low, high = interval(x, {})
-        return x.type.is_integer and not -ROOM <= low <= high <= ROOM
-
-    if is_wide(e):
-        return False
+    wide = set[int]()
     for x in walk(e):
-        if is_wide(x) and not (isinstance(x, Load) or _is_op(x, {"min", "max"})):
-            return False
-        if any(map(is_wide, children(x))) and not (
+        low, high = interval(x, {})
+        reads_wide = bool(wide) and any(id(c) in wide for c in children(x))
+        if x.type.is_integer and not -ROOM <= low <= high <= ROOM:
+            if not (isinstance(x, Load) or _is_op(x, {"min", "max"})):
+                return False
+            wide.add(id(x))
+        if reads_wide and not (
             _is_op(x, {"min", "max"}) or (compared and _is_op(x, COMPARISONS) and all(map(_is_wide_load, children(x))))
         ):
             return False
@@ -45,7 +43,7 @@ def is_exact(e: Expr, *, compared: bool = False) -> bool:
             low, high = interval(x.x, {})
             if not -(2**31) <= low <= high < 2**31:
                 return False
-    return True
+    return id(e) not in wide
 
 
 def with_bounded_loads(mask: Expr) -> Expr:
