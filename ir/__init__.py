@@ -1,4 +1,4 @@
 """The typed IR of attention variants: nodes, text form, interpreter, passes and tile analysis.
 
-Needs neither torch nor triton; sympy and lark are loaded when they are first used.
+Needs neither torch nor triton; lark is loaded when it is first used.
 """

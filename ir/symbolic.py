@@ -1,8 +1,6 @@
-"""Linear forms and simplification of integer expressions.
+"""Linear forms and simplification of integer expressions: sums and products, collected.
 
-The only module that imports sympy, which expands products of positions, and only where there are some: sums, of
-which masks mostly consist, are collected without it. Results are never trusted blindly: every bound derived from
-them is checked by the property tests of the tile analysis.
+Results are never trusted blindly: every bound derived from them is checked by the property tests of the tile analysis.
 """
 
 from __future__ import annotations
@@ -156,24 +154,12 @@ def _sum(added: Terms, to: Terms, times: int) -> Terms:
 
 
 def _product(a: Terms, b: Terms) -> Terms:
-    for x, y in ((a, b), (b, a)):
-        match [term for term in x.items() if term[1]]:
-            case []:
-                return {}
-            case [(factor, times)]:
-                return {tuple(sorted((*m, *factor), key=_order)): times * n for m, n in y.items()}
-    import sympy
-
-    factors = list(dict.fromkeys(x for terms in (a, b) for monomial in terms for x in monomial))
-    symbols = {x: sympy.Symbol(f"x{i}", integer=True) for i, x in enumerate(factors)}
-    sums = [
-        sympy.Add(*(sympy.Mul(n, *(symbols[x] for x in monomial)) for monomial, n in terms.items())) for terms in (a, b)
-    ]
     result: Terms = {}
-    for powers, n in sympy.Poly(sums[0] * sums[1], *symbols.values()).terms():
-        monomial = tuple(x for x, power in zip(factors, powers, strict=True) for _ in range(power))
-        result[tuple(sorted(monomial, key=_order))] = int(n)
-    return result
+    for x, n in a.items():
+        for y, m in b.items():
+            monomial = tuple(sorted((*x, *y), key=_order)) if x and y else x or y
+            result[monomial] = result.get(monomial, 0) + n * m
+    return {monomial: n for monomial, n in result.items() if n}
 
 
 def _divide(form: Linear, w: int) -> Linear:

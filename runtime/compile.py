@@ -1,6 +1,6 @@
 """From a variant to a loaded program: verify → passes → plan → emit → load.
 
-A program found in the disk cache skips all but the last step; neither sympy nor the analysis is imported then.
+A program found in the disk cache skips all but the last step; the analysis is not imported then.
 """
 
 from __future__ import annotations

@@ -22,11 +22,11 @@ PARTS = {
 HEAVY = {"torch", "triton", "sympy", "lark", "matplotlib", "transformers"}
 MAY_IMPORT = {
     "dsl": {"torch"},
-    "ir": {"sympy", "lark"},
+    "ir": {"lark"},
     "codegen": {"torch", "triton"},
     "runtime": {"torch", "triton", "matplotlib"},
 }
-ONLY_IMPORTER = {"sympy": "ir/symbolic.py", "lark": "ir/parser.py", "matplotlib": "runtime/plot.py"}
+ONLY_IMPORTER = {"lark": "ir/parser.py", "matplotlib": "runtime/plot.py"}
 MODULES = [path.relative_to(ROOT) for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 TEXTS = MODULES + [
     path.relative_to(ROOT)
@@ -91,7 +91,7 @@ def test_imports_go_one_way(path: Path) -> None:
             assert top in MAY_IMPORT[part], f"{part} must not import {top}"
             assert str(path) == ONLY_IMPORTER.get(top, str(path)), f"{top} belongs to {ONLY_IMPORTER[top]}"
             # `import regard` and analysis stay light: these are loaded by the call that needs them.
-            if part == "codegen" or top in ("sympy", "lark", "matplotlib"):
+            if part == "codegen" or top in ("lark", "matplotlib"):
                 assert not at_import, f"{path} must import {top} in the function that needs it"
 
 

@@ -43,8 +43,8 @@ def is_integer_comparison(e: Expr) -> bool:
 class AxisParts:
     """What a formula asks of each axis: ``own`` conditions, what others imply of it, and what of it suffices for them.
 
-    ``places``: for each part of the formula the axis that decides it, if any does. ``may_be_full``: whether meeting what
-    is its own and what suffices meets the whole formula.
+    ``places``: for each part of the formula the axis that decides it, if any does. ``may_be_full``: whether what meets
+    all that is their own, and all that suffices, meets the whole formula.
     """
 
     own: tuple[tuple[Formula, ...], ...]
@@ -84,8 +84,8 @@ def axis_parts(
     for i, axis, enough in pending:  # what suffices may be asked for anyway
         if enough and all(any(_follows(x, given) for given in own[axis]) for x in enough):
             places[i] = axis
-    of_axes = (tuple(map(tuple, found)) for found in (own, implied, sufficient))
-    return AxisParts(*of_axes, tuple(places), may_be_full)
+    of_axes = [tuple(map(tuple, found)) for found in (own, implied, sufficient)]
+    return AxisParts(of_axes[0], of_axes[1], of_axes[2], tuple(places), may_be_full)
 
 
 def axis_ranges(

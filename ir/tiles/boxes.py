@@ -79,8 +79,8 @@ class _Draft:
 
     @property
     def remaining(self) -> tuple[Expr, ...]:
-        found = (a for part, place in zip(self.rest, self.asked.places, strict=True) if place is None for a in atoms(part))
-        return tuple(dict.fromkeys(found))
+        undecided = (part for part, place in zip(self.rest, self.asked.places, strict=True) if place is None)
+        return tuple(dict.fromkeys(a for part in undecided for a in atoms(part)))
 
 
 def find_boxes(mask: Expr, fit: Fit = "any") -> tuple[BoxTerm, ...]:
@@ -96,7 +96,8 @@ def find_boxes(mask: Expr, fit: Fit = "any") -> tuple[BoxTerm, ...]:
         if _vagueness(best):
             parts = tuple(_draft(part, formula, fitted) for part in _disjoint(formula, reverse))
             best = min(best, parts, key=_vagueness)
-    drafts = [(d, axes) for d in best for axes in [_axes(d)] if all(a.keys.may for a in axes)]  # the others hold no pair
+    drafts = [(d, axes) for d, axes in zip(best, map(_axes, best), strict=True) if all(a.keys.may for a in axes)]
+    # The others hold no pair.
     terms = tuple(_term(d, axes, fit if d.space is fitted else "any") for d, axes in drafts)
     return terms if any(map(_says_more, terms)) else ()
 

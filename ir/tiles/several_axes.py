@@ -53,13 +53,11 @@ def at_most_zero(condition: Expr) -> list[Linear]:
     """Sums that are all at most 0 exactly where ``condition`` holds; none where it says no such thing."""
     if not isinstance(condition, Binary) or condition.op == "ne":
         return []
-    form = linear(binary("sub", condition.a, condition.b))
+    difference = binary("sub", condition.a, condition.b)
     strict = 1 if condition.op in ("lt", "gt") else 0
     signs = {"le": (1,), "lt": (1,), "ge": (-1,), "gt": (-1,), "eq": (1, -1)}[condition.op]
-    negated_form = linear(unary("neg", to_expr(form)))
-    return [
-        Linear(side.constant + strict, side.terms) for sign in signs for side in [form if sign > 0 else negated_form]
-    ]
+    forms = (linear(difference if sign > 0 else unary("neg", difference)) for sign in signs)
+    return [Linear(form.constant + strict, form.terms) for form in forms]
 
 
 def _foreign(monomial: Monomial, axis: int) -> bool:
