@@ -20,12 +20,15 @@ from .formula import All, Any, Atom, Formula, atoms, conjoin, to_formula
 from .narrowing import Narrowing
 from .overflow import is_exact, with_bounded_loads
 from .plan import Interval, Ranges, Side
-from .ranges import is_solved, tile_ranges
+from .ranges import is_solved, may_attend, must_attend
 from .several_axes import at_most_zero, axes_in, implied_along, sufficient_along
+from .solve import Axis
 from .token_space import Space
 
 Direction = Literal["keys", "queries"]
 DIRECTIONS: tuple[Direction, Direction] = ("keys", "queries")
+# Whose tile is given, and whose positions are asked for.
+_ROLES: dict[Direction, tuple[Axis, Axis]] = {"keys": ("q", "kv"), "queries": ("kv", "q")}
 
 
 @lru_cache(maxsize=1024)
@@ -94,11 +97,10 @@ def axis_ranges(
     """The ranges of each axis."""
     ranges = []
     for axis, c in enumerate(classes):
-        certain = ranges_along(asked.own[axis] + asked.sufficient[axis], axis, direction)
-        possible = ranges_along(asked.own[axis] + asked.implied[axis], axis, direction)
         ends = names_outside(space, c, axis)
-        must = with_names(certain.must, ends) if asked.may_be_full else ()
-        ranges.append(Ranges(with_names(possible.may, ends), must))
+        may = with_names(possible_along(asked.own[axis] + asked.implied[axis], axis, direction), ends)
+        certain = certain_along(asked.own[axis] + asked.sufficient[axis], axis, direction) if asked.may_be_full else ()
+        ranges.append(Ranges(may, with_names(certain, ends)))
     return ranges
 
 
@@ -132,9 +134,10 @@ def ranges_within(
                 implied.append(narrowing.implied(f))
             if axis == max(axes) and len(axes) > 1:
                 sufficient.append(narrowing.sufficient(f))
-        possible, certain = (ranges_along(own + more, axis, direction) for more in (implied, sufficient))
         ends = names_outside(space, c, axis)
-        may, must = with_names(possible.may, ends), with_names(certain.must, ends) if len(known) == len(parts) else ()
+        may = with_names(possible_along(own + implied, axis, direction), ends)
+        certain = certain_along(own + sufficient, axis, direction) if len(known) == len(parts) else ()
+        must = with_names(certain, ends)
         depends = depends or narrowing.is_used((*may, *must))
         found.append(Ranges(narrowing.in_full(may, ends), narrowing.in_full(must, ends)))
     return found if depends else [None] * len(classes)
@@ -239,10 +242,14 @@ def axes_of(f: Formula) -> set[int]:
     return set[int]().union(*(axes_in(a) for a in atoms(f)))
 
 
-def ranges_along(parts: Iterable[Formula], axis: int, direction: Direction) -> Ranges:
-    """The ranges of one axis, whose coordinates take the names of positions."""
-    formula = _named_as_positions(conjoin(tuple(parts)), axis)
-    return tile_ranges(formula, "q", "kv") if direction == "keys" else tile_ranges(formula, "kv", "q")
+def possible_along(parts: Iterable[Formula], axis: int, direction: Direction) -> tuple[Interval, ...]:
+    """What of one axis, whose coordinates take the names of positions, some of a tile may see."""
+    return may_attend(_named_as_positions(conjoin(tuple(parts)), axis), *_ROLES[direction])
+
+
+def certain_along(parts: Iterable[Formula], axis: int, direction: Direction) -> tuple[Interval, ...]:
+    """What of one axis all of a tile see."""
+    return must_attend(_named_as_positions(conjoin(tuple(parts)), axis), *_ROLES[direction])
 
 
 @lru_cache(maxsize=1024)

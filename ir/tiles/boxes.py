@@ -23,12 +23,13 @@ from .box_ranges import (
     axes_of,
     axis_parts,
     axis_ranges,
+    certain_along,
     extent,
     is_integer_comparison,
     names_outside,
     over_coordinates,
     over_inner,
-    ranges_along,
+    possible_along,
     ranges_within,
     with_names,
 )
@@ -282,14 +283,15 @@ def _proved_along_axes(
                 yield Proof(atom, "closed form", f"follows from what is asked along axis {axis}", atom.loc)
                 continue
             if axis is not None and over_digits is not None:
-                may, must = _shown([over_digits], space, classes, axis)
+                seen = (see([over_digits], axis, "keys") for see in (possible_along, certain_along))
+                may, must = (_shown(x, space, classes, axis) for x in seen)
                 yield Proof(atom, "closed form", f"key range {may} along axis {axis}, full in {must}", atom.loc)
                 continue
             found = []
             for i in sorted(axes_of(over_digits)) if isinstance(over_digits, Atom) else ():
                 bounds = implied_along(over_digits.condition, i, limits) if isinstance(over_digits, Atom) else []
-                may = _shown(bounds, space, classes, i)[0]
-                if may != _shown([], space, classes, i)[0]:
+                may, most = (_shown(possible_along(x, i, "keys"), space, classes, i) for x in (bounds, []))
+                if may != most:
                     found.append(f"{may} along axis {i}")
             reasons = [f"keys within {' and '.join(found)}"] if found else []
             if narrowed:
@@ -305,12 +307,11 @@ def _narrowed(f: Formula, limits: Mapping[str, Range]) -> list[str]:
     found = []
     for axis in sorted(axes_of(f))[1:]:
         narrowing = Narrowing(axis, limits)
-        if narrowing.is_used(ranges_along([narrowing.implied(f)], axis, "keys").may):
+        if narrowing.is_used(possible_along([narrowing.implied(f)], axis, "keys")):
             found.append(f"axis {axis}")
     return found
 
 
-def _shown(parts: Sequence[Formula], space: Space, classes: Sequence[Classes], axis: int) -> tuple[str, str]:
-    """What a run of queries may and must see along one axis, in words."""
-    ranges, ends = ranges_along(parts, axis, "keys"), names_outside(space, classes[axis], axis)
-    return printer.print_union(with_names(ranges.may, ends)), printer.print_union(with_names(ranges.must, ends))
+def _shown(seen: tuple[Interval, ...], space: Space, classes: Sequence[Classes], axis: int) -> str:
+    """What a run of queries sees along one axis, in words."""
+    return printer.print_union(with_names(seen, names_outside(space, classes[axis], axis)))

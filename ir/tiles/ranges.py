@@ -13,7 +13,7 @@ from ..traverse import substitute
 from ..types import I32
 from .extremes import extremes
 from .formula import Atom, Formula
-from .plan import Ranges
+from .plan import Interval, Ranges
 from .residue import tighten
 from .solve import Axis, Both, Either, Free, Limit, Side, Solution, Unsolved, solve
 from .spans import EVERYTHING, Span, Union, at_most, finish, guarded, intersect, unite
@@ -24,12 +24,26 @@ INTERVALS, WIDEST = 3, 8
 MOST = 2 * WIDEST
 
 
-@lru_cache(maxsize=512)
 def tile_ranges(f: Formula, tile: Axis, other: Axis) -> Ranges:
     """The positions of ``other`` that a tile of ``tile`` may and must attend to under ``f``."""
-    solution = solve(tighten(f), tile, other)
-    may = at_most(_may(solution, tile, other), INTERVALS)
-    return Ranges(finish(may, other), finish(_must(solution, tile, other)[:INTERVALS], other))
+    return Ranges(may_attend(f, tile, other), must_attend(f, tile, other))
+
+
+@lru_cache(maxsize=512)
+def may_attend(f: Formula, tile: Axis, other: Axis) -> tuple[Interval, ...]:
+    """The positions of ``other`` that some of a tile of ``tile`` may attend to under ``f``."""
+    return finish(at_most(_may(_solution(f, tile, other), tile, other), INTERVALS), other)
+
+
+@lru_cache(maxsize=512)
+def must_attend(f: Formula, tile: Axis, other: Axis) -> tuple[Interval, ...]:
+    """The positions of ``other`` that all of a tile of ``tile`` attend to under ``f``."""
+    return finish(_must(_solution(f, tile, other), tile, other)[:INTERVALS], other)
+
+
+@lru_cache(maxsize=512)
+def _solution(f: Formula, tile: Axis, other: Axis) -> Solution:
+    return solve(tighten(f), tile, other)
 
 
 @lru_cache(maxsize=512)
