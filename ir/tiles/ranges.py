@@ -85,8 +85,8 @@ def _may(s: Solution, tile: Axis, other: Axis) -> Union:
 def _must(s: Solution, tile: Axis, other: Axis) -> Union:
     match s:
         case Both():
-            result = EVERYTHING
-            for part in s.parts:
+            result = () if any(isinstance(part, Unsolved) for part in s.parts) else EVERYTHING
+            for part in s.parts if result else ():
                 result = intersect(result, _must(part, tile, other))[:WIDEST]
             return result
         case Either():

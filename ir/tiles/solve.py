@@ -117,7 +117,8 @@ def _atom(condition: Expr, tile: Axis, other: Axis) -> Solution | None:
 def _at_most_zero(e: Expr, tile: Axis, other: Axis) -> Solution | None:
     """``e <= 0`` solved for ``other``; None where it has no closed form."""
     # kv - kv % w is linear in kv // w, while q % w alone is better left as it is: try both.
-    return _collected(linear(e), tile, other) or _collected(linear(e, True), tile, other)
+    forms = dict.fromkeys((linear(e), linear(e, True)))
+    return next(filter(None, (_collected(form, tile, other) for form in forms)), None)
 
 
 def _collected(form: Linear, tile: Axis, other: Axis) -> Solution | None:
@@ -188,15 +189,15 @@ def _term(term: Expr, direction: Direction, bound: Expr, tile: Axis, other: Axis
         low, high = (x, bound) if direction == "at most" else (bound, x)
         return _at_most_zero(binary("sub", low, high), tile, other)
 
-    def join(kind: type[Both] | type[Either], *parts: Solution | None) -> Solution | None:
-        known = tuple(p for p in parts if p is not None)
-        if len(known) < len(parts):
+    def join(kind: type[Both] | type[Either], first: Expr, second: Expr) -> Solution | None:
+        a = again(first, direction, bound)
+        b = None if a is None else again(second, direction, bound)
+        if a is None or b is None:
             return None
-        sides = tuple(p for p in known if isinstance(p, Side))
-        others = [p for p in known if not isinstance(p, Side)]
-        if kind is Either and len(others) == 1:
-            return _or_sides(others[0], sides) or Either(known)
-        return kind(known)
+        sides = tuple(p for p in (a, b) if isinstance(p, Side))
+        if kind is Either and len(sides) == 1:
+            return _or_sides(a if b in sides else b, sides) or Either((a, b))
+        return kind((a, b))
 
     at_most = direction == "at most"
     match term:
@@ -209,11 +210,10 @@ def _term(term: Expr, direction: Direction, bound: Expr, tile: Axis, other: Axis
             product = binary("mul", const(int(w)), bound)
             return again(a, direction, binary("add", product, const(int(w) - 1)) if at_most else product)
         case Unary(op="abs", x=x):
-            sides = again(x, direction, bound), again(unary("neg", x), direction, bound)
-            return join(Both if at_most else Either, *sides)
+            return join(Both if at_most else Either, x, unary("neg", x))
         case Binary(op=("min" | "max") as op, a=a, b=b):
             every = (op == "max") == at_most
-            return join(Both if every else Either, again(a, direction, bound), again(b, direction, bound))
+            return join(Both if every else Either, a, b)
         case Select(condition=c, a=a, b=b):
             first = again(a, direction, bound)
             second = None if first is None else again(b, direction, bound)
