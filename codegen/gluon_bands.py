@@ -13,9 +13,10 @@ from typing import Literal
 from ..ir.bounds import interval
 from ..ir.build import binary, cast, conjunction, const, index, select, unary
 from ..ir.dependence import dependence
+from ..ir.linear_form import Linear, to_expr
 from ..ir.nodes import TILE_NAMES, TRUE, ZERO, Binary, BinaryOp, Const, Expr, Select, Unary
 from ..ir.passes import narrow, simplified
-from ..ir.symbolic import Linear, linear, simplify, to_expr
+from ..ir.symbolic import linear, simplify
 from ..ir.tiles.overflow import is_exact
 from ..ir.traverse import joined, loads, rewrite
 from ..ir.types import I32

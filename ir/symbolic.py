@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
 from .bounds import POSITION, Range, interval
 from .build import binary, cast, const, select, unary
+from .linear_form import Linear, Monomial, Terms, order, to_expr
 from .nodes import (
     COMPARISONS,
     FALSE,
@@ -24,37 +25,15 @@ from .nodes import (
     Const,
     Expr,
     Index,
-    Load,
-    Param,
     Reduction,
     Select,
     Unary,
 )
-from .traverse import children, index_names, with_children
+from .traverse import children, with_children
 from .types import BOOL, F32, I32, I64
-
-Monomial = tuple[Expr, ...]
-# Coefficients by monomial; the constant is that of ().
-Terms = dict[Monomial, int]
 
 NEGATED: dict[BinaryOp, BinaryOp] = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "le": "gt", "gt": "le"}
 TILE_FIRST, TILE_LAST = Index("tile_first", I32), Index("tile_last", I32)
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """``constant + sum(coefficient * product(monomial))`` over opaque integer expressions."""
-
-    constant: int
-    terms: tuple[tuple[Monomial, int], ...]
-
-    def depends_on(self, name: str) -> bool:
-        return any(mentions(factor, name) for monomial, _ in self.terms for factor in monomial)
-
-
-def mentions(e: Expr, name: str) -> bool:
-    """Whether ``e`` depends on the index ``name``."""
-    return name in index_names(e)
 
 
 def linear(e: Expr, expand_mod: bool = False) -> Linear:
@@ -95,7 +74,7 @@ def _linear(e: Expr, expand_mod: bool) -> Linear:
 def _ordered(terms: Terms) -> Linear:
     found = [(monomial, n) for monomial, n in terms.items() if n and monomial]
     if len(found) > 1:
-        found.sort(key=lambda t: (t[1] < 0, [_order(x) for x in t[0]]))
+        found.sort(key=lambda t: (t[1] < 0, [order(x) for x in t[0]]))
     return Linear(terms.get((), 0), tuple(found))
 
 
@@ -157,7 +136,7 @@ def _product(a: Terms, b: Terms) -> Terms:
     result: Terms = {}
     for x, n in a.items():
         for y, m in b.items():
-            monomial = tuple(sorted((*x, *y), key=_order)) if x and y else x or y
+            monomial = tuple(sorted((*x, *y), key=order)) if x and y else x or y
             result[monomial] = result.get(monomial, 0) + n * m
     return {monomial: n for monomial, n in result.items() if n}
 
@@ -199,7 +178,7 @@ def _extremum(op: Literal["min", "max"], x: Binary) -> Linear:
             kept = [z for z in kept if not _dominates(op, y, z)] + [y]
     if len(kept) == 1:
         return linear(kept[0])
-    first, *rest = sorted(kept, key=_order)
+    first, *rest = sorted(kept, key=order)
     for y in rest:
         first = Binary(op, _as_i64(first), _as_i64(y), I64)
     return Linear(0, (((first,), 1),))
@@ -220,51 +199,6 @@ def _like(new: Expr, old: Expr) -> Expr:
 
 def _as_i64(x: Expr) -> Expr:
     return cast(x, I64)
-
-
-@lru_cache(maxsize=4096)
-def _order(x: Expr) -> tuple[int, str]:
-    """Positions first, then lengths and identities, scalars, and the rest; constants last."""
-    match x:
-        case Index(name=name):
-            places = ("tile_first", "tile_last", "q", "kv", "kv_len", "q_len", "batch", "head", "kv_head")
-            return places.index(name) if name in places else 10, name  # coordinates, in the analysis of boxes
-        case Cast(x=inner) if inner.type.is_integer:
-            return _order(inner)
-        case Param(name=name):
-            return 20, name
-        case Load(buffer=name):
-            return 21, name + repr(x)
-        case Const():
-            return 90, repr(x)
-        case _:
-            return 30, repr(x)
-
-
-def to_expr(form: Linear) -> Expr:
-    """``form`` as an expression, e.g. ``tile_first - window + 1``."""
-    result: Expr | None = None
-    for monomial, coefficient in form.terms:
-        product = monomial[0]
-        for factor in monomial[1:]:
-            product = binary("mul", product, factor)
-        size = abs(coefficient)
-        if size != 1:
-            product = binary("mul", const(size), product)
-        if result is None:
-            result = product if coefficient > 0 else None
-            if result is None and form.constant > 0:
-                result = binary("sub", const(form.constant), product)
-                form = Linear(0, form.terms)
-            elif result is None:
-                result = unary("neg", product)
-        else:
-            result = binary("add" if coefficient > 0 else "sub", result, product)
-    if result is None:
-        return const(form.constant)
-    if form.constant:
-        result = binary("add" if form.constant > 0 else "sub", result, const(abs(form.constant)))
-    return result
 
 
 @lru_cache(maxsize=4096)

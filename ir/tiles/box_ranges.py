@@ -9,9 +9,10 @@ from typing import Literal, assert_never
 
 from ..bounds import Range, interval
 from ..build import binary, const
+from ..linear_form import Linear, to_expr
 from ..nodes import COMPARISONS, ZERO, Binary, BinaryOp, Const, Expr, Index
 from ..passes.expand_coordinates import expanded
-from ..symbolic import Linear, linear, simplify, to_expr
+from ..symbolic import linear, simplify
 from ..traverse import index_names, substitute
 from ..types import I32
 from .classes import Classes, remainder_of

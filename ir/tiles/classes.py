@@ -7,8 +7,9 @@ from math import gcd
 from typing import assert_never
 
 from ..build import binary, const
+from ..linear_form import Linear, to_expr
 from ..nodes import ZERO, Binary, Const, Expr
-from ..symbolic import Linear, linear, simplify, to_expr
+from ..symbolic import linear, simplify
 from ..traverse import index_names, loads
 from .digits import digit
 

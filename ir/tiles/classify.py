@@ -13,8 +13,9 @@ from typing import Literal
 
 from .. import bounds
 from ..build import binary, cast, const, unary
+from ..linear_form import Linear, mentions, to_expr
 from ..nodes import FALSE, TRUE, Binary, BinaryOp, Cast, Expr, Load, Reduction, ReductionOp, Select, Unary
-from ..symbolic import NEGATED, Linear, linear, mentions, simplify, to_expr
+from ..symbolic import NEGATED, linear, simplify
 from ..types import BOOL, F32
 from .arithmetic import Extremes, chosen, interval
 from .formula import expands

@@ -7,8 +7,9 @@ from math import gcd
 
 from .. import build
 from ..bounds import Range, interval
+from ..linear_form import Linear, to_expr
 from ..nodes import Binary, Const, Expr, Index
-from ..symbolic import Linear, linear, to_expr
+from ..symbolic import linear
 from ..traverse import children, index_names, rewrite, walk
 from ..types import I32
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 from ..build import const, unary
+from ..linear_form import mentions, to_expr
 from ..nodes import Binary, Cast, Const, Expr, Index, Select, Unary
-from ..symbolic import TILE_FIRST, TILE_LAST, at_least, linear, mentions, simplify, to_expr
+from ..symbolic import TILE_FIRST, TILE_LAST, at_least, linear, simplify
 from ..traverse import substitute
 from ..types import I32
 from .arithmetic import Extremes, interval

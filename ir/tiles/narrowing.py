@@ -13,8 +13,9 @@ from typing import Literal
 
 from ..bounds import SCALAR, Range, interval
 from ..build import binary, cast, const, select, unary
+from ..linear_form import Linear, Monomial, to_expr
 from ..nodes import COMPARISONS, FALSE, TRUE, Binary, Const, Expr, Index, Param, Select, Unary
-from ..symbolic import Linear, Monomial, combined, linear, simplify, to_expr
+from ..symbolic import combined, linear, simplify
 from ..traverse import index_names, parameter_names, substitute
 from ..types import BOOL, F32, I32
 from . import arithmetic

@@ -7,8 +7,9 @@ from functools import lru_cache
 from typing import assert_never
 
 from ..build import binary, const, select
+from ..linear_form import mentions
 from ..nodes import FALSE, TRUE, Expr, Index
-from ..symbolic import TILE_FIRST, TILE_LAST, linear, mentions, simplify
+from ..symbolic import TILE_FIRST, TILE_LAST, linear, simplify
 from ..traverse import substitute
 from ..types import I32
 from .extremes import extremes

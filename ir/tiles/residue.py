@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..build import binary, const, unary
+from ..linear_form import Linear, to_expr
 from ..nodes import Binary, Const, Expr
-from ..symbolic import Linear, linear, to_expr
+from ..symbolic import linear
 from .classify import positions
 from .formula import All, Any, Atom, Formula
 from .overflow import is_exact

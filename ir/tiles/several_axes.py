@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from ..bounds import Range, interval
 from ..build import binary, const, unary
+from ..linear_form import Linear, Monomial, to_expr
 from ..nodes import ZERO, Binary, Expr
-from ..symbolic import Linear, Monomial, linear, simplify, to_expr
+from ..symbolic import linear, simplify
 from ..traverse import index_names
 from .formula import Atom, Formula
 

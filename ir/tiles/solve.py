@@ -12,8 +12,9 @@ from math import isqrt
 from typing import Literal
 
 from ..build import binary, const, unary
+from ..linear_form import Linear, Monomial, mentions, to_expr
 from ..nodes import Binary, Cast, Const, Expr, Index, Select, Unary
-from ..symbolic import Linear, Monomial, linear, mentions, to_expr
+from ..symbolic import linear
 from .formula import All, Any, Atom, Formula, to_formula
 from .overflow import is_exact
 
@@ -117,8 +118,9 @@ def _atom(condition: Expr, tile: Axis, other: Axis) -> Solution | None:
 def _at_most_zero(e: Expr, tile: Axis, other: Axis) -> Solution | None:
     """``e <= 0`` solved for ``other``; None where it has no closed form."""
     # kv - kv % w is linear in kv // w, while q % w alone is better left as it is: try both.
-    forms = dict.fromkeys((linear(e), linear(e, True)))
-    return next(filter(None, (_collected(form, tile, other) for form in forms)), None)
+    plain, expanded = linear(e), linear(e, True)
+    found = _collected(plain, tile, other)
+    return _collected(expanded, tile, other) if found is None and expanded != plain else found
 
 
 def _collected(form: Linear, tile: Axis, other: Axis) -> Solution | None:
@@ -196,7 +198,7 @@ def _term(term: Expr, direction: Direction, bound: Expr, tile: Axis, other: Axis
             return None
         sides = tuple(p for p in (a, b) if isinstance(p, Side))
         if kind is Either and len(sides) == 1:
-            return _or_sides(a if b in sides else b, sides) or Either((a, b))
+            return _or_sides(a if isinstance(b, Side) else b, sides) or Either((a, b))
         return kind((a, b))
 
     at_most = direction == "at most"

@@ -10,8 +10,9 @@ from typing import Literal, TypeGuard
 
 from ..bounds import POSITION, Range, interval
 from ..build import binary, const, unary
+from ..linear_form import Linear, to_expr
 from ..nodes import ZERO, Binary, Cast, Const, Coordinate, Expr, Index
-from ..symbolic import Linear, linear, simplify, to_expr
+from ..symbolic import linear, simplify
 from ..traverse import walk
 from ..types import I32
 from .classes import is_settled, is_uniform

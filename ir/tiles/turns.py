@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..build import binary, unary
+from ..linear_form import Linear, to_expr
 from ..nodes import COMPARISONS, Binary, Const, Expr, Select, Unary, Value
-from ..symbolic import Linear, combined, linear, to_expr
+from ..symbolic import combined, linear
 from ..traverse import children, value_names
 from ..types import BOOL
 from .numeric import CHUNK, Array, Values, read
