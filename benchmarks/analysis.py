@@ -9,6 +9,7 @@ than those of the clock. Writes PATH.json.
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -96,9 +97,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     every = masks(options.tokens)
     if wrong := set(options.names) - set(every):
         raise SystemExit(f"no mask is called {', '.join(sorted(wrong))}; there are {', '.join(every)}")
-    # Modules that are loaded when first needed, sympy among them, and a figure's fonts, are no part of any mask.
+    # Modules that are loaded when first needed, and a figure's fonts, are no part of any mask; nor is looking through
+    # their objects, which a collection of all garbage would charge to whichever mask it meets.
     for name in ("neighbourhood2d", "circle2d"):
         measure(*masks(4096)[name], repetitions=1)
+    gc.collect()
+    gc.freeze()
     rows = []
     for name in options.names or every:
         rows.append({"mask": name, **measure(*every[name])})
