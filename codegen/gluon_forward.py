@@ -66,8 +66,14 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
     return reason_against_target(problem, target)
 
 
-def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
-    """Tile sizes and pipeline for a plan and problem that :func:`unsupported_reason` has nothing against."""
+def default_schedule(plan: TilePlan, problem: Problem, long: bool = False) -> Schedule:
+    """Tile sizes and pipeline for a plan and problem that :func:`unsupported_reason` has nothing against.
+
+    ``long``: whether most rows of tiles are long, which three consumers gain from at head size 64: products of one run
+    beside the softmax of two. Each row costs them more.
+    """
+    if long and _gains_third_consumer(plan, problem):
+        return _with_three_consumers(plan)
     wide = max(problem.head_dim, problem.value_dim) > 64
     # Tables are mostly of short rows, which smaller tiles cut closer.
     fewer = (wide and (takes_registers(plan) or uses_table(plan))) or problem.value_dim > 192
@@ -79,6 +85,16 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
             if least <= _BUFFERS and (stages == 2 or _buffer_bytes(problem, schedule, apart=True) <= _BUFFERS):
                 return with_list(plan, replace(schedule, ahead=_gains_ahead(plan, problem)))
     raise AssertionError(f"no schedule for head sizes {problem.head_dim} and {problem.value_dim}")
+
+
+def _gains_third_consumer(plan: TilePlan, problem: Problem) -> bool:
+    if plan.variant.scores or is_uneven(plan) or UnseenKeys.of(plan) is None or sees_few_keys(plan):
+        return False
+    return (problem.head_dim, problem.value_dim) == (64, 64)
+
+
+def _with_three_consumers(plan: TilePlan) -> Schedule:
+    return Schedule(192, 128, num_warps=4, num_stages=4, reverse=heaviest_last(plan.keys), descriptors=True)
 
 
 def _gains_ahead(plan: TilePlan, problem: Problem) -> bool:
@@ -113,6 +129,8 @@ def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
     ahead = replace(default, ahead=True)
     if not default.ahead and UnseenKeys.of(plan) and _buffer_bytes(problem, ahead, apart=True) <= _BUFFERS:
         found += (ahead,)
+    if _gains_third_consumer(plan, problem):
+        found += (_with_three_consumers(plan),)
     return found
 
 
