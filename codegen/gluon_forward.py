@@ -103,7 +103,9 @@ def _gains_ahead(plan: TilePlan, problem: Problem) -> bool:
     if plan.variant.scores or uses_table(plan) or unseen is None:
         return False
     sizes = (problem.head_dim, problem.value_dim)
-    return sizes == (64, 64) or (sizes == (128, 128) and (unseen.asked_on_host if few else heaviest_last(plan.keys)))
+    if sizes != (128, 128):
+        return sizes == (64, 64)
+    return unseen.asked_on_host if few else unseen.all_seen or heaviest_last(plan.keys)
 
 
 def _buffer_bytes(problem: Problem, schedule: Schedule, *, apart: bool) -> int:
