@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -65,7 +66,7 @@ class Found:
 
 def runs_of_columns(p: Pairs) -> list[Found] | None:
     """All runs of all rows, some rows at a time; None where conditions change in too many places, or cannot be told."""
-    sums = _few_sums(p)
+    sums = _few_sums(p.conditions, frozenset(p.columns))
     kinds = None if sums is None else _kinds(p)
     if sums is None or kinds is None:
         return None
@@ -112,37 +113,41 @@ def _kinds(p: Pairs) -> tuple[dict[str, Array], Array] | None:
     return of_kind, np.append(np.zeros((len(kinds), 1), np.int64), up_to, 1)
 
 
-def _few_sums(p: Pairs) -> list[Linear] | None:
-    """Sums that change their signs wherever conditions do; None where these compare what is no sum, or too many."""
+@lru_cache(maxsize=64)
+def _few_sums(conditions: tuple[Expr, ...], columns: frozenset[str]) -> tuple[Linear, ...] | None:
+    """Sums that change their signs wherever conditions do; None where these compare what is no sum, or too many.
+
+    ``columns``: names of what is read of columns.
+    """
     found: dict[Linear, None] = {}
-    for form in (form for e in p.conditions for form in _sums(e, p)):
+    for form in (form for e in conditions for form in _sums(e, columns)):
         if form is None:
             return None
         found[form] = None
         if len(found) > _SUMS:
             return None
-    return [*found]
+    return tuple(found)
 
 
-def _sums(e: Expr, p: Pairs) -> Iterator[Linear | None]:
+def _sums(e: Expr, columns: frozenset[str]) -> Iterator[Linear | None]:
     """Sums that change their signs wherever ``e``, which is boolean, changes along a row; None for what is no sum."""
     match e:
         case Value() | Const():
             return
         case Binary(op, a, b) if op in COMPARISONS and a.type.is_integer:
-            yield from _taken_apart(linear(binary("sub", a, b)), p)
+            yield from _taken_apart(linear(binary("sub", a, b)), columns)
         case Binary() | Unary("not") | Select() if all(x.type is BOOL for x in children(e)):
             for x in children(e):
-                yield from _sums(x, p)
+                yield from _sums(x, columns)
         case _ if value_names(e):
             yield None
 
 
-def _taken_apart(form: Linear, p: Pairs) -> Iterator[Linear | None]:
+def _taken_apart(form: Linear, columns: frozenset[str]) -> Iterator[Linear | None]:
     """``form`` with each of the numbers that its extremes, distances and choices may be."""
     for term in form.terms:
         monomial, c = term
-        if not any(value_names(x) & p.columns.keys() for x in monomial) or all(isinstance(x, Value) for x in monomial):
+        if not any(value_names(x) & columns for x in monomial) or all(isinstance(x, Value) for x in monomial):
             continue
         match monomial:
             case (Binary("min" | "max", a, b),):
@@ -150,14 +155,14 @@ def _taken_apart(form: Linear, p: Pairs) -> Iterator[Linear | None]:
             case (Unary("abs", x),):
                 numbers = [x, unary("neg", x)]
             case (Select(condition, a, b),):
-                yield from _sums(condition, p)
+                yield from _sums(condition, columns)
                 numbers = [a, b]
             case _:
                 yield None
                 return
         rest = Linear(form.constant, tuple(t for t in form.terms if t is not term))
         for x in numbers:
-            yield from _taken_apart(combined(rest, x, c), p)
+            yield from _taken_apart(combined(rest, x, c), columns)
         return
     yield form
 
