@@ -9,7 +9,7 @@ from functools import lru_cache
 from .errors import ArgumentError
 from .grids import read_in_grids, shape
 from .nodes import ZERO, Binary, Coordinate, Index
-from .passes import run_pipeline
+from .passes import after_pipeline
 from .tiles.boxes import is_checked
 from .tiles.divided import DividedGrid, divided_grids, fit_of
 from .tiles.plan import Fit
@@ -52,13 +52,13 @@ def fit_of_lengths(v: Variant, q_len: int, kv_len: int) -> Fit:
 @lru_cache(maxsize=64)
 def _divided_by(v: Variant) -> Mapping[Position, DividedGrid]:
     divides = any(isinstance(e, Binary) and e.op == "mod" for whole in (v.mask, *v.scores) for e in walk(whole))
-    return divided_grids(run_pipeline(v).mask) if divides else {}
+    return divided_grids(after_pipeline(v).mask) if divides else {}
 
 
 def _asks_for_its_end(v: Variant, e: Coordinate, last: bool) -> bool:
     """Whether the mask compares the position that ``e`` reads with the number of tokens of its grid."""
     position: Position = "kv" if e.x == Index("kv", I32) else "q"
-    return not is_checked(run_pipeline(v).mask, position, FROM_END if last else ZERO, math.prod(e.sizes))
+    return not is_checked(after_pipeline(v).mask, position, FROM_END if last else ZERO, math.prod(e.sizes))
 
 
 def _read(v: Variant) -> Iterator[tuple[str, Coordinate]]:

@@ -22,7 +22,7 @@ from ..codegen.schedule import DType, Problem, Schedule, Target
 from ..ir.errors import ArgumentError, ParameterError, UnsupportedError
 from ..ir.lengths import check_lengths, fit_of_lengths
 from ..ir.lowered import lower
-from ..ir.passes import run_pipeline, stages
+from ..ir.passes import after_pipeline, run_pipeline, stages
 from ..ir.printer import print_lowered, print_plan, print_variant
 from ..ir.tiles import TilePlan, make_plan
 from ..ir.tiles.numeric import Sizes
@@ -228,7 +228,7 @@ def plan_of(attn: Attention, what: Setting) -> TilePlan:
 
 @lru_cache(maxsize=64)
 def _plan(variant: Variant, fit: Fit) -> TilePlan:
-    return make_plan(run_pipeline(variant), fit)
+    return make_plan(after_pipeline(variant), fit)
 
 
 def parse_target(target: Target | str) -> Target:

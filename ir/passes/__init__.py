@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from ..variant import Variant
 from ..verify import verify
@@ -15,6 +16,7 @@ from .simplify import simplified, simplify
 
 __all__ = [
     "PIPELINE",
+    "after_pipeline",
     "align_positions",
     "inline_statics",
     "lift_masks",
@@ -42,6 +44,12 @@ def run_pipeline(v: Variant, *, check: bool = False) -> Variant:
     """``v`` after all passes; with ``check`` the verifier runs after each."""
     *_, last = stages(v, check=check).values()
     return last
+
+
+@lru_cache(maxsize=64)
+def after_pipeline(v: Variant) -> Variant:
+    """:func:`run_pipeline` for who asks several times: of equal variants, in whatever place written, for the first."""
+    return run_pipeline(v)
 
 
 def stages(v: Variant, *, check: bool = False) -> dict[str, Variant]:

@@ -17,7 +17,7 @@ from ..traverse import index_names, share, substitute, taken_apart, value_names,
 from ..types import I32
 from .numeric import MOST_COPIES, Array, Sizes, Values, chunks, copies_of, each_copy, leaves, read
 from .plan import Classification
-from .steps import looks, shifted, steps
+from .steps import looks, shifted, step_along, steps
 from .stretches import reduced
 from .turns import Pairs, runs_of_columns
 
@@ -168,6 +168,15 @@ def _reduced(x: Reduction, sizes: Sizes, env: Values, block: int) -> Array:
     """One reduction over all tiles of its axis: (batch or 1, head or 1, rows, 1), or (…, 1, columns) for keys."""
     assert x.axis != "both"
     length = sizes.length(x.axis)
+    combine = {"min": np.minimum, "max": np.maximum, "any": np.logical_or, "all": np.logical_and}[x.op]
+    step = step_along(x.x, x.axis)
+    offsets = () if step is None else looks(block, step, shifted(x.x, x.axis))
+    if 0 < len(offsets) <= _LOOKS:
+        places = _positions(length, block, offsets)
+        seen = read(x.x, {**env, x.axis: places})
+        seen = np.broadcast_to(seen, np.broadcast_shapes(seen.shape, (1, 1, *places.shape)))
+        values = np.asarray(combine.reduce(seen, axis=-1))
+        return values[..., None] if x.axis == "q" else values[..., None, :]
     of_row = substitute(x.x, {Index(x.axis, I32): TILE_FIRST})
     copies = copies_of(index_names(of_row), sizes)
     if length and 0 < prod(copies) <= MOST_COPIES:
@@ -177,6 +186,5 @@ def _reduced(x: Reduction, sizes: Sizes, env: Values, block: int) -> Array:
             return np.stack(known).reshape(*copies, *((-1, 1) if x.axis == "q" else (1, -1)))
     values = read(x.x, {**env, x.axis: np.arange(length)})
     values = np.broadcast_to(values, np.broadcast_shapes(values.shape, (1, 1, 1, length)))
-    combine = {"min": np.minimum, "max": np.maximum, "any": np.logical_or, "all": np.logical_and}[x.op]
     found = combine.reduceat(values, np.arange(0, length, block), axis=-1) if length else values
     return np.swapaxes(found, -1, -2) if x.axis == "q" else found

@@ -25,16 +25,18 @@ def steps(e: Expr) -> tuple[int, int] | None:
     >>> steps(binary("eq", q, kv)), steps(binary("eq", q, index("kv")))
     ((64, 64), None)
     """
-    lengths = []
-    for axis in ("q", "kv"):
-        found = set(_quotients(e, axis))
-        if len(found) != 1:
+    queries, keys = step_along(e, "q"), step_along(e, "kv")
+    return None if queries is None or keys is None else (queries, keys)
+
+
+@lru_cache(maxsize=1024)
+def step_along(e: Expr, axis: str) -> int | None:
+    """How long the blocks of one axis are; None where ``e`` does not depend on its positions by one kind of blocks."""
+    match [*set(_quotients(e, axis))]:
+        case [Binary(b=Const(value=length))]:
+            return int(length)
+        case _:
             return None
-        (quotient,) = found
-        if quotient is None:
-            return None
-        lengths.append(int(quotient.b.value))  # type: ignore[union-attr]
-    return lengths[0], lengths[1]
 
 
 @lru_cache(maxsize=1024)
