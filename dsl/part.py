@@ -147,7 +147,14 @@ class _Decorated:
                 location=caller(),
                 hint=self._example(),
             )
-        return bool(args) or any(name in values for name in self._seen)
+        positions = [name for name in self._seen if name in values]
+        if positions and not args and len(positions) < len(self._seen):
+            raise ParameterError(
+                f"`{positions[0]}` is what `{self._function.__name__}` sees of a pair; it is not bound",
+                location=caller(),
+                hint=self._example() if self._parameters else "rename the argument if it is a parameter",
+            )
+        return bool(args or positions)
 
     def _example(self) -> str:
         call = ", ".join(f"{name}=…" for name in self._parameters)

@@ -140,16 +140,17 @@ def taken_apart(
 
 
 def walk(e: Expr) -> Iterator[Expr]:
-    """Every distinct node of ``e`` (by identity), operands before users."""
+    """Every distinct node of ``e`` (by identity), operands before users. However deep: without recursion."""
     done: dict[int, Expr] = {}
-
-    def go(x: Expr) -> None:
-        for c in children(x):
-            if id(c) not in done:
-                go(c)
-        done[id(x)] = x
-
-    go(e)
+    waiting = [(e, iter(children(e)))]
+    while waiting:
+        x, operands = waiting[-1]
+        c = next((c for c in operands if id(c) not in done), None)
+        if c is None:
+            done[id(x)] = x
+            waiting.pop()
+        else:
+            waiting.append((c, iter(children(c))))
     return iter(done.values())
 
 

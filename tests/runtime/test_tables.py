@@ -49,11 +49,13 @@ def test_the_same_data_is_classified_once() -> None:
         lambda data: data[1:].fill_(4),
         lambda data: data.copy_(torch.ones(3)),
         lambda data: data.resize_(2),
+        lambda data: data.data.zero_(),
+        lambda data: data.numpy().fill(5),
     ],
-    ids=["in place", "through a view", "copy", "resize"],
+    ids=["in place", "through a view", "copy", "resize", "past autograd", "by numpy"],
 )
 def test_changed_data_is_classified_again(change: Callable[[Tensor], object]) -> None:
-    data, classify = torch.zeros(3), Classify()
+    data, classify = torch.arange(3.0), Classify()
     before = tables.tiles(("causal",), [data], CPU, classify)
     assert before.serves([data], CPU)
     change(data)
