@@ -128,7 +128,7 @@ class Engine:
         prepared = self._prepare("backward", tensors, buffers, scalars, tuple(buffer_gradients), deterministic)
         if prepared.program is None:
             marked = [b for b, wanted in zip(buffers, buffer_gradients, strict=True) if wanted]
-            return [torch.zeros_like(x) for x in (query, key, value, *marked)]
+            return [x.new_zeros(x.shape) for x in (query, key, value, *marked)]
         given = (query, key, value, out, lse.contiguous(), grad_out)
         if grad_lse is None:
             return list(self._run(prepared, given, buffers, scalars, reuse_tables, (None,)))

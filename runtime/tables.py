@@ -85,7 +85,7 @@ def _contents(x: Tensor) -> Contents:
     if x.device.type != "cpu":
         return x._version, x.data_ptr()
     elements = x.detach().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.blake2b(memoryview(elements.numpy()), digest_size=16).digest()
+    return hashlib.blake2b(elements.numpy().data, digest_size=16).digest()
 
 
 def fresh(classify: Callable[[], Any]) -> Kept:

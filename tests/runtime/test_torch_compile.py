@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import regard as rg
+from regard.runtime.engines import key_text
 
 
 @pytest.fixture(autouse=True)
@@ -160,3 +161,23 @@ def test_inductor(dtype: torch.dtype) -> None:
     compiled = torch.compile(lambda x, ids: attn(x * 2, x, x, ids=ids).relu(), fullgraph=True)
     x, ids = inputs(21)
     torch.testing.assert_close(compiled(x, ids.to(dtype)), attn(x * 2, x, x, ids=ids).relu())
+
+
+@pytest.mark.parametrize("mask", [rg.causal, rg.neighborhood(rg.grid(6, 10), 3), rg.document(torch.arange(60) // 7)])
+def test_gradients_lie_in_memory_as_graphs_expect(mask: Any) -> None:
+    """Inductor insists on it. Heads come after tokens, as a linear layer gives them."""
+    attn = rg.attention(mask)
+    query, key, value = torch.randn(2, 60, 3, 4, 16).permute(2, 0, 3, 1, 4).unbind()
+    out, aux = attn(query, key, value, aux=("lse",))
+    captured = [attn.binding[p.name] for p in attn.variant.buffers]
+    torch.library.opcheck(
+        torch.ops.regard.attention_backward.default,
+        (query, key, value, out, aux.lse, torch.randn_like(out), None, captured, [attn.binding[p.name] for p in attn.variant.scalars], []),
+        {
+            "variant": key_text(attn.variant),
+            "buffer_gradients": [False] * len(captured),
+            "deterministic": False,
+            "reuse_tables": False,
+        },
+        test_utils="test_faketensor",
+    )
