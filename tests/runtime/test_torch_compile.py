@@ -169,10 +169,10 @@ def test_gradients_lie_in_memory_as_graphs_expect(mask: Any) -> None:
     attn = rg.attention(mask)
     query, key, value = torch.randn(2, 60, 3, 4, 16).permute(2, 0, 3, 1, 4).unbind()
     out, aux = attn(query, key, value, aux=("lse",))
-    captured = [attn.binding[p.name] for p in attn.variant.buffers]
+    captured, integers = ([attn.binding[p.name] for p in of] for of in (attn.variant.buffers, attn.variant.scalars))
     torch.library.opcheck(
         torch.ops.regard.attention_backward.default,
-        (query, key, value, out, aux.lse, torch.randn_like(out), None, captured, [attn.binding[p.name] for p in attn.variant.scalars], []),
+        (query, key, value, out, aux.lse, torch.randn_like(out), None, captured, integers, []),
         {
             "variant": key_text(attn.variant),
             "buffer_gradients": [False] * len(captured),
