@@ -105,7 +105,9 @@ class _Decorated:
             raise ParameterError(
                 f"{decorator} takes a Python function, got {type(function).__name__}",
                 location=caller(),
-                hint="write a def or a lambda that calls it",
+                hint="it is a part already"
+                if isinstance(function, _Decorated | MaskPart | ScorePart)
+                else "write a def or a lambda that calls it",
             )
         self._function = function
         self._signature = inspect.signature(function)

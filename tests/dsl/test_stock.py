@@ -199,7 +199,7 @@ def test_random_blocks_are_spread_evenly() -> None:
         (rg.relative_bias(TABLE), rg.relative_bias(reach=3), {"table": TABLE}),
     ],
 )
-def test_learned_tensors_may_be_left_open(bound: Part, opened: Part, value: dict[str, torch.Tensor]) -> None:
+def test_learned_tensors_may_be_left_open(bound: Part, opened: Part, value: dict[str, Any]) -> None:
     query, key, value_ = (x.float() for x in inputs())
     out = rg.attention(rg.causal, opened)(query, key, value_, **value)
     assert torch.equal(out, rg.attention(rg.causal, bound)(query, key, value_))
