@@ -17,8 +17,9 @@ def mask_mod(function: Callable[..., object]) -> MaskFunction:
 
     The result is one of :func:`mask`: it combines with others by ``&``, ``|`` and ``~``, numbers and tensors in its
     closure are parameters, and arguments after the fourth are bound by keyword. A ``BlockMask`` is not needed: pass its
-    ``mask_mod``. What ``and_masks`` and ``or_masks`` return can be passed, too, but numbers of the functions inside are
-    constants then, as are those of methods and other objects that can be called. Raises the errors of :func:`mask`, and :class:`ParameterError` for fewer than four arguments.
+    ``mask_mod``. What ``and_masks`` and ``or_masks`` return can be passed, too, as can methods, objects that are called
+    and ``functools.partial``, but numbers of the functions inside are constants then. Raises the errors of
+    :func:`mask`, and :class:`ParameterError` for fewer than four arguments.
     Source: Dong et al., 2024, https://arxiv.org/abs/2412.05496.
 
     >>> def causal(b, h, q_idx, kv_idx):
