@@ -326,7 +326,7 @@ class Engine:
 
 
 def _packer(parameters: Sequence[ScalarParameter]) -> Callable[..., bytes]:
-    """What turns values into bytes: as parts of a key they tell -0.0 from 0.0, and NaN is found again."""
+    """What turns values into bytes: as parts of a key they tell -0.0 from 0.0."""
     return Struct("".join("d" if p.type is F32 else "q" for p in parameters)).pack
 
 

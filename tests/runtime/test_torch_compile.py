@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import torch
@@ -121,6 +121,22 @@ def test_new_values_of_open_scalars_keep_the_graph() -> None:
     for size in (3, 5, 8, 13, 21):
         torch.testing.assert_close(compiled(x, size), attn(x, x, x, size=size))
     assert counter.frame_count <= 2  # the first value as a constant, then any
+
+
+def test_new_values_of_tensors_without_axes_keep_the_graph() -> None:
+    """PyTorch takes an operator's floats for constants."""
+
+    @rg.score
+    def scaled(s: Any, by: Annotated[Tensor, "f32[]"]) -> Any:
+        return s * by
+
+    attn = rg.attention(scaled)
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(lambda x, by: attn(x, x, x, by=by), fullgraph=True, backend=counter)
+    x, _ = inputs(30)
+    for by in torch.tensor([0.5, 2.0, -1.0]):
+        torch.testing.assert_close(compiled(x, by), attn(x, x, x, by=by))
+    assert counter.frame_count == 1
 
 
 def built_inside(x: Tensor, ids: Tensor) -> Tensor:
