@@ -19,6 +19,7 @@ from ..ir.tiles.plan import TilePlan
 from .defaults import heavier_at_one_end, heaviest_last
 from .emitter import Emitter
 from .gluon_grad_consumer import Consumer
+from .gluon_grad_five import FiveProducts
 from .gluon_grad_loader import SIZES, emit_load_tiles, loader_arguments
 from .gluon_grad_rows import emit_after, emit_before, row_kernels
 from .gluon_module import DESCRIPTOR, emit_layouts, emit_tables, finish, reason_against_target
@@ -78,7 +79,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     head, out = Emitter(), Emitter()
     notes = ["Gradients of queries are added up in an order that varies: their last bits differ from run to run."]
     emit_header(head, "Backward kernel", plan, problem, schedule, target, notes)
-    consumer = Consumer(plan, problem, schedule.block_m, parameters, installed_names())
+    consumer = FiveProducts(plan, problem, schedule.block_m, parameters, installed_names())
     arguments = key_arguments(schedule, consumer, parameters, sums)
     emit_key_kernel(out, KERNEL, plan, schedule, consumer, arguments, parameters)
     blocks = schedule.block_m, schedule.block_n

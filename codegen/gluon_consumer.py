@@ -14,8 +14,8 @@ from .gluon_bands import BAND_INDICES, Band, emit_steps
 from .gluon_columns import RUN, emit_columns, lanes
 from .gluon_names import Names
 from .gluon_parts import tiles_of
-from .gluon_products import MORE_SCORES, PRODUCTS
-from .gluon_releases import emit_releases
+from .gluon_products import emit_products
+from .gluon_releases import emit_releases, emit_turns, takes_turns
 from .gluon_seen import Unseen, UnseenByWeights
 from .gluon_tiles import emit_unpack, jit_function
 from .gluon_work import emit_share, emit_sums_of_share
@@ -50,7 +50,9 @@ class Consumer:
         # How many numbers the producer says for each tile of queries.
         self.cells = 4 if self.in_shares else 3
         self.parameters, self.unseen, self.names = parameters, unseen, names
+        self.dtype = problem.dtype
         self.consumers, self.shares_query, self.ahead = schedule.block_m // 64, shares_query, schedule.ahead
+        self.takes_turns = takes_turns(self.consumers)
         # Which of two tiles of queries, where there is room for both.
         self.own_query = "slot * CONSUMERS + GROUP" if self.ahead else "GROUP"
         self.query_turn = (".index(slot)", "turn >> 1 & 1") if self.ahead else ("", "turn & 1")
@@ -75,7 +77,9 @@ class Consumer:
     def emit(self, out: Emitter, loops: TileLoops) -> None:
         self.unseen.emit_functions(out, self.names.barrier, "BLOCK_N", SIZES, self.parameters)
         emit_releases(out, self.consumers)
-        out.definition(PRODUCTS + (MORE_SCORES if len(self.head) > 1 else ""))
+        if self.takes_turns:
+            emit_turns(out, self.consumers)
+        emit_products(out, self.dtype, len(self.head))
         with jit_function(
             out,
             "attend(GROUP: tl.constexpr, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts, "
@@ -126,6 +130,9 @@ class Consumer:
         out.line("program = read(orders, 0)")
         out.line("used = 0  # tiles of keys")
         out.line("turn = 0  # tiles of queries")
+        if self.takes_turns:
+            with out.block("if GROUP == CONSUMERS - 1:"):
+                out.line("pass_turn(GROUP)")
         if asks:
             out.line("cleared = 0  # tiles of which it was asked what no query sees")
 
@@ -182,6 +189,7 @@ class Consumer:
         out.line(f"m = tl.maximum(row_max(s) * {self.unit}, -3.0e38)  # running maximum times log2(e)")
         out.line(f"p = tl.exp2(s * {self.unit} - m[:, None])")
         out.line("l = partial_sums(p)  # of exponentials")
+        out.line("pairs = packed(p)")
         self._emit_clear(out, exists="program < programs" if self.ahead else "")
 
     def _emit_start_scores(self, out: Emitter, name: str) -> None:
@@ -193,9 +201,9 @@ class Consumer:
             out.line(f"{name} = {start}")
 
     def _emit_start_outputs(self, out: Emitter, prefix: str) -> None:
-        """From the last ``p``, which is rounded here and not before: loops would carry halves of registers."""
+        """From the last weights."""
         for p in self.value:
-            out.line(f"weights{p.suffix} = tl.convert_layout(p.to(ELEMENT), WEIGHTS{p.suffix})")
+            out.line(f"weights{p.suffix} = tl.convert_layout(unpacked(pairs), WEIGHTS{p.suffix})")
         out.line("mbarrier.wait(v_ready.index(last), last_phase)")
         for i, p in enumerate(self.value):
             tile = f"{tiles_of('v_tiles', self.value, i)}.index(last)"
@@ -211,8 +219,12 @@ class Consumer:
         """Scores and weights of one tile of keys, overlapped with the values of the tile before."""
         out.line("last, last_phase = ring(used + t - 1)")
         out.line("stage, phase = ring(used + t)")
+        if self.takes_turns:
+            out.line("take_turn(GROUP)")
         self._emit_start_scores(out, "next_s")
         self._emit_start_outputs(out, "next_")
+        if self.takes_turns:
+            out.line("pass_turn(GROUP)")
         if masked or self.reads_keys:
             self.emit_start(out)
         done = self._emit_early_columns(out, done, masked=masked)
@@ -225,6 +237,7 @@ class Consumer:
         out.line(f"p = tl.exp2(s * {self.unit} - m_new[:, None])")
         out.line("alpha = tl.exp2(m - m_new)")
         out.line("l = l * tl.convert_layout(alpha, tl.SliceLayout(1, SUMS))[:, None] + partial_sums(p)")
+        out.line("pairs = packed(p)")
         out.line("m = m_new")
         for p in self.value:
             factor = f"tl.convert_layout(alpha, tl.SliceLayout(1, OUTPUTS{p.suffix}))[:, None]"

@@ -66,8 +66,14 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
     return reason_against_target(problem, target)
 
 
-def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
-    """Tile sizes and pipeline for a plan and problem that :func:`unsupported_reason` has nothing against."""
+def default_schedule(plan: TilePlan, problem: Problem, long: bool = False) -> Schedule:
+    """Tile sizes and pipeline for a plan and problem that :func:`unsupported_reason` has nothing against.
+
+    ``long``: whether most rows of tiles are long, which three consumers gain from at head size 64: products of one run
+    beside the softmax of two. Each row costs them more.
+    """
+    if long and _gains_third_consumer(plan, problem):
+        return _with_three_consumers(plan)
     wide = max(problem.head_dim, problem.value_dim) > 64
     # Tables are mostly of short rows, which smaller tiles cut closer.
     fewer = (wide and (takes_registers(plan) or uses_table(plan))) or problem.value_dim > 192
@@ -81,13 +87,25 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     raise AssertionError(f"no schedule for head sizes {problem.head_dim} and {problem.value_dim}")
 
 
+def _gains_third_consumer(plan: TilePlan, problem: Problem) -> bool:
+    if plan.variant.scores or is_uneven(plan) or UnseenKeys.of(plan) is None or sees_few_keys(plan):
+        return False
+    return (problem.head_dim, problem.value_dim) == (64, 64)
+
+
+def _with_three_consumers(plan: TilePlan) -> Schedule:
+    return Schedule(192, 128, num_warps=4, num_stages=4, reverse=heaviest_last(plan.keys), descriptors=True)
+
+
 def _gains_ahead(plan: TilePlan, problem: Problem) -> bool:
     """Whether tiles of queries overlap: where that was measured faster."""
     unseen, few = UnseenKeys.of(plan), sees_few_keys(plan)
     if plan.variant.scores or uses_table(plan) or unseen is None:
         return False
     sizes = (problem.head_dim, problem.value_dim)
-    return sizes == (64, 64) or (sizes == (128, 128) and (unseen.asked_on_host if few else heaviest_last(plan.keys)))
+    if sizes != (128, 128):
+        return sizes == (64, 64)
+    return unseen.asked_on_host if few else unseen.all_seen or heaviest_last(plan.keys)
 
 
 def _buffer_bytes(problem: Problem, schedule: Schedule, *, apart: bool) -> int:
@@ -113,6 +131,8 @@ def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
     ahead = replace(default, ahead=True)
     if not default.ahead and UnseenKeys.of(plan) and _buffer_bytes(problem, ahead, apart=True) <= _BUFFERS:
         found += (ahead,)
+    if _gains_third_consumer(plan, problem):
+        found += (_with_three_consumers(plan),)
     return found
 
 

@@ -1,7 +1,8 @@
-"""The consumer of the backward kernel: gradients of 64 keys and values, and half of those of each tile of queries."""
+"""Consumers of kernels whose programs own keys: gradients of 64 keys and values, tile of queries by tile of queries."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
@@ -9,13 +10,12 @@ from ..ir.dependence import LoadClass, dependence
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import loads
 from .emitter import Emitter
-from .gluon_bands import BAND_INDICES, emit_steps
+from .gluon_bands import emit_steps
 from .gluon_columns import emit_columns, lanes
 from .gluon_grad_loader import SIZES
 from .gluon_grad_runs import OwnKeys, Sum
 from .gluon_names import Names
 from .gluon_parts import emit_inner_product, emit_outer_product, emit_rounded, emit_views, names_of
-from .gluon_seen import UnseenKeys
 from .gluon_tiles import emit_unpack, jit_function
 from .schedule import Problem, Schedule
 from .triton_gradients import Gradients, emit_select
@@ -24,34 +24,7 @@ from .triton_values import Guard, Values, level_of
 
 # Captured tensors whose gradients are summed for each key.
 SUMMED_BY_KEY: tuple[LoadClass, ...] = ("key",)
-# Each consumer adds half of a tile's gradient of queries: half of the columns, or of the queries.
-_HALVES = {
-    True: ("k_tiles.index({}).reshape([KEYS, HEAD]).slice(GROUP * DQ_COLUMNS, DQ_COLUMNS, 1)", "ds_tiles.index({})"),
-    False: (
-        "k_tiles.index({}).reshape([KEYS, HEAD])",
-        "ds_tiles.index({}).slice(GROUP * DQ_ROWS, DQ_ROWS, 1)",
-    ),
-}
-
 _TERM_ROW = "term_tiles.index({}).reshape([BLOCK_M]).load(tl.SliceLayout(0, SCORES))"
-_SET_UP = """
-# Gradients of scores of both consumers, twice; and of queries, on their way out.
-ds_tiles = gl.allocate_shared_memory(ELEMENT, [4, KEYS, BLOCK_M], SCORE_TILE)
-dq_tiles = gl.allocate_shared_memory(gl.float32, [2, 1, 1, DQ_ROWS, DQ_COLUMNS], SUM_TILE)
-# The producer makes buffers ready, both consumers make them empty; both make gradients of scores ready.
-kv_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-tile_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-tile_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-ds_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-finished = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-mbarrier.init(kv_ready, count=1)
-mbarrier.init(finished, count=2)
-for i in gl.static_range(STAGES):
-    mbarrier.init(tile_ready.index(i), count=1)
-    mbarrier.init(tile_empty.index(i), count=2)
-for i in gl.static_range(2):
-    mbarrier.init(ds_ready.index(i), count=2)
-""".strip("\n")
 
 
 def emit_final_score(
@@ -71,28 +44,26 @@ def emit_final_score(
 class Consumer(OwnKeys):
     """Prints ``differentiate``: for each head of queries a loop with the mask and one without.
 
-    What becomes of the scores' gradient is said by the methods that :mod:`.gluon_grad_key` overrides; which sums there
-    are, and how tiles of queries come, by those of :mod:`.gluon_grad_wide`; what a tile is by those of
-    :mod:`.gluon_box_grads`.
+    What becomes of the scores' gradient is said by :mod:`.gluon_grad_five` and :mod:`.gluon_grad_key`; which sums there
+    are, and how tiles of queries come, by the methods that :mod:`.gluon_grad_wide` overrides; what a tile is by those
+    of :mod:`.gluon_box_grads`.
     """
 
-    arguments = (
-        "grad_query, grad_key, grad_value, q_tiles, k_tiles, v_tiles, do_tiles, term_tiles, ds_tiles, dq_tiles, "
-        "barriers, starts, sizes, parameters"
-    )
-    barriers = "kv_ready, tile_ready, tile_empty, ds_ready, finished"
-    # Buffers and barriers, and how the producer waits for a buffer.
-    set_up = _SET_UP
-    wait = "mbarrier.wait(tile_empty.index(stage), phase ^ 1)"
+    # Arguments of ``differentiate``; buffers and barriers, and how the producer waits for a buffer.
+    arguments: str
+    barriers: str
+    set_up: str
+    wait: str
     # How many buffers there are of the gradient of outputs, and of rows of terms: log-sum-exps and deltas in turn.
     out_stages, term_rows = "STAGES", "STAGES * 2"
+    # Whether the product for dV starts only after the scores' gradient was stored, by ``emit_differences``.
+    late_values = False
 
     def __init__(
         self, plan: TilePlan, problem: Problem, block_m: int, parameters: Sequence[Argument], names: Names
     ) -> None:
         super().__init__(plan, problem, True)
         self.parameters, self.names = parameters, names
-        self.unseen = UnseenKeys.of(plan)
         if self.masks_positions:
             self.take_band("q", block_m)
         self.expressions = self.values()
@@ -150,36 +121,6 @@ class Consumer(OwnKeys):
         out.line("mbarrier.wait(kv_ready, 0)")
         self.emit_clear(out)
 
-    def _emit_clear_unseen(self, out: Emitter) -> None:
-        """Where which keys are seen has no closed form: the mask says, for tiles that are not finite."""
-        mask = self.mask_result
-        values = Values({x: self.results[x] for x in mask}, BAND_INDICES, debug=self.problem.debug, columns="q")
-        with jit_function(
-            out, "clear_unseen(k_tile, own_first, batch, head, kv_head, tile_first, sizes, parameters)"
-        ):
-            out.line('"""Zeros in the rows of keys that no query sees, if there is anything but finite numbers."""')
-            out.line("LAYOUT: tl.constexpr = tl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])")
-            out.line("ROWS: tl.constexpr = tl.SliceLayout(1, LAYOUT)")
-            out.line("tile = k_tile.load(LAYOUT)")
-            with out.block("if tl.sum(tl.sum(tile.to(tl.float32) * 0.0, 1), 0) != 0.0:"):
-                emit_unpack(out, "sizes", SIZES)
-                emit_unpack(out, "parameters", self.parameters)
-                out.line("kv_index = own_first + tl.arange(0, KEYS, tl.SliceLayout(1, SCORES))[:, None]")
-                self._emit_positions(out)
-                out.line("seen = tl.zeros([KEYS], tl.int32, tl.SliceLayout(1, SCORES))")
-                out.line("visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)")
-                done = values.emit(out, "program", mask, Guard())
-                done = values.emit(out, "key", mask, Guard(key="(kv_index < kv_len)"), done)
-                with out.block("for t in range(0, visits[0] + visits[1]):"):
-                    out.line("start = visited_start(t, visits)")
-                    guard = Guard(query="(q_index < q_len)")
-                    done = emit_columns(out, values, "query", mask, guard, done)
-                    self.emit_allowed(out, values, done)
-                    out.line("seen = tl.maximum(seen, tl.max(allowed.to(tl.int32), 1))")
-                out.line("k_tile.store(tl.where((tl.convert_layout(seen, ROWS) != 0)[:, None], tile, 0.0))")
-                out.line("fence_async_shared()")
-                out.line(f"{self.names.barrier}()")
-
     def _emit_positions(self, out: Emitter) -> None:
         out.line("columns = tl.arange(0, BLOCK_M, tl.SliceLayout(0, SCORES))")
         if self.loads_queries:
@@ -209,8 +150,9 @@ class Consumer(OwnKeys):
         self.emit_start_dp(out)
         self.emit_wait_scores(out, len(self.value), "stage * 2", positions=bool(wanted) or masked)
         self._emit_probabilities(out, wanted, done, masked=masked)
-        self.emit_start_values(out)
-        out.line(f"dp = warpgroup_mma_wait({len(self.value)}, deps=(next_dp,))")
+        if not self.late_values:
+            self.emit_start_values(out)
+        out.line(f"dp = warpgroup_mma_wait({0 if self.late_values else len(self.value)}, deps=(next_dp,))")
         self.emit_score_gradients(out, masked=masked)
         self.emit_differences(out)
         out.line("step += 1")
@@ -311,65 +253,28 @@ class Consumer(OwnKeys):
         self.emit_finish(out)
         self.emit_gradients(out)
 
-    # --- what becomes of the scores' gradient: it is exchanged, and added to that of queries ---
+    # --- what becomes of the scores' gradient ---
 
+    @abstractmethod
     def half_of_queries(self, queries: int) -> tuple[int, int] | None:
         """Rows and columns of a tile's gradient of queries that a consumer computes; None where it computes none."""
-        head = self.problem.head_dim
-        return (queries, head // 2) if self.split_columns else (queries // 2, head)
 
+    @abstractmethod
     def emit_functions(self, out: Emitter) -> None:
         """What ``differentiate`` calls."""
-        if self.unseen is None:
-            self._emit_clear_unseen(out)
-        else:
-            self.unseen.emit_functions(out, self.names.barrier, "KEYS", SIZES, self.parameters)
 
+    @abstractmethod
     def emit_clear(self, out: Emitter) -> None:
-        """Keys that no query sees may hold anything: as factors of gradients of scores they must be zeros."""
-        if self.unseen is None:
-            out.line("clear_unseen(k_tile, own_first, batch, chunk * group, kv_head, tile_first, sizes, parameters)")
-        elif not self.unseen.all_seen:
-            out.line("seen = seen_keys(batch, chunk * group, kv_head, sizes, parameters)")
-            with out.block("if some_unseen(own_first, tl.minimum(own_first + KEYS, kv_len), seen):"):
-                out.line("clear_unseen(k_tile, own_first, seen)")
+        """What must be done with keys that no query sees."""
 
+    @abstractmethod
     def emit_tiles(self, out: Emitter) -> None:
         """Further tiles in shared memory."""
-        for i, name in enumerate(("k_low", "k_high")):
-            out.line(f"{name} = {_HALVES[self.split_columns][0].format(i)}")
-        out.line("dq_tile = dq_tiles.index(GROUP)")
 
+    @abstractmethod
     def emit_differences(self, out: Emitter) -> None:
         """What follows from ``ds``, and the release of the buffers."""
-        out.line("ds = ds.to(ELEMENT)")
-        out.comment("The buffer is free: the other consumer has used it before it wrote the one of the last step.")
-        out.line("buffer = step % 2")
-        out.line("ds_tiles.index(buffer * 2 + GROUP).store(ds)")
-        out.line("fence_async_shared()")
-        out.line("mbarrier.arrive(ds_ready.index(buffer))")
-        out.line("next_dk = warpgroup_mma(tl.convert_layout(ds, DIFFERENCES), q_tile, dk, is_async=True)")
-        out.comment("The gradient of queries needs the scores' gradient of all keys.")
-        out.line("mbarrier.wait(ds_ready.index(buffer), step // 2 & 1)")
-        low, high = (_HALVES[self.split_columns][1].format(f"buffer * 2{x}") for x in ("", " + 1"))
-        out.line("nothing = tl.zeros([DQ_ROWS, DQ_COLUMNS], tl.float32, QUERY_SUMS)")
-        out.line(f"half = warpgroup_mma({low}.permute((1, 0)), k_low, nothing, use_acc=False, is_async=True)")
-        out.line(f"next_dq = warpgroup_mma({high}.permute((1, 0)), k_high, half, is_async=True)")
-        out.line("dv = warpgroup_mma_wait(3, deps=(next_dv,))")
-        out.line("dk = warpgroup_mma_wait(2, deps=(next_dk,))")
-        out.comment("The tile before must have left the buffer.")
-        out.line("tma.store_wait(0)")
-        out.line(f"{self.names.barrier}()")
-        out.line("mbarrier.arrive(tile_empty.index(stage))")
-        out.line("dq = warpgroup_mma_wait(0, deps=(next_dq,))")
-        out.line("dq_tile.reshape([DQ_ROWS, DQ_COLUMNS]).store(dq)")
-        out.line("fence_async_shared()")
-        out.line(f"{self.names.barrier}()")
-        place = "start, GROUP * DQ_COLUMNS" if self.split_columns else "start + GROUP * DQ_ROWS, 0"
-        out.line(f"{self.names.add}(grad_query, [batch, head, {place}], dq_tile)")
 
+    @abstractmethod
     def emit_finish(self, out: Emitter) -> None:
         """What comes before this consumer writes over its keys and values."""
-        out.comment("Keys and values make room for their gradients when both consumers are done with them.")
-        out.line("mbarrier.arrive(finished)")
-        out.line("mbarrier.wait(finished, 0)")

@@ -1,4 +1,4 @@
-"""How consumers give buffers of keys and values back to the producer: by named barriers of the hardware.
+"""How consumers give buffers back to the producer, and take turns: by named barriers of the hardware.
 
 Before an arrival on an mbarrier Gluon lets all warps of a group meet, in each step of the loop. On a named barrier
 every warp arrives by itself, once its products are done, and goes on. A buffer is never released twice before the
@@ -19,6 +19,35 @@ def emit_releases(out: Emitter, consumers: int) -> None:
     out.definition(_RELEASES.format(first=_FIRST, threads=consumers * 128 + 32))
 
 
+def takes_turns(consumers: int) -> bool:
+    """Whether consumers start their products in turn: measured faster with three of them, not with two."""
+    return consumers > 2
+
+
+def emit_turns(out: Emitter, consumers: int) -> None:
+    """``take_turn`` and ``pass_turn``."""
+    out.definition(_TURNS.format(first=_FIRST - consumers))
+
+
+_TURNS = '''
+@gluon.jit
+def take_turn(GROUP: gl.constexpr):
+    """Waits for this consumer's turn to start products; then those of one run beside the softmax of others."""
+    gl.inline_asm_elementwise(
+        "bar.sync $1, 256; mov.b32 $0, $1;", "=r,r", [gl.to_tensor({first} + GROUP)],
+        dtype=gl.int32, is_pure=False, pack=1,
+    )
+
+
+@gluon.jit
+def pass_turn(GROUP: gl.constexpr):
+    """It is the next consumer's turn."""
+    gl.inline_asm_elementwise(
+        "bar.arrive $1, 256; mov.b32 $0, $1;", "=r,r", [gl.to_tensor({first} + (GROUP + 1) % CONSUMERS)],
+        dtype=gl.int32, is_pure=False, pack=1,
+    )
+
+'''
 _RELEASES = '''
 @gluon.jit
 def release(buffer):

@@ -44,12 +44,12 @@ def fills(q_len: int, batch: int, heads: int, multiprocessors: int = _MULTIPROCE
     return -(-q_len // 128) * batch * heads >= multiprocessors
 
 
-def is_long(length: int, problem: Problem) -> bool:
-    """Whether rows of tiles that come from a table are mostly long, as far as a length can tell, and that matters.
+def is_long(q_len: int, kv_len: int, problem: Problem, *, masked: bool) -> bool:
+    """Whether rows of tiles are mostly long, as far as lengths can tell, and that matters.
 
-    Measured at 4096 and at 16384 tokens.
+    Measured at 1024, 4096, 8192 and 16384 tokens; a row of ``masked`` attention sees half of them, or fewer.
     """
-    return length >= 8192 and problem.head_dim == 64
+    return min(q_len, kv_len) >= (8192 if masked else 2048) and problem.head_dim == 64
 
 
 def choose(
@@ -212,15 +212,19 @@ def _slower_scores(plan: TilePlan, problem: Problem) -> str | None:
     return None
 
 
-def schedule_for(choice: Choice, plan: TilePlan, problem: Problem, target: Target, direction: Direction) -> Schedule:
-    """The default schedule of the chosen skeleton."""
+def schedule_for(
+    choice: Choice, plan: TilePlan, problem: Problem, target: Target, direction: Direction, long: bool = False
+) -> Schedule:
+    """The default schedule of the chosen skeleton; ``long``: see :func:`is_long`."""
     if choice.skeleton == "gluon":
         if direction == "forward" and walks_boxes(plan, target):
             from .gluon_box_forward import default_schedule
         elif direction == "backward" and _walks_boxes(plan, problem, target, direction):
             from .gluon_box_backward import default_schedule
         elif direction == "forward":
-            from .gluon_forward import default_schedule
+            from . import gluon_forward
+
+            return gluon_forward.default_schedule(plan, problem, long)
         else:
             from . import gluon_backward, gluon_repeatable
 

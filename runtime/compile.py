@@ -108,14 +108,20 @@ def _generated(request: Request) -> Generated:
 
     plan = plan_for(request)
     problem, target, direction = request.problem, request.target, request.direction
-    if request.skeleton is not None:
-        choice = Choice(request.skeleton, TUNED)
-        differs = not request.long
+
+    def chosen(long: bool) -> tuple[Choice, Schedule]:
+        choice = choose(plan, problem, target, direction, request.fills_gpu, long)
+        return choice, schedule_for(choice, plan, problem, target, direction, long)
+
+    if request.skeleton is None:
+        choice, schedule = chosen(request.long)
+        shorter, schedule_of_shorter = chosen(False)
+        differs = not request.long or (shorter.skeleton, schedule_of_shorter) != (choice.skeleton, schedule)
+        schedule = request.schedule or schedule
     else:
-        choice = choose(plan, problem, target, direction, request.fills_gpu, request.long)
-        shorter = choose(plan, problem, target, direction, request.fills_gpu)
-        differs = not request.long or shorter.skeleton != choice.skeleton
-    schedule = request.schedule or schedule_for(choice, plan, problem, target, direction)
+        choice = Choice(request.skeleton, TUNED)
+        schedule = request.schedule or schedule_for(choice, plan, problem, target, direction)
+        differs = not request.long
     return Generated(emit(choice, plan, problem, schedule, target, direction), schedule, choice, plan.fit, differs)
 
 

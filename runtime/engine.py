@@ -16,7 +16,7 @@ from ..codegen.schedule import Problem, Target
 from ..codegen.skeletons import fills, is_long
 from ..ir.dependence import load_class
 from ..ir.lengths import check_lengths, fit_of_lengths
-from ..ir.nodes import Index
+from ..ir.nodes import TRUE, Index
 from ..ir.traverse import loads, parameter_names
 from ..ir.types import F32
 from ..ir.variant import ScalarParameter, Variant
@@ -289,7 +289,8 @@ class Engine:
         )
         length = sizes.q_len if direction == "forward" else sizes.kv_len
         fills_gpu = target.backend == "cuda" and _fills(length, sizes, query.device)
-        long = fills_gpu and is_long(length, problem)
+        masked = self.variant.mask != TRUE
+        long = fills_gpu and is_long(sizes.q_len, sizes.kv_len, problem, masked=masked)
         return Request(self._unscaled, problem, target, direction, fills_gpu=fills_gpu, long=long), sizes
 
     def forget_programs(self) -> None:

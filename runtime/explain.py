@@ -19,7 +19,7 @@ from ..codegen.skeletons import Choice, choose, fills, is_long, schedule_for, wa
 from ..codegen.triton_box_options import boxes_of_call
 from ..ir.dependence import load_class
 from ..ir.location import Location
-from ..ir.nodes import Const, Expr, Index
+from ..ir.nodes import TRUE, Const, Expr, Index
 from ..ir.printer import print_boxes, print_expr
 from ..ir.tiles import Interval, Proof, TilePlan
 from ..ir.tiles.count import PairCount, TileCounts, Work, box_counts, pair_count, tile_counts, work
@@ -291,14 +291,15 @@ def _kernel(variant: Variant, plan: TilePlan, what: Setting, direction: Directio
     sizes = what.sizes
     length = None if sizes is None else sizes.q_len if direction == "forward" else sizes.kv_len
     fills_gpu = sizes is None or length is None or fills(length, sizes.batch, sizes.heads)
-    long = fills_gpu and length is not None and is_long(length, problem)
+    masked = plan.variant.mask != TRUE
+    long = fills_gpu and sizes is not None and is_long(sizes.q_len, sizes.kv_len, problem, masked=masked)
     request = Request(replace(variant, scale=None), problem, what.target, direction, fills_gpu=fills_gpu, long=long)
     pinned = tuned_here(request)
     if pinned is not None:
         choice, schedule = Choice(pinned.skeleton, TUNED), pinned.schedule
     else:
         choice = choose(plan, problem, what.target, direction, fills_gpu, long)
-        schedule = schedule_for(choice, plan, problem, what.target, direction)
+        schedule = schedule_for(choice, plan, problem, what.target, direction, long)
     on_cpu = what.target.backend == "cpu"
     gradients = problem.buffer_gradients or (False,) * len(plan.variant.buffers)
     differentiated = {p.name for p, wanted in zip(plan.variant.buffers, gradients, strict=True) if wanted}

@@ -101,12 +101,15 @@ class Shared:
 
 
 def _inline_asm(asm, constraints, arguments, dtype, is_pure, pack):
-    """Barriers, and moves of the first argument to the result; or tanh, or that argument plus zero times the second."""
+    """Barriers, and moves of the first argument to the result; or what else kernels say that way."""
     if "tanh" in asm:
         return torch.tanh(*arguments)
     if "fma" in asm:
         assert "mov.b32 zero, 0;" in asm and "$0, $2, zero, $1" in asm
         return arguments[0] + 0 * arguments[1]
+    if "cvt.rn." in asm:
+        half = torch.float16 if ".f16x2" in asm else torch.bfloat16
+        return torch.stack([x.to(half) for x in arguments], -1).view(torch.int32).squeeze(-1)
     outputs = constraints.count("=")
     for operation, operand, threads in re.findall(r"bar\.(arrive|sync) \$(\d+), (\d+);", asm):
         number = arguments[(int(operand) - outputs) // int(pack)]
@@ -299,12 +302,15 @@ gl = types.SimpleNamespace(
     static_range=range,
     cdiv=lambda a, b: (a + b - 1) // b,
     where=lambda c, a, b: torch.where(_tensor(c), a, b),
+    split=lambda x: x.unbind(-1),
+    join=lambda a, b: torch.stack([a, b], -1),
+    cast=lambda x, dtype, bitcast: x.view(dtype),
     minimum=lambda a, b: torch.minimum(_tensor(a), _tensor(b)),
     maximum=lambda a, b: torch.maximum(_tensor(a), _tensor(b)),
     max=lambda x, axis: x.amax(axis),
     min=lambda x, axis: x.amin(axis),
     cumsum=lambda x, axis: x.cumsum(axis),
-    int8=torch.int8,
+    int8=torch.int8, int16=torch.int16,
     sum=lambda x, axis: x.sum(axis),
     barrier=lambda: None,
     thread_barrier=lambda: None,

@@ -59,6 +59,8 @@ def undefined_past_the_end(s: Any, q: Any, q_len: Any) -> Any:
 
 EMULATED: dict[str, tuple[list[Part], Shape, dict[str, Any]]] = {
     "full": ([], (2, 2, 2, 200, 333), {}),
+    "full, wide heads": ([], (1, 2, 1, 200, 333), {"sizes": (128, 128)}),
+    "many full tiles": ([], (1, 1, 1, 700, 400), {}),
     "one query": ([], (1, 2, 2, 1, 3), {}),
     "causal": ([rg.causal()], (1, 2, 2, 300, 300), {"sizes": (128, 128)}),
     "a negative scale": ([rg.prefix_lm(50)], (1, 1, 1, 140, 140), {"sizes": (128, 128), "scale": -0.3}),

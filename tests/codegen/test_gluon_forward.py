@@ -89,6 +89,8 @@ def relative(s, q, kv, kv_len, head, table):
     return s + table[head, q - kv + kv_len]
 
 
+# What long rows of tiles have at head size 64.
+THREE = {"block_m": 192, "num_stages": 4, "ahead": False}
 EMULATED: dict[str, tuple[list[Part], tuple[int, int, int, int, int], dict[str, Any]]] = {
     "full": ([], (2, 2, 2, 200, 333), {}),
     "one query": ([], (1, 2, 2, 1, 3), {}),
@@ -112,6 +114,9 @@ EMULATED: dict[str, tuple[list[Part], tuple[int, int, int, int, int], dict[str, 
     "tiles of queries overlap, two parts": (
         [rg.causal(), rg.alibi(slopes=bias(2))], (1, 2, 2, 300, 300), {"ahead": True, "sizes": (96, 96)},
     ),
+    "three consumers": ([], (2, 2, 1, 500, 333), THREE),
+    "three consumers, causal": ([rg.causal()], (1, 4, 2, 400, 470), {**THREE, "align": "end", "dtype": F16}),
+    "three consumers, rows that see nothing": ([rg.causal()], (1, 1, 1, 500, 130), {**THREE, "align": "end"}),
     "documents, heads in two parts": (
         [rg.document(torch.arange(300).int()[None] // 97)], (1, 2, 1, 300, 300), {"sizes": (96, 96)},
     ),
@@ -196,14 +201,15 @@ def test_emulator_notices_what_must_not_be_seen() -> None:
 
 @cache
 def compiled(name: str) -> Binary:
-    parts, sizes, dtype = COMPILED[name]
-    generated = module(parts, sizes=sizes, dtype=dtype)
+    parts, sizes, dtype, *changes = COMPILED[name]
+    generated = module(parts, sizes=sizes, dtype=dtype, **dict(*changes))
     values = [x.to("meta") if isinstance(x, Tensor) else x for x in generated.values]
     binaries = compile_launches(load(generated.text), H100, [*sample_arguments(generated.problem), *values])
     return next(binary for binary in binaries if binary.kernel == KERNEL)
 
 
-COMPILED: dict[str, tuple[list[Part], tuple[int, int], torch.dtype]] = {
+COMPILED: dict[str, tuple[Any, ...]] = {
+    "causal, three consumers": ([rg.causal()], (64, 64), BF16, THREE),
     "causal": ([rg.causal()], (128, 128), BF16),
     "full": ([], (64, 64), F16),
     "window and alibi": ([rg.causal(), rg.sliding_window(1024), rg.alibi(slopes=bias(16))], (128, 128), BF16),
@@ -213,8 +219,6 @@ COMPILED: dict[str, tuple[list[Part], tuple[int, int], torch.dtype]] = {
     "documents": ([rg.causal(), rg.document(torch.arange(64).int()[None])], (128, 128), BF16),
     "documents, heads in two parts": ([rg.document(torch.arange(64).int()[None])], (192, 192), BF16),
 }
-# Static instructions, in all consumers.
-MOST_SPILLS = 48
 
 
 @pytest.mark.parametrize("name", COMPILED)
@@ -223,7 +227,7 @@ def test_compiled_for_sm_90(name: str) -> None:
     sass = binary.sass()
     assert "HGMMA" in sass, "no products on the tensor cores of sm_90"
     assert "UTMALDG.4D" in sass and "UTMASTG.4D" in sass, "tiles are not moved by the tensor memory accelerator"
-    assert binary.spills() <= MOST_SPILLS, "more than a few numbers of a tile of queries, outside of loops over keys"
+    assert binary.spills() == 0
     assert binary.shared <= 227 << 10
 
 

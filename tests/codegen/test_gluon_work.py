@@ -204,5 +204,4 @@ def test_compiled_for_sm_90() -> None:
     found = {binary.kernel: binary for binary in compile_launches(load(generated.text), H100, arguments)}
     assert set(found) == {"count_tiles", "order_tiles", KERNEL, "merge_rows"}
     assert "HGMMA" in found[KERNEL].sass() and found[KERNEL].shared <= 227 << 10
-    assert found[KERNEL].spills() <= 64, "more than a few numbers of a tile of queries, outside of loops over keys"
-    assert not any(binary.spills() for name, binary in found.items() if name != KERNEL)
+    assert not any(binary.spills() for binary in found.values())

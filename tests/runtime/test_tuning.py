@@ -154,8 +154,9 @@ def test_long_rows_of_tables_choose_for_themselves_and_others_share_a_program(
     documents = rg.attention(rg.document(torch.arange(64, dtype=torch.int32))).variant
     problem = Problem("bf16", 64, 64, buffers=("int32",), buffer_gradients=(False,))
     short = Request(documents, problem, H100, "backward", fills_gpu=True)
-    long = replace(short, long=is_long(16384, problem))
-    assert long.long and not is_long(4096, problem) and not is_long(16384, replace(problem, head_dim=128))
+    long = replace(short, long=is_long(16384, 16384, problem, masked=True))
+    assert long.long and not is_long(16384, 4096, problem, masked=True)
+    assert not is_long(16384, 16384, replace(problem, head_dim=128), masked=True)
     assert compile.generate(short).choice.skeleton == "triton" and "short" in compile.generate(short).choice.reason
     assert compile.generate(long).choice.skeleton == "gluon"
     assert compile.generate(replace(long, direction="forward")).choice.skeleton == "gluon"
