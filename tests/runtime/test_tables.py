@@ -63,6 +63,19 @@ def test_changed_data_is_classified_again(change: Callable[[Tensor], object]) ->
     assert number(tables.tiles(("causal",), [data], CPU, classify)) == 2
 
 
+def test_off_the_cpu_versions_tell() -> None:
+    """Contents would have to be waited for. What PyTorch does not see must be said."""
+    device = torch.device("meta")
+    data, classify = torch.zeros(3, device=device), Classify()
+    for change in (lambda: data.add_(1), lambda: torch.autograd.graph.increment_version(data)):
+        before = tables.tiles(("causal",), [data], device, classify)
+        assert before.serves([data], device)
+        change()
+        assert not before.serves([data], device)
+    tables.tiles(("causal",), [data], device, classify)
+    assert classify.calls == 3
+
+
 def test_other_facts_and_other_tensors_are_classified_apart() -> None:
     data, classify = torch.zeros(3), Classify()
     tables.tiles(("causal", 7), [data], CPU, classify)
