@@ -177,7 +177,11 @@ class Symbol:
 
     def __index__(self) -> int:
         self._trace.need_static(self.expr)
-        self._refuse("an int", "only a parameter bound to an int, or rg.static(...), can be used where Python counts")
+        self._refuse(
+            "an int",
+            "only a parameter bound to an int, or rg.static(...), can be used where Python counts; "
+            "of a list make a tensor",
+        )
 
     def __int__(self) -> int:
         self._refuse("an int", "write rg.to_int(x) to truncate a symbolic value")
