@@ -70,7 +70,7 @@ def _emit_run(out: Emitter, program: Program, gradients: dict[str, str], chain: 
     v = program.plan.variant
     out.line('"""Gradients of query, key, value and of captured tensors, from those of out and lse."""')
     emit_sizes(out, v)
-    out.line("grad_query = torch.zeros_like(query)")
+    out.line("grad_query = torch.zeros(query.shape, dtype=query.dtype, device=\"cpu\")")
     out.line('grad_key, grad_value = (torch.zeros(x.shape, dtype=torch.float32, device="cpu") for x in (key, value))')
     emit_zero_gradients(out, program, gradients)
     results = ["grad_query", "grad_key.to(key.dtype)", "grad_value.to(value.dtype)"]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import numbers
 
+import torch
+
 from ..ir import build
 from ..ir.errors import ParameterError
 from ..ir.grids import check_grids
 from ..ir.variant import Align, Normalizer, Softmax, Variant
+from . import stock
 from .binding import Binding
 from .callsite import caller
 from .merge import merge
@@ -51,7 +54,7 @@ def assemble(
                 raise ParameterError(
                     f"argument {position} of attention is no part: {getattr(part, '__name__', type(part).__name__)}",
                     location=caller(),
-                    hint="decorate functions with @rg.mask or @rg.score; call stock parts, e.g. rg.softcap(30.0)",
+                    hint=_instead(part),
                 )
     if len(normalizers) > 1:
         raise ParameterError("an attention has one normaliser", location=caller(), hint="drop the others")
@@ -68,3 +71,22 @@ def assemble(
     )
     check_grids(variant)
     return variant, Binding(values)
+
+
+def _instead(part: object) -> str:
+    """What to write for what is no part."""
+    name = getattr(part, "__name__", "")
+    if getattr(stock, name, None) is part:
+        return f"call it: rg.{name}(…)"
+    match part:
+        case torch.Tensor():
+            return (
+                "a mask is a function: rg.key_mask(visible) takes booleans by key, rg.tiles(blocks) by block, and "
+                "@rg.mask def f(q, kv, table): return table[q, kv] any tensor"
+            )
+        case list() | tuple():
+            return "give the parts one by one: rg.attention(*parts)"
+        case _ if callable(part):
+            return "write rg.mask(f) or rg.score(f), or for FlexAttention's functions rg.mask_mod(f), rg.score_mod(f)"
+        case _:
+            return "decorate functions with @rg.mask or @rg.score; call stock parts, e.g. rg.softcap(30.0)"

@@ -111,7 +111,7 @@ def _advice(node: ast.AST) -> str:
 
 
 def _user_frame(stock: bool = True) -> FrameType | None:
-    """The innermost frame that is neither Regard's nor torch's; ``stock``: the stock library counts as a user."""
+    """The innermost frame that is not of Regard, torch or numpy; ``stock``: the stock library counts as a user."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if _is_user(frame.f_globals.get("__name__", ""), stock):
@@ -122,7 +122,7 @@ def _user_frame(stock: bool = True) -> FrameType | None:
 
 @functools.lru_cache(1024)
 def _is_user(module: str, stock: bool) -> bool:
-    return module.split(".")[0] not in (_PACKAGE, "torch") or (stock and module.startswith(_STOCK))
+    return module.split(".")[0] not in (_PACKAGE, "torch", "numpy") or (stock and module.startswith(_STOCK))
 
 
 def _span(frame: FrameType) -> Span | None:

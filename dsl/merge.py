@@ -19,7 +19,7 @@ from .trace import Traced, numbered
 Values = dict[str, int | float | torch.Tensor]
 
 # Keywords of a call of the attention; an open parameter of such a name could never be passed.
-CALL_KEYWORDS = frozenset(("query", "key", "value", "aux", "deterministic"))
+CALL_KEYWORDS = frozenset(("query", "key", "value", "aux", "deterministic", "tune"))
 
 
 def merge(parts: Sequence[Traced]) -> tuple[list[Expr], tuple[Parameter, ...], Values]:

@@ -105,7 +105,9 @@ class _Decorated:
             raise ParameterError(
                 f"{decorator} takes a Python function, got {type(function).__name__}",
                 location=caller(),
-                hint="write a def or a lambda that calls it",
+                hint="it is a part already"
+                if isinstance(function, _Decorated | MaskPart | ScorePart)
+                else "write a def or a lambda that calls it",
             )
         self._function = function
         self._signature = inspect.signature(function)
@@ -147,7 +149,14 @@ class _Decorated:
                 location=caller(),
                 hint=self._example(),
             )
-        return bool(args) or any(name in values for name in self._seen)
+        positions = [name for name in self._seen if name in values]
+        if positions and not args and len(positions) < len(self._seen):
+            raise ParameterError(
+                f"`{positions[0]}` is what `{self._function.__name__}` sees of a pair; it is not bound",
+                location=caller(),
+                hint=self._example() if self._parameters else "rename the argument if it is a parameter",
+            )
+        return bool(args or positions)
 
     def _example(self) -> str:
         call = ", ".join(f"{name}=…" for name in self._parameters)

@@ -28,7 +28,6 @@ class Symbol:
     :class:`TraceError`.
     """
 
-    __array_ufunc__ = None  # lets `numpy_scalar * symbol` reach __rmul__
     __hash__ = object.__hash__
 
     def __init__(self, expr: Expr, trace: Trace) -> None:
@@ -178,7 +177,11 @@ class Symbol:
 
     def __index__(self) -> int:
         self._trace.need_static(self.expr)
-        self._refuse("an int", "only a parameter bound to an int, or rg.static(...), can be used where Python counts")
+        self._refuse(
+            "an int",
+            "only a parameter bound to an int, or rg.static(...), can be used where Python counts; "
+            "of a list make a tensor",
+        )
 
     def __int__(self) -> int:
         self._refuse("an int", "write rg.to_int(x) to truncate a symbolic value")
@@ -207,6 +210,25 @@ class Symbol:
 
     def _refuse(self, what: str, hint: str) -> NoReturn:
         raise TraceError(f"a symbolic value is not {what} while the function is traced", location=here(), hint=hint)
+
+    def __array__(self, *args: object, **kwargs: object) -> NoReturn:
+        raise TraceError(
+            "an array of numpy and a symbolic value do not go together",
+            location=here(),
+            hint="captured arrays are tensors here: torch.from_numpy(x), read one element at a time",
+        )
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *args: object, **kwargs: object) -> Symbol:
+        from .torch_functions import apply_numpy
+
+        return apply_numpy(self._trace, ufunc.__name__ if method == "__call__" else method, args, kwargs)
+
+    def __array_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> Symbol:
+        from .torch_functions import apply_numpy
+
+        return apply_numpy(self._trace, func.__name__, args, kwargs)
 
     def __getattr__(self, name: str) -> Callable[..., Symbol]:
         from .torch_functions import FUNCTIONS, apply

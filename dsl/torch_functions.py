@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ..ir import build
@@ -50,7 +51,9 @@ def apply(trace: Trace, name: str, args: tuple[object, ...], kwargs: Mapping[str
     handler = FUNCTIONS.get(name)
     if handler is None:
         raise TraceError(
-            f"torch's `{name}` is not part of the language", location=here(), hint=f"there are: {', '.join(_LISTED)}"
+            f"the function `{name}` is not part of the language",
+            location=here(),
+            hint=f"there are: {', '.join(_LISTED)}",
         )
     try:
         inspect.signature(handler).bind(trace, *args, **kwargs)
@@ -59,6 +62,12 @@ def apply(trace: Trace, name: str, args: tuple[object, ...], kwargs: Mapping[str
             f"these arguments of `{name}` are not part of the language: {error}", location=here()
         ) from None
     return handler(trace, *args, **kwargs)
+
+
+def apply_numpy(trace: Trace, name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Symbol:
+    """:func:`apply` for a function of numpy: most are called as torch's are, and operators of its numbers are some."""
+    numbers = tuple(x.item() if isinstance(x, np.ndarray) and x.ndim == 0 else x for x in args)
+    return apply(trace, _OF_NUMPY.get(name, name), numbers, kwargs)
 
 
 def _unary(op: UnaryOp) -> Handler:
@@ -148,6 +157,8 @@ FUNCTIONS: dict[str, Handler] = {
     "ones_like": _filled(1), "zeros_like": _filled(0),
     "float": _convert(F32), "int": _convert(I64), "long": _convert(I64), "bool": _convert(BOOL),
 }  # fmt: skip
+# In torch, `equal` compares whole tensors.
+_OF_NUMPY = {"power": "pow", "equal": "eq", "left_shift": "lshift", "right_shift": "rshift"}
 _LISTED = (
     "where", "abs", "minimum", "maximum", "clamp", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "sigmoid",
     "sin", "cos", "floor", "floor_divide", "remainder", "logical_and", "logical_or", "logical_not",

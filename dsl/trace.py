@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..ir import build
 from ..ir.errors import ParameterError, TraceError, TypeMismatchError
+from ..ir.limits import check_size
 from ..ir.location import Location
 from ..ir.nodes import Expr, Index, Load, Param, Score
 from ..ir.traverse import loads, parameter_names, walk
@@ -185,6 +186,7 @@ def _checked(run: Trace, result: object, definition: Location) -> Expr:
             hint="return a single expression",
         )
     expr = as_expr(run, result)
+    check_size(expr)
     where = expr.loc or definition
     if run.kind == "mask" and isinstance(expr, Load):
         run.reread(expr.buffer, BOOL)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from . import build
-from .nodes import COMPARISONS, DIAGONAL, Binary, Cast, Const, Expr, Index, Load, Reduction, Score, Unary, Value
+from .nodes import COMPARISONS, DIAGONAL, LOGIC, Binary, Cast, Const, Expr, Index, Load, Reduction, Score, Unary, Value
 from .traverse import children
 from .types import BOOL
 
@@ -102,6 +102,8 @@ def constant_along_diagonals(e: Expr) -> bool:
     match e:
         case Binary(op, a, b) if op in COMPARISONS and a.type.is_integer:
             return _on_diagonal(build.binary("sub", a, b)) is not None
+        case Binary(op, a, b) if op in LOGIC and e.type is BOOL:  # chains of which are long
+            return constant_along_diagonals(a) and constant_along_diagonals(b)
         case _ if _on_diagonal(e) is not None:
             return True
         case _:

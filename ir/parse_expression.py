@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from . import build
 from .errors import TextError, TypeMismatchError
 from .grids import check_grid_sizes, shape
+from .limits import MAX_DEPTH
 from .location import Location
 from .nodes import (
     BITWISE,
@@ -37,8 +38,6 @@ from .types import BOOL, F32, I32, I64, BufferType, ScalarType
 
 if TYPE_CHECKING:
     from lark import Token, Tree
-
-MAX_DEPTH = 150  # of nesting; passes recurse over expressions, and Python's stack is finite
 
 CONSTANTS: dict[str, bool | float] = {"true": True, "false": False, "inf": math.inf, "nan": math.nan}
 _OPERATORS: dict[str, BinaryOp] = {

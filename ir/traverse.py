@@ -132,16 +132,17 @@ def taken_apart(
 
 
 def walk(e: Expr) -> Iterator[Expr]:
-    """Every distinct node of ``e`` (by identity), operands before users."""
+    """Every distinct node of ``e`` (by identity), operands before users. However deep: without recursion."""
     done: dict[int, Expr] = {}
-
-    def go(x: Expr) -> None:
-        for c in x.operands:
-            if id(c) not in done:
-                go(c)
-        done[id(x)] = x
-
-    go(e)
+    waiting = [e]
+    while waiting:
+        x = waiting[-1]
+        missing = [c for c in x.operands if id(c) not in done] if id(x) not in done else []
+        if missing:
+            waiting += reversed(missing)
+        else:
+            done[id(x)] = x
+            waiting.pop()
     return iter(done.values())
 
 

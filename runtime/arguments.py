@@ -16,7 +16,7 @@ from ..codegen.schedule import DType
 from ..ir.errors import ArgumentError, UnsupportedError
 from ..ir.nodes import Index, Load
 from ..ir.traverse import loads
-from ..ir.types import F32
+from ..ir.types import BOOL, F32
 from ..ir.variant import BufferParameter, ScalarParameter, Variant
 
 DTYPES: dict[torch.dtype, DType] = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32"}
@@ -141,10 +141,15 @@ def check_scalar(parameter: ScalarParameter, value: object) -> int | float:
             f"got {type(value).__name__}",
             hint=f"write {parameter.name}=….item()" if isinstance(value, Tensor) else "",
         )
+    if value != value:
+        raise ArgumentError(f"{parameter.name} is NaN")
     if parameter.type is F32:
         return float(value)
     if not isinstance(value, int):
-        raise ArgumentError(f"{parameter.name} must be an int, got {value}")
+        raise ArgumentError(
+            f"{parameter.name} must be an int, got {value}",
+            hint=f"for fractions declare it in the function, {parameter.name}: float",
+        )
     if not -SCALAR_LIMIT <= value <= SCALAR_LIMIT:
         raise ArgumentError(f"{parameter.name} is {value}; integer parameters must lie within ±2**30")
     return value
@@ -177,7 +182,9 @@ def _check_buffer(parameter: BufferParameter, tensor: Tensor, device: torch.devi
     if tensor.dtype not in allowed:
         raise ArgumentError(
             f"{name} is {_dtype(tensor)}; {type} takes {', '.join(str(d).removeprefix('torch.') for d in allowed)}",
-            hint=f"write {name}.to({allowed[0]})",
+            hint=f"write a condition: {name} > 0, or {name} >= 0 for what would be added to scores"
+            if type.element is BOOL and tensor.is_floating_point()
+            else f"write {name}.to({allowed[0]})",
         )
     if tensor.ndim != type.rank:
         raise ArgumentError(
@@ -201,8 +208,16 @@ def _check_bare_indices(load: Load, tensor: Tensor, variant: Variant, sizes: Siz
                 f"{load.buffer} has shape {tuple(tensor.shape)}, but axis {axis} is indexed by `{index.name}`, "
                 f"which takes {needed} values",
                 location=load.loc,
-                hint=f"write {load.buffer}.expand(…) to share one value" if tensor.shape[axis] == 1 else "",
+                hint=_longer(load.buffer, index.name, tensor.shape[axis]),
             )
+
+
+def _longer(buffer: str, index: str, size: int) -> str:
+    if size == 1:
+        return f"write {buffer}.expand(…) to share one value"
+    if index not in ("q", "kv"):
+        return ""
+    return f"give a value for each; where the mask leaves out those beyond, read at rg.minimum({index}, {size - 1})"
 
 
 def check_layouts(variant: Variant, tensors: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:

@@ -18,6 +18,7 @@ from ..codegen.defaults import Direction
 from ..codegen.schedule import Problem, Schedule, Source, Target
 from ..codegen.skeletons import Choice, Skeleton
 from ..ir.errors import UnsupportedError
+from ..ir.limits import finite_stack
 from ..ir.printer import print_plan, print_variant
 from ..ir.variant import Variant
 from . import cache, config, modules, toolchain
@@ -74,7 +75,8 @@ _lock = threading.RLock()
 
 def program(request: Request) -> Program:
     """The program for ``request``: from memory, from disk, or generated. One thread generates at a time."""
-    key = request.key
+    with finite_stack(request.variant):
+        key = request.key
     with _lock:
         if key not in _programs:
             found = _source(key, request)
@@ -97,6 +99,11 @@ class Generated(NamedTuple):
 
 def generate(request: Request) -> Generated:
     """The program for ``request``, without touching the cache."""
+    with finite_stack(request.variant):
+        return _generated(request)
+
+
+def _generated(request: Request) -> Generated:
     from ..codegen.skeletons import choose, emit, schedule_for
 
     plan = plan_for(request)
@@ -198,6 +205,8 @@ def _same_as(request: Request, fit: Fit, differs: bool) -> Request:
 def load(key: str, text: str, path: str, target: Target) -> Program:
     """Executes a generated (or edited) module and joins it to the runtime."""
     module = modules.load_module(f"regard_generated_{key[:16]}", text, path)
+    if not hasattr(module, "run"):
+        raise UnsupportedError(f"{path} defines no `run`", hint="edit what attn.source(...) gives")
     launcher = None
     if target.backend != "cpu" and not config.interpret():
         from .launch import Launcher  # it imports triton

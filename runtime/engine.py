@@ -128,7 +128,7 @@ class Engine:
         prepared = self._prepare("backward", tensors, buffers, scalars, tuple(buffer_gradients), deterministic)
         if prepared.program is None:
             marked = [b for b, wanted in zip(buffers, buffer_gradients, strict=True) if wanted]
-            return [torch.zeros_like(x) for x in (query, key, value, *marked)]
+            return [x.new_zeros(x.shape) for x in (query, key, value, *marked)]
         given = (query, key, value, out, lse.contiguous(), grad_out)
         if grad_lse is None:
             return list(self._run(prepared, given, buffers, scalars, reuse_tables, (None,)))
@@ -327,7 +327,7 @@ class Engine:
 
 
 def _packer(parameters: Sequence[ScalarParameter]) -> Callable[..., bytes]:
-    """What turns values into bytes: as parts of a key they tell -0.0 from 0.0, and NaN is found again."""
+    """What turns values into bytes: as parts of a key they tell -0.0 from 0.0."""
     return Struct("".join("d" if p.type is F32 else "q" for p in parameters)).pack
 
 

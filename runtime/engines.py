@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import threading
-from inspect import signature
+from inspect import Signature, signature
 from weakref import WeakValueDictionary
 
+from ..codegen.defaults import Direction
 from ..codegen.schedule import Target
-from ..ir.errors import UnsupportedError
+from ..ir.errors import ParameterError, UnsupportedError
+from ..ir.limits import check_size, finite_stack
 from ..ir.printer import print_variant
 from ..ir.variant import Variant
 from . import config
@@ -41,8 +43,10 @@ def engine_for(variant: Variant) -> tuple[str, Engine]:
     key = (variant, variant.name, numbers, config.interpret(), config.debug_topics())
     found = _kept.get(key)
     if found is None:
-        text = key_text(variant)
-        found = text, engine_of(text, variant)
+        check_size(variant.mask, *variant.scores)
+        with finite_stack(variant):
+            text = key_text(variant)
+            found = text, engine_of(text, variant)
         _kept.put(key, found)
     return found
 
@@ -71,8 +75,25 @@ def edited_engine(variant: Variant, path: str, source: str) -> tuple[str, Engine
     key = key_of("edited", source)
     target = Target("cuda" if "import triton" in source else "cpu")
     edited = load(key, source, path, target)
+    direction = _check_edited(variant, path, signature(edited.run))
     engine = Engine(variant)
-    engine.edited["backward" if "grad_out" in signature(edited.run).parameters else "forward"] = edited
+    engine.edited[direction] = edited
     text = f"{key_text(variant)}{EDITED}{path} {key}"
     with _engines_lock:
         return text, _engines.setdefault(text, engine)
+
+
+def _check_edited(variant: Variant, path: str, run: Signature) -> Direction:
+    """What a module with this ``run`` computes. Raises :class:`ParameterError` if it was made for another attention."""
+    direction: Direction = "backward" if "grad_out" in run.parameters else "forward"
+    names = [*(p.name for p in variant.buffers), *(p.name for p in variant.scalars)]
+    tensors = 7 if direction == "backward" else 3
+    try:
+        run.bind(*[None] * (tensors + len(names)), scale=None, tiles=None)
+    except TypeError as error:
+        raise ParameterError(
+            f"{path} was made for another attention: {variant.name} has {', '.join(names) or 'no parameters'}, and "
+            f"its `run`: {error}",
+            hint="edit what attn.source(...) gives of this one",
+        ) from None
+    return direction

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from ..codegen.defaults import Direction
 from ..codegen.schedule import DType, Problem, Schedule, Target
 from ..ir.errors import ArgumentError, ParameterError, UnsupportedError
 from ..ir.lengths import check_lengths, fit_of_lengths
+from ..ir.limits import finite_stack
 from ..ir.lowered import lower
 from ..ir.passes import after_pipeline, run_pipeline, stages
 from ..ir.printer import print_lowered, print_plan, print_variant
@@ -76,6 +77,8 @@ class Setting:
 
     def problem(self, variant: Variant, direction: Direction, aligned: bool = True) -> Problem:
         """What code is specialised on; gradients of captured tensors are those that the values require."""
+        if direction not in get_args(Direction):
+            raise ArgumentError(f"there is no direction {direction!r}", hint='write "forward" or "backward"')
         tensors = [self.values.get(p.name) for p in variant.buffers]
         read = {x.buffer for score in variant.scores for x in loads(score) if x.type is F32}
         wanted = tuple(
@@ -228,7 +231,8 @@ def plan_of(attn: Attention, what: Setting) -> TilePlan:
 
 @lru_cache(maxsize=64)
 def _plan(variant: Variant, fit: Fit) -> TilePlan:
-    return make_plan(after_pipeline(variant), fit)
+    with finite_stack(variant):
+        return make_plan(after_pipeline(variant), fit)
 
 
 def parse_target(target: Target | str) -> Target:

@@ -2,13 +2,16 @@
 
 All layers of a model usually share one mask and its data (document ids, padding), so its tiles need to be
 classified once a step. A table is found again only if every tensor that the mask reads is the same object
-with the same version counter, and the lengths, the scalars that the mask reads and the stream agree. What
-changes a tensor behind the counter's back (``.data``, another library's kernel) must be followed by a call
-with a new tensor object, as for autograd.
+with the same contents, and the lengths, the scalars that the mask reads and the stream agree. On a CPU, where NumPy
+writes to tensors too, contents are compared by a digest of the bytes, which costs a few percent of the
+classification or, where data is kept pair by pair, a tenth of it. On a GPU that would wait for the data: there the
+version counter tells. What changes a tensor behind its back (another library's kernel) must be followed by
+``torch.autograd.graph.increment_version``, as for autograd.
 """
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import weakref
 from collections import OrderedDict
@@ -21,6 +24,8 @@ from torch import Tensor
 
 _CAPACITY = 16
 
+Contents = bytes | tuple[int, int]
+
 
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class Kept:
@@ -29,7 +34,7 @@ class Kept:
     made: Any
     flat: tuple[Tensor, ...]  # the tensors in ``made``
     data: tuple[weakref.ref[Tensor], ...] = ()
-    contents: tuple[tuple[int, int], ...] = ()  # version and address of each
+    contents: tuple[Contents, ...] = ()
     stream: int = 0
 
     def like(self, flat: tuple[Tensor, ...]) -> Any:
@@ -42,7 +47,7 @@ class Kept:
     def serves(self, data: Sequence[Tensor], device: torch.device) -> bool:
         """Whether they are those of ``data``, which looks as it did (shape, strides), for a launch now."""
         for ref, known, x in zip(self.data, self.contents, data, strict=True):
-            if ref() is not x or known != (x._version, x.data_ptr()):
+            if ref() is not x or known != _contents(x):
                 return False
         return self.stream == _stream(device) and not _capturing(device)
 
@@ -56,7 +61,8 @@ def tiles(facts: tuple[object, ...], data: Sequence[Tensor], device: torch.devic
     if any(x.is_inference() for x in data) or _capturing(device):
         return fresh(classify)
     stream = _stream(device)
-    key = (*facts, stream, *((id(x), x._version, x.data_ptr(), x.shape, x.stride()) for x in data))
+    contents = tuple(_contents(x) for x in data)
+    key = (*facts, stream, *((id(x), known, x.shape, x.stride()) for x, known in zip(data, contents, strict=True)))
     with _lock:
         found = _tables.get(key)
         if found is not None and all(ref() is x for ref, x in zip(found.data, data, strict=True)):
@@ -65,13 +71,23 @@ def tiles(facts: tuple[object, ...], data: Sequence[Tensor], device: torch.devic
     # A dead tensor takes its tables along: they may be large, and its id will be used again.
     references = tuple(weakref.ref(x, lambda _: _tables.pop(key, None)) for x in data)
     made = classify()
-    kept = Kept(made, _flat(made), references, tuple((x._version, x.data_ptr()) for x in data), stream)
+    kept = Kept(made, _flat(made), references, contents, stream)
     with _lock:
         _tables[key] = kept
         _tables.move_to_end(key)
         while len(_tables) > _CAPACITY:
             _tables.popitem(last=False)
     return kept
+
+
+def _contents(x: Tensor) -> Contents:
+    """What changes when the elements of ``x`` do: a digest of their bytes, or version and address."""
+    if x.device.type != "cpu":
+        return x._version, x.data_ptr()
+    # What an axis repeats is looked at once: nothing that was expanded is written out.
+    distinct = x.detach()[tuple(slice(1 if stride == 0 else None) for stride in x.stride())]
+    elements = distinct.contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.blake2b(elements.numpy().data, digest_size=16).digest()
 
 
 def fresh(classify: Callable[[], Any]) -> Kept:

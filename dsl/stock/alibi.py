@@ -18,9 +18,10 @@ def alibi(slopes: torch.Tensor | None = None, *, heads: int | None = None) -> Sc
 
     Press et al., Train Short, Test Long: Attention with Linear Biases, 2021. Give either ``slopes``, a float tensor of
     shape (H,), learnable if it requires a gradient, or ``heads``, the number of query heads, which yields the paper's
-    slopes: the powers 2**(-8 i / n) for the largest power of two n ≤ ``heads``, then every second one of 2 n. Keys
-    after the query count by their distance too; combine it with ``rg.causal`` for the paper's form. Only
-    differences of positions matter, which ``align`` shifts. Raises :class:`ParameterError` unless exactly one is given.
+    slopes: the powers 2**(-8 i / n) for the largest power of two n ≤ ``heads``, then every second one of 2 n. With
+    neither the slopes are left open for the call: ``attn(q, k, v, slopes=slopes)``. Keys after the query count by their
+    distance too; combine it with ``rg.causal`` for the paper's form. Only differences of positions matter, which
+    ``align`` shifts. Raises :class:`ParameterError` if both are given.
 
     >>> import regard as rg
     >>> print(rg.attention(rg.causal, rg.alibi(torch.tensor([0.5, 0.25]))))
@@ -30,12 +31,14 @@ def alibi(slopes: torch.Tensor | None = None, *, heads: int | None = None) -> Sc
       normalize softmax
     }
     """
-    if (slopes is None) == (heads is None):
+    if slopes is not None and heads is not None:
         raise ParameterError(
             "alibi takes either `slopes` or `heads`", location=caller(), hint="write rg.alibi(heads=8)"
         )
     if slopes is not None:
         return _alibi(slopes=tensor("slopes", slopes, "(H,)", ranks=(1,), kind="float"))
+    if heads is None:
+        return _alibi()
     power = 2 ** (whole("heads", heads, 1).bit_length() - 1)
     return _alibi_heads(power=power)
 

@@ -11,13 +11,14 @@ from ..part import ScorePart, score
 from .checks import number, tensor
 
 
-def decay(rates: torch.Tensor) -> ScorePart:
+def decay(rates: torch.Tensor | None = None) -> ScorePart:
     """Multiplies the weight of a key by ``exp(rates[head])`` for every token it lies before the query.
 
     Sun et al., Retentive Network, 2023, whose decay g per head is ``rates = log g``, used under a softmax. ``rates``
-    are natural logarithms per token, ≤ 0, a float tensor of shape (H,), differentiable. The decay is added to the
-    score, so it never under- or overflows. Combine it with ``rg.causal``: keys after the query would grow. Only
-    differences of positions matter, which ``align`` shifts. Raises :class:`ParameterError` for other shapes and dtypes.
+    are natural logarithms per token, ≤ 0, a float tensor of shape (H,), differentiable; without it the tensor is left
+    open for the call: ``attn(q, k, v, rates=rates)``. The decay is added to the score, so it never under- or
+    overflows. Combine it with ``rg.causal``: keys after the query would grow. Only differences of positions matter,
+    which ``align`` shifts. Raises :class:`ParameterError` for other shapes and dtypes.
 
     >>> import regard as rg
     >>> print(rg.attention(rg.causal, rg.decay(torch.log(torch.tensor([0.9, 0.99])))))
@@ -27,6 +28,8 @@ def decay(rates: torch.Tensor) -> ScorePart:
       normalize softmax
     }
     """
+    if rates is None:
+        return _decay()
     return _decay(rates=tensor("rates", rates, "(H,)", ranks=(1,), kind="float"))
 
 

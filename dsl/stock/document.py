@@ -60,7 +60,7 @@ def document(
 def _ids(offsets: torch.Tensor | Sequence[int]) -> torch.Tensor:
     """The number of the document of every token."""
     if not isinstance(offsets, torch.Tensor):
-        offsets = torch.tensor([whole("offsets", n, 0) for n in offsets])
+        offsets = torch.tensor([whole("offsets", n, 0) for n in offsets], dtype=torch.int64)
     offsets = tensor("offsets", offsets, "(N + 1,)", ranks=(1,), kind="integer")
     ends = offsets.tolist()
     if not ends or ends[0] != 0:

@@ -14,13 +14,14 @@ from ..part import ScorePart, score
 from .checks import tensor, whole
 
 
-def relative_bias(table: torch.Tensor) -> ScorePart:
+def relative_bias(table: torch.Tensor | None = None, *, reach: int | None = None) -> ScorePart:
     """Adds ``table[head, kv - q]``, with the relative position clipped to what the table holds.
 
     Shaw et al., Self-Attention with Relative Position Representations, 2018 (the clipping), as a scalar bias per head.
     ``table`` is a float tensor of shape (H, 2 R + 1), differentiable; column R + d is for keys d tokens after the
-    query, the outer columns for everything beyond R. Only differences of positions matter, which ``align`` shifts.
-    Raises :class:`ParameterError` for other shapes and dtypes.
+    query, the outer columns for everything beyond R. Without it ``reach`` says R, and the tensor is left open for the
+    call: ``attn(q, k, v, table=table)``. Only differences of positions matter, which ``align`` shifts. Raises
+    :class:`ParameterError` for other shapes and dtypes, and unless one of both is given.
 
     >>> import regard as rg
     >>> print(rg.attention(rg.relative_bias(torch.zeros(8, 65))))
@@ -29,6 +30,12 @@ def relative_bias(table: torch.Tensor) -> ScorePart:
       normalize softmax
     }
     """
+    if (table is None) == (reach is None):
+        raise ParameterError(
+            "relative_bias takes either `table` or `reach`", location=caller(), hint="write rg.relative_bias(table)"
+        )
+    if table is None:
+        return _relative_bias(reach=whole("reach", reach, 0))
     tensor("table", table, "(H, 2 R + 1)", ranks=(2,), kind="float")
     if table.shape[1] % 2 == 0:
         raise ParameterError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -97,6 +98,27 @@ def test_further_arguments_are_parameters() -> None:
         return (q_idx - kv_idx).abs() <= radius
 
     assert rg.attention(near(radius=3)) == rg.attention(rg.mask(lambda q, kv, radius: abs(q - kv) <= radius)(radius=3))
+
+
+class Near:
+    """A mask with a state, as a method and as an object."""
+
+    def __init__(self, radius: int) -> None:
+        self.radii = torch.full((4,), radius)
+
+    def mask_mod_of(self, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return (q_idx - kv_idx).abs() <= self.radii[h]
+
+    __call__ = mask_mod_of
+
+
+def test_methods_and_objects_are_called() -> None:
+    text = str(rg.attention(rg.mask_mod(Near(3).mask_mod_of), name="near"))
+    assert text.splitlines()[1] == "  keep      abs(q - kv) <= radii[head]"
+    assert str(rg.attention(rg.mask_mod(Near(3)), name="near")) == text
+    assert str(rg.attention(rg.mask_mod(partial(Near.mask_mod_of, Near(3))), name="near")) == text
+    scaled = rg.score_mod(partial(lambda by, score, b, h, q_idx, kv_idx: by * score, 2.0))
+    assert str(rg.attention(scaled)).splitlines()[1] == "  score     2.0 * s"
 
 
 def test_names_do_not_matter() -> None:

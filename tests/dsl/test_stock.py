@@ -191,6 +191,20 @@ def test_random_blocks_are_spread_evenly() -> None:
         assert (first & other).sum() < 40
 
 
+@pytest.mark.parametrize(
+    ("bound", "opened", "value"),
+    [
+        (rg.alibi(SLOPES), rg.alibi(), {"slopes": SLOPES}),
+        (rg.decay(-SLOPES), rg.decay(), {"rates": -SLOPES}),
+        (rg.relative_bias(TABLE), rg.relative_bias(reach=3), {"table": TABLE}),
+    ],
+)
+def test_learned_tensors_may_be_left_open(bound: Part, opened: Part, value: dict[str, Any]) -> None:
+    query, key, value_ = (x.float() for x in inputs())
+    out = rg.attention(rg.causal, opened)(query, key, value_, **value)
+    assert torch.equal(out, rg.attention(rg.causal, bound)(query, key, value_))
+
+
 PLACES = torch.tensor([[2, 1], [0, 3], [2, 1]])
 FEW_BUCKETS = "`table` must have at least 4 buckets, an even number if bidirectional, got"
 untyped: Any = rg  # for values that a type checker refuses
@@ -236,9 +250,11 @@ untyped: Any = rg  # for values that a type checker refuses
         (lambda: rg.tiles(VISIBLE, shape=(2, 17)), "`shape` is for a list of indices; a bool tensor has its own"),
         (lambda: rg.tiles(PLACES, shape=(3, 3)), "block (0, 3) is out of range of (3, 3) blocks"),
         (lambda: rg.tiles(PLACES, shape=(3, 4)), "block (2, 1) is listed twice"),
-        (lambda: rg.alibi(), "alibi takes either `slopes` or `heads`"),
         (lambda: rg.alibi(SLOPES, heads=4), "alibi takes either `slopes` or `heads`"),
         (lambda: rg.alibi(heads=0), "`heads` must be a whole number ≥ 1, got 0"),
+        (lambda: rg.relative_bias(), "relative_bias takes either `table` or `reach`"),
+        (lambda: rg.relative_bias(TABLE, reach=3), "relative_bias takes either `table` or `reach`"),
+        (lambda: rg.relative_bias(reach=-1), "`reach` must be a whole number ≥ 0, got -1"),
         (lambda: rg.relative_bias(TABLE[:, :6]), "`table` must have an odd number of columns, got shape (4, 6)"),
         (lambda: rg.t5_bias(T5_TABLE[:7]), f"{FEW_BUCKETS} 7"),
         (lambda: rg.t5_bias(T5_TABLE[:2]), f"{FEW_BUCKETS} 2"),

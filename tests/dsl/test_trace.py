@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -117,6 +118,13 @@ def test_tensors_of_numpy_numbers_and_reflected_operators() -> None:
     numpy = pytest.importorskip("numpy")
     three, half = numpy.int64(3), numpy.float32(0.5)
     assert traced(lambda s, q: half * s + three * q) == "half * s + three * q"
+
+
+def test_functions_of_numpy_are_those_of_torch() -> None:
+    assert traced(lambda s, q: np.where(np.abs(s) > 1, np.clip(s, 0, 3), np.power(s, 2))) == (
+        "where(abs(s) > 1.0, min(max(s, 0.0), 3.0), s ** 2.0)"
+    )
+    assert traced(lambda s, q: s + np.where(np.int64(2) < q, 1, np.float32(0.5))) == "s + where(2 < q, 1.0, 0.5)"
 
 
 def test_masks_can_call_masks() -> None:

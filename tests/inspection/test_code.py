@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -68,6 +69,22 @@ def test_edited_source_is_what_runs(tmp_path: Path) -> None:
     query, key, value = torch.randn(3, 1, 2, 77, 32).unbind()
     edited = rg.load_source(path, attn)
     torch.testing.assert_close(edited(query, key, value), 2 * attn(query, key, value))
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_source_of_another_attention(tmp_path: Path, direction: Literal["forward", "backward"]) -> None:
+    path = tmp_path / "edited.py"
+    path.write_text(attention().source(target="cpu", direction=direction))
+    with pytest.raises(rg.ParameterError, match=r"edited\.py was made for another attention: causal has no parameters"):
+        rg.load_source(path, rg.attention(rg.causal))
+    path.write_text("import torch\n")
+    with pytest.raises(rg.UnsupportedError, match=r"edited\.py defines no `run`"):
+        rg.load_source(path, attention())
+
+
+def test_a_direction_that_there_is_not() -> None:
+    with pytest.raises(rg.ArgumentError, match="no direction 'both'"):
+        attention().source(direction="both")
 
 
 EDIT = '''

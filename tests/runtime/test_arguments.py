@@ -78,13 +78,25 @@ CASES: dict[str, tuple[type[RegardError], Callable[[], object]]] = {
     "unknown parameter": (ParameterError, lambda: full(x(), x(), x(), size=3)),
     "bound parameter": (ParameterError, lambda: rg.attention(window(size=2))(x(), x(), x(), size=3)),
     "float for an int": (ArgumentError, lambda: opened(x(), x(), x(), size=3.5, slopes=torch.zeros(4))),
+    "no number": (
+        ArgumentError,
+        lambda: rg.attention(rg.score(lambda s, by: s * by)(by=1.0)).with_values(by=float("nan")),
+    ),
     "tensor for an int": (ArgumentError, lambda: opened(x(), x(), x(), size=torch.tensor(3), slopes=torch.zeros(4))),
     "huge int": (ArgumentError, lambda: opened(x(), x(), x(), size=2**31, slopes=torch.zeros(4))),
     "list for a tensor": (ArgumentError, lambda: opened(x(), x(), x(), size=3, slopes=[1.0])),  # type: ignore[arg-type]
     "integer tensor": (ArgumentError, lambda: opened(x(), x(), x(), size=3, slopes=torch.zeros(4).int())),
+    "numbers to add for a condition": (
+        ArgumentError,
+        lambda: rg.attention(rg.key_mask())(x(), x(), x(), visible=torch.zeros(2, 7)),
+    ),
     "rank": (ArgumentError, lambda: opened(x(), x(), x(), size=3, slopes=torch.zeros(4, 1))),
     "tensor's device": (ArgumentError, lambda: opened(x(), x(), x(), size=3, slopes=torch.zeros(4, device="meta"))),
     "too short for the heads": (ArgumentError, lambda: opened(x(), x(), x(), size=3, slopes=torch.zeros(3))),
+    "too short for the queries": (
+        ArgumentError,
+        lambda: rg.attention(rg.mask(lambda q, seen: (q < 5) & seen[q]))(x(), x(), x(), seen=torch.ones(5).bool()),
+    ),
     "no broadcasting": (ArgumentError, lambda: opened(x(), x(), x(), size=3, slopes=torch.zeros(1))),
     "index out of range": (IndexRangeError, lambda: biased(x(), x(), x(), bias=torch.zeros(6))),
     "constant index": (IndexRangeError, lambda: rg.attention(third)(x(), x(), x(), bias=torch.zeros(2))),

@@ -49,16 +49,31 @@ def test_the_same_data_is_classified_once() -> None:
         lambda data: data[1:].fill_(4),
         lambda data: data.copy_(torch.ones(3)),
         lambda data: data.resize_(2),
+        lambda data: data.data.zero_(),
+        lambda data: data.numpy().fill(5),
     ],
-    ids=["in place", "through a view", "copy", "resize"],
+    ids=["in place", "through a view", "copy", "resize", "past autograd", "by numpy"],
 )
 def test_changed_data_is_classified_again(change: Callable[[Tensor], object]) -> None:
-    data, classify = torch.zeros(3), Classify()
+    data, classify = torch.arange(3.0), Classify()
     before = tables.tiles(("causal",), [data], CPU, classify)
     assert before.serves([data], CPU)
     change(data)
     assert not before.serves([data], CPU)
     assert number(tables.tiles(("causal",), [data], CPU, classify)) == 2
+
+
+def test_off_the_cpu_versions_tell() -> None:
+    """Contents would have to be waited for. What PyTorch does not see must be said."""
+    device = torch.device("meta")
+    data, classify = torch.zeros(3, device=device), Classify()
+    for change in (lambda: data.add_(1), lambda: torch.autograd.graph.increment_version(data)):
+        before = tables.tiles(("causal",), [data], device, classify)
+        assert before.serves([data], device)
+        change()
+        assert not before.serves([data], device)
+    tables.tiles(("causal",), [data], device, classify)
+    assert classify.calls == 3
 
 
 def test_other_facts_and_other_tensors_are_classified_apart() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import regard as rg
+from regard.runtime.engines import key_text
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +123,22 @@ def test_new_values_of_open_scalars_keep_the_graph() -> None:
     assert counter.frame_count <= 2  # the first value as a constant, then any
 
 
+def test_new_values_of_tensors_without_axes_keep_the_graph() -> None:
+    """PyTorch takes an operator's floats for constants."""
+
+    @rg.score
+    def scaled(s: Any, by: Annotated[Tensor, "f32[]"]) -> Any:
+        return s * by
+
+    attn = rg.attention(scaled)
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(lambda x, by: attn(x, x, x, by=by), fullgraph=True, backend=counter)
+    x, _ = inputs(30)
+    for by in torch.tensor([0.5, 2.0, -1.0]):
+        torch.testing.assert_close(compiled(x, by), attn(x, x, x, by=by))
+    assert counter.frame_count == 1
+
+
 def built_inside(x: Tensor, ids: Tensor) -> Tensor:
     out: Tensor = rg.attention(rg.causal & ~rg.sliding_window(3), rg.document(ids))(x * 2, x, x)
     return out.relu()
@@ -160,3 +177,23 @@ def test_inductor(dtype: torch.dtype) -> None:
     compiled = torch.compile(lambda x, ids: attn(x * 2, x, x, ids=ids).relu(), fullgraph=True)
     x, ids = inputs(21)
     torch.testing.assert_close(compiled(x, ids.to(dtype)), attn(x * 2, x, x, ids=ids).relu())
+
+
+@pytest.mark.parametrize("mask", [rg.causal, rg.neighborhood(rg.grid(6, 10), 3), rg.document(torch.arange(60) // 7)])
+def test_gradients_lie_in_memory_as_graphs_expect(mask: Any) -> None:
+    """Inductor insists on it. Heads come after tokens, as a linear layer gives them."""
+    attn = rg.attention(mask)
+    query, key, value = torch.randn(2, 60, 3, 4, 16).permute(2, 0, 3, 1, 4).unbind()
+    out, aux = attn(query, key, value, aux=("lse",))
+    captured, integers = ([attn.binding[p.name] for p in of] for of in (attn.variant.buffers, attn.variant.scalars))
+    torch.library.opcheck(
+        torch.ops.regard.attention_backward.default,
+        (query, key, value, out, aux.lse, torch.randn_like(out), None, captured, integers, []),
+        {
+            "variant": key_text(attn.variant),
+            "buffer_gradients": [False] * len(captured),
+            "deterministic": False,
+            "reuse_tables": False,
+        },
+        test_utils="test_faketensor",
+    )
