@@ -15,7 +15,7 @@ from .gluon_columns import RUN, emit_columns, lanes
 from .gluon_names import Names
 from .gluon_parts import tiles_of
 from .gluon_products import emit_products
-from .gluon_releases import emit_releases, emit_turns, takes_turns
+from .gluon_releases import emit_first_turn, emit_releases, in_turn
 from .gluon_seen import Unseen, UnseenByWeights
 from .gluon_tiles import emit_unpack, jit_function
 from .gluon_work import emit_share, emit_sums_of_share
@@ -52,7 +52,6 @@ class Consumer:
         self.parameters, self.unseen, self.names = parameters, unseen, names
         self.dtype = problem.dtype
         self.consumers, self.shares_query, self.ahead = schedule.block_m // 64, shares_query, schedule.ahead
-        self.takes_turns = takes_turns(self.consumers)
         # Which of two tiles of queries, where there is room for both.
         self.own_query = "slot * CONSUMERS + GROUP" if self.ahead else "GROUP"
         self.query_turn = (".index(slot)", "turn >> 1 & 1") if self.ahead else ("", "turn & 1")
@@ -77,8 +76,6 @@ class Consumer:
     def emit(self, out: Emitter, loops: TileLoops) -> None:
         self.unseen.emit_functions(out, self.names.barrier, "BLOCK_N", SIZES, self.parameters)
         emit_releases(out, self.consumers)
-        if self.takes_turns:
-            emit_turns(out, self.consumers)
         emit_products(out, self.dtype, len(self.head))
         with jit_function(
             out,
@@ -130,9 +127,7 @@ class Consumer:
         out.line("program = read(orders, 0)")
         out.line("used = 0  # tiles of keys")
         out.line("turn = 0  # tiles of queries")
-        if self.takes_turns:
-            with out.block("if GROUP == CONSUMERS - 1:"):
-                out.line("pass_turn(GROUP)")
+        emit_first_turn(out, self.consumers)
         if asks:
             out.line("cleared = 0  # tiles of which it was asked what no query sees")
 
@@ -219,12 +214,9 @@ class Consumer:
         """Scores and weights of one tile of keys, overlapped with the values of the tile before."""
         out.line("last, last_phase = ring(used + t - 1)")
         out.line("stage, phase = ring(used + t)")
-        if self.takes_turns:
-            out.line("take_turn(GROUP)")
-        self._emit_start_scores(out, "next_s")
-        self._emit_start_outputs(out, "next_")
-        if self.takes_turns:
-            out.line("pass_turn(GROUP)")
+        with in_turn(out, self.consumers):
+            self._emit_start_scores(out, "next_s")
+            self._emit_start_outputs(out, "next_")
         if masked or self.reads_keys:
             self.emit_start(out)
         done = self._emit_early_columns(out, done, masked=masked)

@@ -7,6 +7,9 @@ producer took it, because it must be filled in between.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from .emitter import Emitter
 
 # Triton uses the first ones for groups of warps; there are 16.
@@ -15,24 +18,38 @@ MOST_STAGES = 4
 
 
 def emit_releases(out: Emitter, consumers: int) -> None:
-    """``release`` and ``released`` for consumers, ``acquire`` for the producer, a single warp."""
+    """``release`` and ``released`` for consumers, ``acquire`` for the producer, a single warp; functions of turns."""
     out.definition(_RELEASES.format(first=_FIRST, threads=consumers * 128 + 32))
+    if _takes_turns(consumers):
+        out.definition(_TURNS.format(first=_FIRST - consumers))
 
 
-def takes_turns(consumers: int) -> bool:
-    """Whether consumers start their products in turn: measured faster with three of them, not with two."""
+def emit_first_turn(out: Emitter, consumers: int) -> None:
+    """The last consumer lets the first one begin."""
+    if _takes_turns(consumers):
+        with out.block("if GROUP == CONSUMERS - 1:"):
+            out.line("pass_turn(GROUP)")
+
+
+@contextmanager
+def in_turn(out: Emitter, consumers: int) -> Iterator[None]:
+    """What is written meanwhile starts products: those of one consumer run beside the softmax of others."""
+    if _takes_turns(consumers):
+        out.line("take_turn(GROUP)")
+    yield
+    if _takes_turns(consumers):
+        out.line("pass_turn(GROUP)")
+
+
+def _takes_turns(consumers: int) -> bool:
+    """Measured faster with three consumers, not with two."""
     return consumers > 2
-
-
-def emit_turns(out: Emitter, consumers: int) -> None:
-    """``take_turn`` and ``pass_turn``."""
-    out.definition(_TURNS.format(first=_FIRST - consumers))
 
 
 _TURNS = '''
 @gluon.jit
 def take_turn(GROUP: gl.constexpr):
-    """Waits for this consumer's turn to start products; then those of one run beside the softmax of others."""
+    """Waits for this consumer's turn to start products."""
     gl.inline_asm_elementwise(
         "bar.sync $1, 256; mov.b32 $0, $1;", "=r,r", [gl.to_tensor({first} + GROUP)],
         dtype=gl.int32, is_pure=False, pack=1,

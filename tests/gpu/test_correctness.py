@@ -1,5 +1,7 @@
 """The stock library on a GPU against the float64 oracle, forward and backward, by the oracle's rule for errors."""
 
+# mypy: disable-error-code="no-untyped-def"
+
 from __future__ import annotations
 
 from typing import Any
@@ -12,6 +14,12 @@ from on_gpu import VARIANTS, check, tensors
 from oracle import assert_close_to_oracle, eager, oracle
 
 pytestmark = pytest.mark.gpu
+
+
+@rg.mask
+def early_and_causal(q, kv):
+    return (q >= kv) & (kv < 8000)
+
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
@@ -91,6 +99,21 @@ def test_gradient_of_a_tensor_for_every_pair() -> None:
 
     bias = torch.randn(4, 70, 90, device="cuda", requires_grad=True)
     check((biased(bias=bias),), tensors(torch.float16, 2, 4, 4, 70, 90, 32), (bias,))
+
+
+@pytest.mark.parametrize(
+    ("parts", "q_len", "kv_len", "dtype"),
+    [
+        ((), 2111, 2050, torch.bfloat16),
+        ((rg.causal(),), 8193, 8200, torch.float16),
+        ((early_and_causal,), 8300, 8192, torch.bfloat16),
+    ],
+    ids=["full", "causal", "keys that nobody sees"],
+)
+def test_long_rows_of_narrow_heads(parts: tuple[Any, ...], q_len: int, kv_len: int, dtype: torch.dtype) -> None:
+    """With three consumers."""
+    heads = 3 if q_len > 8000 else 8
+    check(parts, tensors(dtype, 1, heads, 1, q_len, kv_len, 64), align="end")
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
