@@ -1,4 +1,4 @@
-"""The forward kernel for sm_90: one warp loads, two groups of four warps compute.
+"""The forward kernel for sm_90: one warp loads, two or three groups of four warps compute.
 
 The producer walks through the tiles of keys of one tile of queries after the other and fills two rings of
 buffers, for K and for V, through the tensor memory accelerator. Each consumer owns 64 queries: it starts the
