@@ -118,36 +118,47 @@ class FiveProducts(Consumer):
             self.emit_start_values(out)
         out.line("fence_async_shared()")
         out.line("mbarrier.arrive(ds_ready.index(buffer))")
-        if not self.queries_first:
+        if self.queries_first:
+            self._emit_start_queries(out)
             self._emit_start_keys(out)
+            out.line("dv = warpgroup_mma_wait(3, deps=(next_dv,))")
+            self._emit_free_buffer(out)
+            self._emit_add_queries(out, behind=1)
+            out.line("dk = warpgroup_mma_wait(0, deps=(next_dk,))")
+            out.line("mbarrier.arrive(tile_empty.index(stage))")
+        else:
+            self._emit_start_keys(out)
+            self._emit_start_queries(out)
+            out.line("dv = warpgroup_mma_wait(3, deps=(next_dv,))")
+            out.line("dk = warpgroup_mma_wait(2, deps=(next_dk,))")
+            self._emit_free_buffer(out)
+            out.line("mbarrier.arrive(tile_empty.index(stage))")
+            self._emit_add_queries(out, behind=0)
+
+    def _emit_start_keys(self, out: Emitter) -> None:
+        out.line("next_dk = warpgroup_mma(tl.convert_layout(ds, DIFFERENCES), q_tile, dk, is_async=True)")
+
+    def _emit_start_queries(self, out: Emitter) -> None:
         out.comment("The gradient of queries needs the scores' gradient of all keys.")
         out.line("mbarrier.wait(ds_ready.index(buffer), step // 2 & 1)")
         low, high = (_HALVES[self.split_columns][1].format(f"buffer * 2{x}") for x in ("", " + 1"))
         out.line("nothing = tl.zeros([DQ_ROWS, DQ_COLUMNS], tl.float32, QUERY_SUMS)")
         out.line(f"half = warpgroup_mma({low}.permute((1, 0)), k_low, nothing, use_acc=False, is_async=True)")
         out.line(f"next_dq = warpgroup_mma({high}.permute((1, 0)), k_high, half, is_async=True)")
-        if self.queries_first:
-            self._emit_start_keys(out)
-        out.line("dv = warpgroup_mma_wait(3, deps=(next_dv,))")
-        if not self.queries_first:
-            out.line("dk = warpgroup_mma_wait(2, deps=(next_dk,))")
+
+    def _emit_free_buffer(self, out: Emitter) -> None:
         out.comment("The tile before must have left the buffer.")
         out.line("tma.store_wait(0)")
         out.line(f"{self.names.barrier}()")
-        if not self.queries_first:
-            out.line("mbarrier.arrive(tile_empty.index(stage))")
-        out.line(f"dq = warpgroup_mma_wait({int(self.queries_first)}, deps=(next_dq,))")
+
+    def _emit_add_queries(self, out: Emitter, behind: int) -> None:
+        """``behind``: how many products that were started later may go on."""
+        out.line(f"dq = warpgroup_mma_wait({behind}, deps=(next_dq,))")
         out.line("dq_tile.reshape([DQ_ROWS, DQ_COLUMNS]).store(dq)")
         out.line("fence_async_shared()")
         out.line(f"{self.names.barrier}()")
         place = "start, GROUP * DQ_COLUMNS" if self.split_columns else "start + GROUP * DQ_ROWS, 0"
         out.line(f"{self.names.add}(grad_query, [batch, head, {place}], dq_tile)")
-        if self.queries_first:
-            out.line("dk = warpgroup_mma_wait(0, deps=(next_dk,))")
-            out.line("mbarrier.arrive(tile_empty.index(stage))")
-
-    def _emit_start_keys(self, out: Emitter) -> None:
-        out.line("next_dk = warpgroup_mma(tl.convert_layout(ds, DIFFERENCES), q_tile, dk, is_async=True)")
 
     def emit_finish(self, out: Emitter) -> None:
         """What comes before this consumer writes over its keys and values."""
