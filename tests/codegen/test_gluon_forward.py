@@ -20,7 +20,7 @@ from generated_gluon import BF16, F16, assert_emulated, bias, module, tensors
 from generated_triton import H100, load
 from oracle import Part, allowed_pairs, assert_close_to_oracle, eager, oracle
 from regard.codegen.binaries import Binary, compile_launches, sample_arguments
-from regard.codegen.gluon_forward import KERNEL, unsupported_reason
+from regard.codegen.gluon_forward import KERNEL, default_schedule, unsupported_reason
 from regard.codegen.schedule import Problem, Target
 from regard.codegen.skeletons import choose
 from regard.dsl import assemble
@@ -229,6 +229,27 @@ def test_compiled_for_sm_90(name: str) -> None:
     assert "UTMALDG.4D" in sass and "UTMASTG.4D" in sass, "tiles are not moved by the tensor memory accelerator"
     assert binary.spills() == 0
     assert binary.shared <= 227 << 10
+
+
+@pytest.mark.parametrize(
+    ("parts", "sizes", "queries"),
+    [
+        ([], (64, 64), 192),
+        ([rg.prefix_lm(177)], (64, 64), 192),
+        ([rg.sliding_window(150)], (64, 64), 128),
+        ([rg.causal(), rg.softcap(20.0)], (64, 64), 128),
+        ([rg.document(torch.arange(64).int())], (64, 64), 128),
+        ([], (64, 128), 128),
+        ([], (128, 128), 128),
+    ],
+    ids=["full", "prefix", "window", "scores", "documents", "wide values", "wide heads"],
+)
+def test_long_rows_of_narrow_heads_have_three_consumers(
+    parts: list[Part], sizes: tuple[int, int], queries: int
+) -> None:
+    generated = module(parts, sizes=sizes)
+    assert default_schedule(generated.plan, generated.problem, long=True).block_m == queries
+    assert default_schedule(generated.plan, generated.problem).block_m == 128
 
 
 def test_full_tiles_carry_no_mask() -> None:
