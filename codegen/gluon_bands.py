@@ -218,8 +218,8 @@ def _short(op: BinaryOp, row: Expr, of_column: Expr) -> Expr:
     if op in ("eq", "ne") or row.type is I32 or of_column.type is not I32:
         return binary(op, row, of_column)
     low, high = interval(row, {})
-    rounded = binary("add", row, const(1)) if op in ("lt", "gt") else row
-    strict = binary("sub", row, const(1)) if op in ("le", "ge") else row
+    next_one = binary("add" if op in ("lt", "ge") else "sub", row, const(1))
+    rounded, strict = (next_one, row) if op in ("lt", "gt") else (row, next_one)
     if op in ("lt", "le") and high < _MOST:
         return binary("le", cast(binary("max", rounded, const(_LEAST)), I32), of_column)
     if op in ("lt", "le") and low > _LEAST:

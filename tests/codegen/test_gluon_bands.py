@@ -62,6 +62,12 @@ MASKS = (
     "(q + 3) // 7 >= (kv - 2) // 7",
     "5 - kv // 4 > q // 9",
     "kv >= 16 or q == 3",
+    # Pair by pair, beside rows that leave 32 bits at one end.
+    *(
+        f"{sides} or kv == 7 or q == kv"
+        for op in ("<", "<=", ">", ">=")
+        for sides in (f"q - kv {op} ids[q]", f"kv + q + 1 {op} ids[q]", f"q - kv {op} wide[q]", f"ids[kv] {op} q - kv")
+    ),
 )
 
 
