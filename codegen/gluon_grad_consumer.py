@@ -247,6 +247,8 @@ class Consumer(OwnKeys):
         score = emit_final_score(out, self, values, wanted, done, lanes, "[KEYS, BLOCK_M]")
         text = "tl.exp2(s * unit)" if self.folded else self.exponential(score, "lse_row[None, :]")
         out.line(f"p = {f'tl.where(allowed, {text}, 0.0)' if masked else text}")
+        if masked:
+            self.emit_mixed(out, "p", "0.0")
 
     def _emit_epilogue(self, out: Emitter) -> None:
         out.line()
