@@ -139,8 +139,7 @@ class Consumer:
         out.line("slot = turn & 1")
         out.line(f"partial_count = read(orders, slot * {self.cells} + 1)")
         out.line(f"count = read(orders, slot * {self.cells} + 2)")
-        if self.in_shares:
-            out.line(f"place = read(orders, slot * {self.cells} + 3)  # of a share of a row")
+        self.emit_told(out)
         out.line("mbarrier.arrive(order_empty.index(slot))")
         if self.ahead:
             out.comment("Past the last tile, what is computed goes nowhere.")
@@ -346,6 +345,11 @@ class Consumer:
 
     def emit_lanes(self, out: Emitter) -> None:
         """What follows from the numbers of ``rows`` and ``columns`` in a tile."""
+
+    def emit_told(self, out: Emitter) -> None:
+        """What the producer says of a tile of queries besides."""
+        if self.in_shares:
+            out.line(f"place = read(orders, slot * {self.cells} + 3)  # of a share of a row")
 
     def emit_place(self, out: Emitter, number: str) -> None:
         """``entry``, ``batch``, ``head``, ``kv_head`` and the positions ``q_row`` of tile ``number``."""

@@ -9,7 +9,7 @@ from ..ir.tiles.cuts import Cuts
 from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
 from .gluon_consumer import Consumer
-from .gluon_cuts import OWN, READ_START, Same, ragged_place
+from .gluon_cuts import CELLS_OF_CUT, READ_START, Same, emit_told, ragged_place
 from .gluon_names import Names
 from .gluon_seen import Unseen
 from .gluon_tiles import emit_unpack
@@ -32,15 +32,21 @@ class CutConsumer(Consumer):
         super().__init__(rest, problem, schedule, parameters, unseen, names, shares_query=False)
         self.same = Same(cuts.same, "kv")
         self.loads_columns = True
+        self.cells = CELLS_OF_CUT
 
     def emit_sizes(self, out: Emitter) -> None:
         """The sizes of the call, and the number of tiles of queries."""
         emit_unpack(out, "sizes", SIZES)
         out.line("programs = tl.load(tile_rows) * all_heads")
 
+    def emit_told(self, out: Emitter) -> None:
+        """What the producer says of a tile of queries besides."""
+        emit_told(out)
+
     def emit_place(self, out: Emitter, number: str) -> None:
-        """``entry``, ``batch``, ``head``, ``kv_head`` and the positions ``q_row`` of tile ``number``."""
-        out.line(f"entry, batch, head, kv_head, {OWN} = query_tile({number}, sizes, parameters)")
+        """``batch``, ``head``, ``kv_head`` and the positions ``q_row`` of the tile, as the producer has told."""
+        out.line("batch, head = entry // heads, entry % heads")
+        out.line("kv_head = head // (heads // kv_heads)")
         out.line("q_row = tile_first + GROUP * ROWS + rows")
 
     def emit_start(self, out: Emitter) -> None:

@@ -25,6 +25,9 @@ from .triton_values import Guard, Level, Values
 # What a tile of its own is, as text: its number in the table, where it starts and ends, and whether it mixes what is
 # equal with what is not.
 OWN = "tile, tile_first, tile_stop, mixed"
+# What consumers are told of a tile of queries besides the usual three numbers, and how many there are in all.
+_TOLD = ("entry", "tile_first", "tile_stop", "mixed")
+CELLS_OF_CUT = 3 + len(_TOLD)
 # How many numbers say where a visited tile is, and how they are read.
 STARTS = 2
 READ_START = "start, stop = read(starts, stage * 2), read(starts, stage * 2 + 1)"
@@ -107,11 +110,19 @@ def cut_loads(loads: TileLoads, parameters: Sequence[Argument]) -> TileLoads:
         prologue=f"{', '.join(a.name for a in SIZES)} = sizes\n{', '.join(a.name for a in parameters)} = parameters\n"
         "programs = gl.load(tile_rows) * all_heads",
         visits=f"entry, batch, head, kv_head, {OWN} = query_tile(program, sizes, parameters)\n{VISITS}",
+        cells=CELLS_OF_CUT,
+        write_more="\n".join(f"write(orders, slot * {CELLS_OF_CUT} + {3 + i}, {x})" for i, x in enumerate(_TOLD)),
         before="next_start, next_stop = visited_start(0, visits)",
         start="start, stop = next_start, next_stop\nnext_start, next_stop = visited_start(t + 1, visits)",
         write_start="\n".join(WRITTEN_START),
         start_places=("stage * 2", "stage * 2 + 1"),
     )
+
+
+def emit_told(out: Emitter) -> None:
+    """Reads what a consumer is told of a tile of queries."""
+    for i, name in enumerate(_TOLD):
+        out.line(f"{name} = read(orders, slot * {CELLS_OF_CUT} + {3 + i})")
 
 
 class Same:

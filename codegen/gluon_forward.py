@@ -247,7 +247,7 @@ def _emit_run(
     if schedule.cut:
         out.definition(RAGGED)
     options = "**FORWARD"
-    if isinstance(unseen, UnseenKeys) and unseen.asked_on_host:
+    if unseen.asked_on_host:
         unseen.emit_all_seen(out, plan)
         options = f"ALL_SEEN=all_seen({', '.join(host_inputs(plan))}), {options}"
     with run_function(out, plan, problem):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .emitter import Emitter
+from .gluon_cuts import CELLS_OF_CUT
 from .gluon_parts import emit_together, tiles_of, together
 from .schedule import Problem, Schedule
 from .triton_module import Argument, head_parts
@@ -68,7 +69,7 @@ def emit_body(
     a tile of keys starts. ``own_out_tiles``: outputs leave through buffers that are not those of queries.
     ``asks``: consumers tell each other which keys have weights.
     """
-    cells = 4 if schedule.listed and schedule.split_keys else 3
+    cells = CELLS_OF_CUT if schedule.cut else 4 if schedule.listed and schedule.split_keys else 3
     out.line(f"sizes = ({', '.join(a.name for a in sizes)})")
     out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
     _emit_buffers(out, problem, schedule, own_out_tiles)
@@ -82,7 +83,7 @@ def emit_body(
             descriptors=descriptors,
             constants=constants,
             cells=2 * cells,
-            told=", its place as a share" if cells > 3 else "",
+            told={3: "", 4: ", its place as a share", CELLS_OF_CUT: ", what it is"}[cells],
             queries="2, " if schedule.ahead else "",
             init=_INIT_BOTH if schedule.ahead else _INIT,
             weights=_WEIGHTS if asks else "",

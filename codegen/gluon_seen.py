@@ -50,6 +50,9 @@ class Unseen(Protocol):
     def asked_on_host(self) -> bool:
         """Whether kernels have a constant ``ALL_SEEN``."""
 
+    def emit_all_seen(self, out: Emitter, plan: TilePlan) -> None:
+        """``all_seen``, for the host, if it is asked."""
+
     @property
     def told(self) -> bool:
         """Whether the producer tells which tiles hold keys that may not be seen, in ``hides``."""
@@ -195,7 +198,18 @@ class UnseenByWeights:
                 found = UnseenByWeights(FALSE, from_end, dtype, narrow(of_key))
         return found
 
-    all_seen = asked_on_host = False
+    all_seen = False
+
+    @property
+    def asked_on_host(self) -> bool:
+        """Whether lengths say whether every key is seen: where all queries see the key at their own position."""
+        return self.own == TRUE
+
+    def emit_all_seen(self, out: Emitter, plan: TilePlan) -> None:
+        """``all_seen``, for the host."""
+        with out.define(f"all_seen({', '.join(host_inputs(plan))})"):
+            out.line('"""Whether every key is seen by some query."""')
+            out.line("return q_len >= kv_len")
 
     @property
     def told(self) -> bool:
