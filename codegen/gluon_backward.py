@@ -92,12 +92,13 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     if cuts:
         out.definition(RAGGED)
     with run_function(out, plan, problem, consumer.folded):
-        emit_before(out, problem, schedule.block_m, sums=True)
+        emit_before(out, problem, schedule.block_m, sums=True, shifted=schedule.cut)
         emit_groups(out, plan, consumer.emit_programs(out, schedule))
         emit_launch(out, KERNEL, KEY_PROGRAMS, arguments, "**BACKWARD")
         emit_after(out)
     kernels = [*table_kernels, "row_terms", KERNEL, "convert_sums"]
-    return finish(out, plan, kernels, head, tables + row_kernels(problem, consumer.folded, sums=True))
+    rows = row_kernels(problem, consumer.folded, sums=True, shifted=schedule.cut)
+    return finish(out, plan, kernels, head, tables + rows)
 
 
 def parameters_of(plan: TilePlan, tiles: str, *, cut: bool = False) -> list[Argument]:

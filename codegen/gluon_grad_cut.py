@@ -22,6 +22,7 @@ from .gluon_cuts import (
 )
 from .gluon_grad_five import FiveProducts
 from .gluon_grad_loader import SIZES
+from .gluon_grad_rows import SHIFTS
 from .gluon_names import Names
 from .gluon_seen import UnseenKeys
 from .gluon_tiles import QUERIES
@@ -89,6 +90,11 @@ class CutFiveProducts(FiveProducts):
             f"{_PLACE} = key_tile(gl.program_id(0), sizes, parameters)"
         )
         return lines
+
+    def copied_terms(self, ready: str) -> list[str]:
+        """Lines of the producer that load the terms of rows, from the copy in which they start where loads may."""
+        copy = f"{self.names.load}(terms, [{{}}late, row + start - late], {ready}, term_tiles.index(stage * 2{{}}))"
+        return [f"late = start % {SHIFTS}", copy.format("", ""), copy.format(f"{SHIFTS} + ", " + 1")]
 
     def written_starts(self) -> list[str]:
         """Lines of the producer that tell where the tile in buffer ``stage`` starts and ends."""

@@ -137,6 +137,7 @@ class TensorDescriptor:
         """The part of the tensor under a block, which may reach past the end of axes, and where in the block it is."""
         starts = [int(i) for i in where]
         assert min(starts) >= 0
+        assert starts[-1] * self.base.element_size() % 16 == 0, "the hardware calls this an illegal instruction"
         sides = [max(0, min(n, end - i)) for i, n, end in zip(starts, self.block, self.shape, strict=True)]
         first = sum(i * s for i, s in zip(starts, self.strides, strict=True)) % self.addresses
         first = first + self.base.storage_offset() if all(sides) else 0
