@@ -18,7 +18,7 @@ from ..ir.dependence import dependence
 from ..ir.tiles.plan import TilePlan
 from .defaults import heavier_at_one_end, heaviest_last
 from .emitter import Emitter
-from .gluon_cuts import RAGGED
+from .gluon_cuts import RAGGED, may_be_cut
 from .gluon_grad_consumer import Consumer
 from .gluon_grad_cut import CutFiveProducts
 from .gluon_grad_five import FiveProducts
@@ -60,13 +60,14 @@ def reason_against_sizes(problem: Problem, possible: Collection[tuple[int, int]]
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     """Tile sizes and pipeline for a plan and problem that :func:`unsupported_reason` has nothing against."""
     block_m = _BLOCK_M[problem.head_dim, problem.value_dim]
-    return Schedule(block_m, 128, num_warps=4, num_stages=2, reverse=heaviest_last(plan.queries), descriptors=True)
+    reverse = heaviest_last(plan.queries)
+    return Schedule(block_m, 128, num_warps=4, num_stages=2, reverse=reverse, descriptors=True, cut=may_be_cut(plan))
 
 
 def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
     """Schedules worth timing, the default first: at head size 64 smaller tiles spill less."""
     default = default_schedule(plan, problem)
-    return tuple(dict.fromkeys((default, replace(default, block_m=64))))
+    return tuple(dict.fromkeys((default, replace(default, block_m=64), replace(default, cut=False))))
 
 
 def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:

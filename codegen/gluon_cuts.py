@@ -11,12 +11,14 @@ from dataclasses import replace
 from typing import Literal
 
 from ..ir.nodes import Expr
+from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
 from .gluon_bands import BAND_INDICES
 from .gluon_columns import RUN, emit_columns
 from .gluon_loader import TileLoads
+from .gluon_seen import UnseenByWeights
 from .gluon_tiles import KEYS, Walk, emit_unpack, jit_function
-from .triton_cuts import MIXED, OWN_FIRST, OWN_STOP
+from .triton_cuts import MIXED, OWN_FIRST, OWN_STOP, cuts_of
 from .triton_module import Argument
 from .triton_program import SIZES, emit_entry
 from .triton_tiles import TABLE_TILE, TileLoops, emit_table, table_tile
@@ -43,6 +45,14 @@ def ragged(x, rows, layout, columns=None):
     block = [1, 1, rows.value, columns or width]
     return TensorDescriptor(x, [most, most, 1 << 30, width], [(1 << 34) - width, width, width, 1], block, layout.value)
 '''
+
+
+def may_be_cut(plan: TilePlan) -> bool:
+    """Whether tiles may be cut, where there is room for outputs beside queries.
+
+    Not where the producer tells which keys may be unseen: it does so in a bit of where a tile starts.
+    """
+    return cuts_of(plan) is not None and not UnseenByWeights.of(plan, "", told=True).told
 
 
 def ragged_place(entry: str, length: str, first: str) -> str:

@@ -21,7 +21,7 @@ from .defaults import heaviest_last, sees_few_keys, takes_registers
 from .emitter import Emitter
 from .gluon_consumer import Consumer
 from .gluon_cut_consumer import CutConsumer
-from .gluon_cuts import RAGGED, STARTS, cut_loads, emit_cut_place, emit_cut_visits
+from .gluon_cuts import RAGGED, STARTS, cut_loads, emit_cut_place, emit_cut_visits, may_be_cut
 from .gluon_forward_body import emit_body, emit_constants
 from .gluon_loader import emit_load_tiles, emit_place_function, run_loads
 from .gluon_module import DESCRIPTOR, finish, reason_against_target
@@ -79,15 +79,18 @@ def default_schedule(plan: TilePlan, problem: Problem, long: bool = False) -> Sc
     if long and _gains_third_consumer(plan, problem):
         return _with_three_consumers(plan)
     wide = max(problem.head_dim, problem.value_dim) > 64
-    # Tables are mostly of short rows, which smaller tiles cut closer.
-    fewer = (wide and (takes_registers(plan) or uses_table(plan))) or problem.value_dim > 192
+    cut = may_be_cut(plan)
+    # Tables are mostly of short rows, which smaller tiles cut closer, unless they begin where data changes.
+    fewer = (wide and (takes_registers(plan) or (uses_table(plan) and not cut))) or problem.value_dim > 192
     for keys in (64,) if fewer else (128, 64):
         for stages in (2,) if wide and keys == 128 else (4, 3, 2):
             reverse = heaviest_last(plan.keys)
             schedule = Schedule(128, keys, num_warps=4, num_stages=stages, reverse=reverse, descriptors=True)
             least = _buffer_bytes(problem, schedule, apart=not _may_share_query(problem))
             if least <= _BUFFERS and (stages == 2 or _buffer_bytes(problem, schedule, apart=True) <= _BUFFERS):
-                return with_list(plan, replace(schedule, ahead=_gains_ahead(plan, problem)))
+                apart = _buffer_bytes(problem, schedule, apart=True) <= _BUFFERS
+                ahead = _gains_ahead(plan, problem)
+                return with_list(plan, replace(schedule, ahead=ahead, cut=cut and apart))
     raise AssertionError(f"no schedule for head sizes {problem.head_dim} and {problem.value_dim}")
 
 
@@ -104,9 +107,11 @@ def _with_three_consumers(plan: TilePlan) -> Schedule:
 def _gains_ahead(plan: TilePlan, problem: Problem) -> bool:
     """Whether tiles of queries overlap: where that was measured faster."""
     unseen, few = UnseenKeys.of(plan), sees_few_keys(plan)
+    sizes = (problem.head_dim, problem.value_dim)
+    if may_be_cut(plan) and not plan.variant.scores:
+        return sizes == (64, 64)
     if plan.variant.scores or uses_table(plan) or unseen is None:
         return False
-    sizes = (problem.head_dim, problem.value_dim)
     if sizes != (128, 128):
         return sizes == (64, 64)
     return unseen.asked_on_host if few else unseen.all_seen or heaviest_last(plan.keys)
@@ -133,6 +138,8 @@ def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
     if is_uneven(plan):
         return *found, *other_lists(plan, default)
     ahead = replace(default, ahead=True)
+    if default.cut:
+        found += (replace(default, cut=False),)
     if not default.ahead and UnseenKeys.of(plan) and _buffer_bytes(problem, ahead, apart=True) <= _BUFFERS:
         found += (ahead,)
     if _gains_third_consumer(plan, problem):

@@ -78,7 +78,7 @@ def with_list(plan: TilePlan, schedule: Schedule) -> Schedule:
 def other_lists(plan: TilePlan, schedule: Schedule) -> tuple[Schedule, ...]:
     """What is worth timing besides ``schedule`` where rows are uneven: no list, a list, and shares."""
     plain = replace(schedule, listed=False, split_keys=False, reverse=heaviest_last(plan.keys))
-    listed = replace(plain, reverse=False, ahead=False, listed=True)
+    listed = replace(plain, reverse=False, ahead=False, cut=False, listed=True)
     shares = (replace(listed, split_keys=True),) if has_one_list(plan) else ()
     return tuple(x for x in (plain, listed, *shares) if x != schedule)
 
