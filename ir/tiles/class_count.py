@@ -95,8 +95,8 @@ def _by_runs(p: Pairs) -> tuple[int, int] | None:
     visited = full = 0
     for x in found:
         counts, (may, must) = x.counts * p.weights[x.rows][:, None], x.conditions
-        visited += int(counts[may].sum())
-        full += int(counts[may & must].sum())
+        visited += int((counts * may).sum())
+        full += int((counts * (may & must)).sum())
     return visited - full, full
 
 
