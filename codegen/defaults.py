@@ -73,11 +73,9 @@ def default_schedule(plan: TilePlan, problem: Problem, target: Target, direction
     forward, by_key, by_query = (
         Schedule(*_fitting(table, problem, target), descriptors=descriptors) for table in tables
     )
-    late_queries, late_keys = heaviest_last(plan.keys), heaviest_last(plan.queries)
-    if walks:
-        axes = [a for term in plan.boxes for a in term.axes]
-        late_queries = any(heaviest_last(a.keys) for a in axes)
-        late_keys = any(heaviest_last(a.queries) for a in axes)
+    walked = [a for term in plan.boxes for a in term.axes] if walks else [plan]
+    late_queries = any(heaviest_last(x.keys) for x in walked)
+    late_keys = any(heaviest_last(x.queries) for x in walked)
     if direction == "forward":
         return replace(forward, split_keys=not walks, reverse=late_queries)
     return replace(by_key, reverse=late_keys, grad_query=replace(by_query, reverse=late_queries))
