@@ -287,7 +287,7 @@ def _count(plan: TilePlan, what: Setting, schedule: Schedule, exact: bool) -> Co
 
 
 def _kernel(variant: Variant, plan: TilePlan, what: Setting, direction: Direction) -> Kernel:
-    problem = what.problem(plan.variant, direction)
+    problem = what.problem(variant, direction)
     # Without sizes, calls are taken to be large.
     sizes = what.sizes
     length = None if sizes is None else sizes.q_len if direction == "forward" else sizes.kv_len
