@@ -6,8 +6,6 @@ and dV. So every sum has one program, and nothing is added to global memory.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..ir.tiles.plan import TilePlan
 from . import gluon_repeatable
 from .box_groups import Letter
