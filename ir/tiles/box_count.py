@@ -21,7 +21,7 @@ from .box_walk import Tiles, class_names, full_boxes, names_in, ranges_within
 from .nested_count import Kinds, count_last, count_within, kinds_outside, reads_later_classes
 from .numeric import Array, Runs, Sizes, Values, copies_of, each_copy, leaves, runs
 from .plan import BoxAxis, BoxTerm, Interval, Ranges
-from .stretches import stretches
+from .stretches import positions_of_rows
 
 # Classes that differ are looked at one by one as long as they are so few.
 _FEW_CLASSES = 64
@@ -256,13 +256,10 @@ def _pairs_of(whole: Tiles, axis: int, union: tuple[Interval, ...], env: Values)
         first, rows = int(one.first[0]), int(one.last[0] - one.first[0]) + 1
         of_class = {name: int(x[0, 0]) for name, x in class_names(axis, one).items()}
         at = {**env, **of_class, "block": int(one.block[0]), "residue": int(one.residue[0])}
-        starts = stretches(union, int(one.low[0]), int(one.high[0]), first, rows, at)
-        if starts is None:
+        keys = positions_of_rows(union, int(one.low[0]), int(one.high[0]), first, rows, at)
+        if keys is None:
             return None
-        count = np.diff(starts, append=first + rows)
-        ends = np.concatenate([starts, starts + count - 1])
-        keys = runs(union, ends, ends, one.high, at, low=one.low).total[0, 0].reshape(2, -1).sum(0)
-        total += int((keys * count).sum()) // 2 * int(one.copies[0])
+        total += keys * int(one.copies[0])
     return total
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from itertools import product
 from math import prod
 
@@ -14,15 +14,17 @@ from ..build import binary
 from ..nodes import BinaryOp, Expr, Index, Reduction, Value
 from ..symbolic import TILE_FIRST
 from ..traverse import index_names, share, substitute, taken_apart, value_names, walk
-from ..types import I32
+from ..types import F32, I32
 from .numeric import MOST_COPIES, Array, Sizes, Values, chunks, copies_of, each_copy, leaves, read
 from .plan import Classification
 from .steps import looks, shifted, step_along, steps
-from .stretches import reduced
+from .stretches import Pieces, pieces_of_rows, reduced
 from .turns import Pairs, runs_of_columns
 
 # Looks at a pair of tiles that are written out.
 _LOOKS = 16
+# For so many positions, and one batch item and head, expressions as functions of these.
+PiecesOf = Callable[..., Callable[[Expr], Pieces | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,11 @@ def tile_facts(plan: Classification, sizes: Sizes, values: Values, block_m: int,
     rows: dict[str, Array] = {}
     columns: dict[str, Array] = {}
     pairs: dict[str, Array] = {}
+
+    @cache
+    def pieces(length: int, *at: tuple[str, int]) -> Callable[[Expr], Pieces | None]:
+        return pieces_of_rows(length, {**env, **dict(at)})
+
     for x in (x for e in (plan.may, plan.must) for x in walk(e)):
         if not isinstance(x, Reduction) or x in table:
             continue
@@ -58,7 +65,7 @@ def tile_facts(plan: Classification, sizes: Sizes, values: Values, block_m: int,
         if x.axis == "both":
             pairs[name] = _over_pairs(x, sizes, env, block_m, block_n)
         else:
-            found = _reduced(x, sizes, env, block_m if x.axis == "q" else block_n)
+            found = _reduced(x, sizes, env, block_m if x.axis == "q" else block_n, pieces)
             (rows if x.axis == "q" else columns)[name] = found
     groups = {"row": frozenset(rows), "column": frozenset(columns)}
     (may, must), parts = taken_apart([substitute(e, table) for e in (plan.may, plan.must)], groups, value_names)
@@ -164,7 +171,7 @@ def _over_pairs(x: Reduction, sizes: Sizes, env: Values, block_m: int, block_n: 
     return np.asarray(some if x.op == "any" else every)[None, None]
 
 
-def _reduced(x: Reduction, sizes: Sizes, env: Values, block: int) -> Array:
+def _reduced(x: Reduction, sizes: Sizes, env: Values, block: int, pieces: PiecesOf) -> Array:
     """One reduction over all tiles of its axis: (batch or 1, head or 1, rows, 1), or (…, 1, columns) for keys."""
     assert x.axis != "both"
     length = sizes.length(x.axis)
@@ -179,9 +186,9 @@ def _reduced(x: Reduction, sizes: Sizes, env: Values, block: int) -> Array:
         return values[..., None] if x.axis == "q" else values[..., None, :]
     of_row = substitute(x.x, {Index(x.axis, I32): TILE_FIRST})
     copies = copies_of(index_names(of_row), sizes)
-    if length and 0 < prod(copies) <= MOST_COPIES:
-        each = [reduced(of_row, length, block, {**env, **at}, x.op) for at in each_copy(index_names(of_row), sizes)]
-        known = [r for r in each if r is not None]
+    if length and 0 < prod(copies) <= MOST_COPIES and x.type is not F32:
+        each = [pieces(length, *at.items())(of_row) for at in each_copy(index_names(of_row), sizes)]
+        known = [reduced(p, block, x.op) for p in each if p is not None]
         if len(known) == len(each):
             return np.stack(known).reshape(*copies, *((-1, 1) if x.axis == "q" else (1, -1)))
     values = read(x.x, {**env, x.axis: np.arange(length)})

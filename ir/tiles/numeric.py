@@ -88,10 +88,10 @@ def runs(
     if not clipped:
         nothing = np.zeros((1, *shape[:-1]), np.int64)
         return Runs(nothing, nothing)
-    return _disjoint(np.stack(clipped[0::2]), np.stack(clipped[1::2]))
+    return disjoint(np.stack(clipped[0::2]), np.stack(clipped[1::2]))
 
 
-def _disjoint(starts: Array, stops: Array) -> Runs:
+def disjoint(starts: Array, stops: Array) -> Runs:
     """Sorts runs along the first axis and joins those that touch."""
     stops = np.maximum(starts, stops)
     if len(starts) == 1:
@@ -115,7 +115,7 @@ def outward(r: Runs, block: int) -> Runs:
     """The tiles that a run touches."""
     used = r.starts < r.stops
     starts = np.where(used, r.starts // block, 0)
-    return _disjoint(starts, np.where(used, -(-r.stops // block), starts))
+    return disjoint(starts, np.where(used, -(-r.stops // block), starts))
 
 
 def inward(r: Runs, block: int, length: int) -> Runs:
