@@ -20,6 +20,8 @@ from .turns import Pairs, runs_of_columns
 
 # Pairs of places in the outer of two grids, at most.
 _OUTER = 2**16
+# So few pairs are looked at one by one before anything is asked about runs.
+_FEW = 2**16
 _OF_CALL = frozenset(("batch", "head", "kv_head"))
 
 
@@ -36,7 +38,7 @@ def count_classes(
     if pairs is None:
         return None
     copies = len(pairs.weights) // -(-sizes.q_len // block_m) * max((len(x) for x in pairs.columns.values()), default=1)
-    found = _by_runs(pairs)
+    found = _one_by_one(pairs, _FEW) or _by_runs(pairs)
     for period in _periods(plan) if found is None and copies == 1 else ():
         if period % block_m == 0 == period % block_n and found is None:
             found = _by_period(pairs, period // block_m, period // block_n)
@@ -76,9 +78,9 @@ def _periods(plan: Classification) -> list[int]:
     return sorted((int(x.value) for x in divisors if isinstance(x, Const)), reverse=True)
 
 
-def _one_by_one(p: Pairs) -> tuple[int, int] | None:
+def _one_by_one(p: Pairs, most: int = CHUNK) -> tuple[int, int] | None:
     """Partial and full pairs where they are few enough to look at each."""
-    if len(p.weights) * p.length > CHUNK or any(len(x) > 1 for x in p.columns.values()):
+    if len(p.weights) * p.length > most or any(len(x) > 1 for x in p.columns.values()):
         return None
     shape = len(p.weights), p.length
     env = {**p.env, **{name: x[:, None] for name, x in p.rows.items()}, **{name: x[0] for name, x in p.columns.items()}}
