@@ -194,4 +194,9 @@ def loads(e: Expr) -> tuple[Load, ...]:
 
 def parameter_names(e: Expr) -> frozenset[str]:
     """Names of all scalar parameters and buffers that ``e`` reads."""
-    return frozenset(x.name if isinstance(x, Param) else x.buffer for x in walk(e) if isinstance(x, Param | Load))
+    found: frozenset[str] | None = getattr(e, "known_parameters", None)
+    if found is None:
+        own = e.name if isinstance(e, Param) else e.buffer if isinstance(e, Load) else None
+        found = _joined([*map(parameter_names, e.operands), *([frozenset((own,))] if own is not None else [])])
+        object.__setattr__(e, "known_parameters", found)
+    return found
