@@ -7,7 +7,7 @@ computed in float32, or in float64 on request.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, assert_never
 
 import numpy as np
@@ -64,13 +64,22 @@ def evaluate(e: Expr, env: Env, *, floats: type[np.floating[Any]] = np.float32, 
     array([[1, 0, 0],
            [1, 1, 0]])
     """
+    (value,) = evaluate_all([e], env, floats=floats, clamp=clamp)
+    return value
+
+
+def evaluate_all(
+    expressions: Sequence[Expr], env: Env, *, floats: type[np.floating[Any]] = np.float32, clamp: bool = False
+) -> list[Array]:
+    """:func:`evaluate` of several expressions, of which what they share is evaluated once."""
     dtypes = {**_INTEGERS, F32: np.dtype(floats)}
     values: dict[int, Array] = {}
     with np.errstate(all="ignore"):
-        for x in walk(e):
-            value = _node(x, [values[id(c)] for c in x.operands], env, clamp)
-            values[id(x)] = value if value.dtype is dtypes[x.type] else value.astype(dtypes[x.type], copy=False)
-    return values[id(e)]
+        for x in (x for e in expressions for x in walk(e)):
+            if id(x) not in values:
+                value = _node(x, [values[id(c)] for c in x.operands], env, clamp)
+                values[id(x)] = value if value.dtype is dtypes[x.type] else value.astype(dtypes[x.type], copy=False)
+    return [values[id(e)] for e in expressions]
 
 
 def _lookup(name: str, env: Env) -> Array:

@@ -30,8 +30,6 @@ _FEW_ROWS = 2**12
 # Where axes depend on each other: pairs of coordinates along all axes but the last that are looked at, at most, and
 # queries along the last with what they read of these.
 _MOST_LINES = 2**20
-# So few queries are not worth looking for stretches in.
-_FEW_LINES = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,10 +214,10 @@ def _nested_pairs(term: BoxTerm, sizes: Sizes, values: Values) -> tuple[int, int
         tiles = [tiles_along(a, 1, sizes, values, each=each) for a in outer]
         whole = tiles_along(last, 2**28, sizes, values, each=each)
         found, within = kinds_outside(ranges, tiles, (1,) * len(outer), whole, env, spare=False)
-        pairs, lines = None, len(found.weights) * int((whole.last - whole.first + 1).sum())
-        if len(found.weights) * len(whole.first) <= _FEW_CLASSES and lines > _FEW_LINES:
+        pairs = None
+        if len(found.weights) * len(whole.first) <= _FEW_CLASSES:
             pairs = _pairs_of_kinds(found, within, whole, len(outer), env)
-        if pairs is None and lines <= _MOST_LINES:
+        if pairs is None and len(found.weights) * int((whole.last - whole.first + 1).sum()) <= _MOST_LINES:
             pairs = count_last(found, within, tiles_along(last, 1, sizes, values, each=each), 1, len(outer), env)
         if pairs is None:
             return None

@@ -14,7 +14,7 @@ import numpy as np
 from ..nodes import Binary, Const
 from ..traverse import index_names, taken_apart, value_names, walk
 from .decide import TileFacts, tile_facts
-from .numeric import CHUNK, Array, Sizes, Values, different, leaves, read
+from .numeric import CHUNK, Array, Sizes, Values, different, leaves, read, read_all
 from .plan import Classification
 from .turns import Pairs, runs_of_columns
 
@@ -84,7 +84,7 @@ def _one_by_one(p: Pairs, most: int = CHUNK) -> tuple[int, int] | None:
         return None
     shape = len(p.weights), p.length
     env = {**p.env, **{name: x[:, None] for name, x in p.rows.items()}, **{name: x[0] for name, x in p.columns.items()}}
-    may, must = (np.broadcast_to(read(e, env), shape) for e in p.conditions)
+    may, must = (np.broadcast_to(x, shape) for x in read_all(p.conditions, env))
     visited, full = (int((x.sum(1) * p.weights).sum()) for x in (may, may & must))
     return visited - full, full
 

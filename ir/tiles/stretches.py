@@ -112,7 +112,10 @@ def reduced(found: Pieces, block: int, op: ReductionOp) -> Array:
     found = found.cut(firsts if len(found.starts) == 1 else _union(found.starts, firsts))
     ends = found.values, found.values + found.slopes * (found.lengths - 1)
     combine = np.minimum if op in ("min", "all") else np.maximum
-    return np.asarray(combine.reduceat(combine(*ends), np.searchsorted(found.starts, firsts)))
+    of_pieces = combine(*ends)
+    if len(of_pieces) == len(firsts):
+        return np.asarray(of_pieces)
+    return np.asarray(combine.reduceat(of_pieces, np.searchsorted(found.starts, firsts)))
 
 
 def _rows(count: int) -> Pieces:

@@ -18,7 +18,7 @@ from ..nodes import COMPARISONS, Binary, Const, Expr, Select, Unary, Value
 from ..symbolic import combined, linear
 from ..traverse import children, value_names
 from ..types import BOOL
-from .numeric import CHUNK, Array, Values, read
+from .numeric import CHUNK, Array, Values, read, read_all
 
 # Sums that are followed along a row, pieces in which they rise or fall, and kinds of columns, at most.
 _SUMS, _PIECES, _KINDS = 64, 8, 16
@@ -88,7 +88,8 @@ def runs_of_columns(p: Pairs) -> list[Found] | None:
         env = {name: x.take(row)[:, None] for name, x in p.rows.items()}
         env |= {name: x[0].take(start)[:, None] for name, x in p.columns.items() if name not in of_kind}
         shape = len(row), len(up_to)
-        conditions = tuple(np.broadcast_to(read(e, {**p.env, **env, **of_kind}), shape) for e in p.conditions)
+        env |= of_kind
+        conditions = tuple(np.broadcast_to(x, shape) for x in read_all(p.conditions, {**p.env, **env}))
         found.append(Found(row, start, end, conditions, (up_to.take(end, 1) - up_to.take(start, 1)).T))
     return found
 
