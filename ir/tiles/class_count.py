@@ -96,7 +96,7 @@ def _by_runs(p: Pairs) -> tuple[int, int] | None:
         return None
     visited = full = 0
     for x in found:
-        counts, (may, must) = x.counts * p.weights[x.rows][:, None], x.conditions
+        counts, (may, must) = x.counts * p.weights[x.rows], x.conditions
         visited += int((counts * may).sum())
         full += int((counts * (may & must)).sum())
     return visited - full, full

@@ -153,7 +153,7 @@ def _over_pairs(x: Reduction, sizes: Sizes, env: Values, block_m: int, block_n: 
         of_columns = {name: y[None] for name, y in columns.items()}
         pairs = Pairs(tuple(condition), rows, of_columns, np.ones(q.size, np.int64), kv.size, env)
         found = runs_of_columns(pairs)
-    if found is None or any(f.counts.shape[1] > 1 for f in found):
+    if found is None or any(len(f.counts) > 1 for f in found):
         combine = np.logical_or if x.op == "any" else np.logical_and
         return reduce(combine, (
             np.atleast_2d(read(x.x, {**env, "q": q[:, [i]], "kv": kv[:, j]}))
@@ -162,7 +162,7 @@ def _over_pairs(x: Reduction, sizes: Sizes, env: Values, block_m: int, block_n: 
     # How many of the queries that are looked at see each of the keys.
     seen = np.zeros((len(q), kv.size + 1), np.int32)
     for f in found:
-        holds = f.conditions[0][:, 0]
+        holds = f.conditions[0][0]
         tile = f.rows[holds] // q.shape[1]
         np.add.at(seen, (tile, f.starts[holds]), 1)
         np.add.at(seen, (tile, f.stops[holds]), -1)
