@@ -153,12 +153,13 @@ class Explanation:
         return walks_boxes(self.plan, self.setting.target)
 
     def _proofs(self) -> Iterator[str]:
-        if not self.plan.proofs:
+        proofs = self._proofs_of_what_runs()
+        if not proofs:
             yield "every pair is allowed: all tiles are full"
-        for proof in self._proofs_of_what_runs():
+        for proof in proofs:
             place = f"  ({_place(proof.loc)})" if proof.loc is not None else ""
             yield f"{print_expr(proof.atom)}: {proof.verdict}; {_short(proof.reason)}{place}"
-        if self.plan.proofs:
+        if proofs:
             yield f"proved for all {self._lengths()} and integer parameters within ±2**30; calls check both"
             if self.plan.fit != "any":
                 yield "calls of other lengths, which may cut grids short that nobody declares, run another program"
@@ -195,10 +196,10 @@ class Explanation:
         count = len(self.plan.keys.may)
         return "keys of a tile: one run, without holes" if count <= 1 else f"keys of a tile: up to {count} runs"
 
-    def _proofs_of_what_runs(self) -> Iterable[Proof]:
+    def _proofs_of_what_runs(self) -> tuple[Proof, ...]:
         if not self._walks_boxes:
             return self.plan.proofs
-        return dict.fromkeys(proof for term in self.plan.boxes for proof in term.proofs)
+        return tuple(dict.fromkeys(proof for term in self.plan.boxes for proof in term.proofs))
 
     def _problem(self) -> str:
         s = self.setting
@@ -286,7 +287,7 @@ def _count(plan: TilePlan, what: Setting, schedule: Schedule, exact: bool) -> Co
 
 
 def _kernel(variant: Variant, plan: TilePlan, what: Setting, direction: Direction) -> Kernel:
-    problem = what.problem(plan.variant, direction)
+    problem = what.problem(variant, direction)
     # Without sizes, calls are taken to be large.
     sizes = what.sizes
     length = None if sizes is None else sizes.q_len if direction == "forward" else sizes.kv_len
