@@ -17,6 +17,7 @@ from ..codegen.defaults import Direction
 from ..codegen.schedule import DType, Schedule, Target
 from ..codegen.skeletons import Choice, choose, fills, is_long, schedule_for, walks_boxes
 from ..codegen.triton_box_options import boxes_of_call
+from ..codegen.triton_cuts import cuts_of
 from ..ir.dependence import load_class
 from ..ir.location import Location
 from ..ir.nodes import TRUE, Const, Expr, Index
@@ -278,7 +279,8 @@ def _count(plan: TilePlan, what: Setting, schedule: Schedule, exact: bool) -> Co
         chosen = () if on_cpu else boxes_of_call(plan, schedule, what.sizes, values)
         tiles = box_counts(plan, what.sizes, values, *blocks, chosen)
     else:
-        tiles = tile_counts(plan, what.sizes, values, *blocks, exact or plan.method == "exact")
+        cuts = cuts_of(plan) if schedule.cut else None
+        tiles = tile_counts(plan, what.sizes, values, *blocks, exact or plan.method == "exact", cuts)
     pairs = pair_count(plan, what.sizes, values, exact)
     if not pairs.exact:  # nothing is allowed outside of the tiles
         pairs = replace(pairs, pairs=min(pairs.pairs, tiles.tile_pairs))

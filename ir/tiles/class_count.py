@@ -15,6 +15,7 @@ from ..nodes import Binary, Const
 from ..traverse import index_names, taken_apart, value_names, walk
 from .decide import TileFacts, tile_facts
 from .numeric import CHUNK, Array, Sizes, Values, different, leaves, read, read_all
+from .places import Tiles
 from .plan import Classification
 from .turns import Pairs, runs_of_columns
 
@@ -25,19 +26,18 @@ _FEW = 2**16
 _OF_CALL = frozenset(("batch", "head", "kv_head"))
 
 
-def count_classes(
-    plan: Classification, sizes: Sizes, values: Values, block_m: int, block_n: int
-) -> tuple[int, int] | None:
+def count_classes(plan: Classification, sizes: Sizes, values: Values, tiles: Tiles) -> tuple[int, int] | None:
     """Partial and full pairs of tiles over all batch items and heads; None where each must be looked at."""
     if not min(sizes.batch, sizes.heads, sizes.q_len, sizes.kv_len):
         return 0, 0
-    facts = tile_facts(plan, sizes, values, block_m, block_n)
+    facts = tile_facts(plan, sizes, values, tiles)
     if facts.pairs:
         return None
-    pairs = _pairs(facts, sizes, values, -(-sizes.q_len // block_m), -(-sizes.kv_len // block_n))
+    rows, block_m, block_n = len(tiles.queries), tiles.queries.block, tiles.keys.block
+    pairs = _pairs(facts, sizes, values, rows, len(tiles.keys))
     if pairs is None:
         return None
-    copies = len(pairs.weights) // -(-sizes.q_len // block_m) * max((len(x) for x in pairs.columns.values()), default=1)
+    copies = len(pairs.weights) // rows * max((len(x) for x in pairs.columns.values()), default=1)
     found = _one_by_one(pairs, _FEW) or _by_runs(pairs)
     for period in _periods(plan) if found is None and copies == 1 else ():
         if period % block_m == 0 == period % block_n and found is None:

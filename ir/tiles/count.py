@@ -16,10 +16,12 @@ from ..traverse import index_names
 from .box_choice import Boxes, choose_boxes
 from .box_count import count_boxes, count_pairs, is_countable
 from .class_count import count_classes
+from .cuts import Cuts
 from .decide import decide
 from .numeric import (
     MOST_COPIES,
     Array,
+    Runs,
     Sizes,
     Values,
     allowed,
@@ -32,6 +34,7 @@ from .numeric import (
     runs,
     tile_ends,
 )
+from .places import Part, Tiles, parts_of_call
 from .plan import Interval, TilePlan
 from .stretches import stretches
 
@@ -46,7 +49,9 @@ class TileCounts:
     ``exact`` is False where the mask can only be decided pair by pair and that was not asked for: then
     ``partial`` may hold tiles that are empty or full. ``boxes`` are the shapes of tiles that are boxes, one for
     each term of the plan, and may hold fewer pairs than ``block_m * block_n``; empty ones are not counted then.
-    ``tile_pairs`` are those of all visited tiles, ``dense_pairs`` those of all tiles that there are.
+    ``tile_pairs`` are those of all visited tiles, ``dense_pairs`` those of all tiles that dense attention has.
+    ``begun_anew``: where data changes tiles begin anew, so that there are more of them, some short: kernels take these
+    for tiles of the whole size, and those of keys for partial ones.
     """
 
     empty: int
@@ -58,6 +63,7 @@ class TileCounts:
     tile_pairs: int
     dense_pairs: int
     boxes: tuple[Boxes, ...] = ()
+    begun_anew: bool = False
 
     @property
     def speedup_bound(self) -> float:
@@ -74,8 +80,10 @@ class TileCounts:
             return f"boxes of {shapes}: {self.full:,} full, {self.partial:,} partial"
         total = max(self.visited + self.empty, 1)
         label = "" if self.exact else " (before the exact pass)"
+        size = f"{self.block_m} × {self.block_n}"
+        tiles = f"tiles of up to {size}, begun anew where data changes" if self.begun_anew else f"tiles of {size}"
         return (
-            f"tiles of {self.block_m} × {self.block_n}: {self.full:,} full, {self.partial:,} partial, "
+            f"{tiles}: {self.full:,} full, {self.partial:,} partial, "
             f"{self.empty:,} empty ({self.visited / total:.1%} visited){label}"
         )
 
@@ -133,42 +141,59 @@ def tile_map(plan: TilePlan, sizes: Sizes, values: Values, block_m: int, block_n
     ``values`` gives scalars and buffers (numpy) by name. ``exact`` evaluates the mask on all pairs, in
     bounded memory.
     """
-    return np.concatenate(list(_classes(plan, sizes, values, block_m, block_n, exact)), axis=2)
+    part = Part(plan, sizes, values, Tiles.regular(sizes, block_m, block_n))
+    return np.concatenate(list(_classes(part, exact)), axis=2)
 
 
 def tile_counts(
-    plan: TilePlan, sizes: Sizes, values: Values, block_m: int, block_n: int, exact: bool = False
-) -> TileCounts:
+    plan: TilePlan, sizes: Sizes, values: Values, block_m: int, block_n: int, exact: bool = False,
+    cuts: Cuts | None = None,
+) -> TileCounts:  # fmt: skip
     """How many pairs of tiles are empty, partial and full.
 
     Without looking at each unless ``exact`` is set, or a ``classified`` plan reads data in no order: see
-    :func:`tile_map`.
+    :func:`tile_map`. ``cuts``: where tiles begin anew, for plans and kernels that do so.
     """
-    rows, columns = -(-sizes.q_len // block_m), -(-sizes.kv_len // block_n)
-    total = sizes.batch * sizes.heads * rows * columns
+    regular = Tiles.regular(sizes, block_m, block_n)
+    if cuts is None:
+        parts = iter([Part(plan, sizes, values, regular)])
+    else:
+        parts = parts_of_call(plan, cuts, sizes, values, block_m, block_n)
+    partial = full = total = 0
+    begun_anew = False
+    for part in parts:
+        some, every = _counted(part, exact)
+        partial, full, total = partial + some, full + every, total + part.pairs_of_tiles
+        begun_anew |= part.tiles.begun_anew
+    area = block_m * block_n
+    dense = sizes.batch * sizes.heads * len(regular.queries) * len(regular.keys) * area
+    return TileCounts(
+        total - partial - full, partial, full, block_m, block_n,
+        exact=exact or plan.method != "exact",
+        tile_pairs=(partial + full) * area,
+        dense_pairs=dense,
+        begun_anew=begun_anew,
+    )  # fmt: skip
+
+
+def _counted(part: Part, exact: bool) -> tuple[int, int]:
+    """Partial and full pairs of tiles."""
+    plan, sizes, values, tiles = part.plan, part.sizes, part.values, part.tiles
     counted = None
     if plan.classification is not None and not exact:
-        counted = count_classes(plan.classification, sizes, values, block_m, block_n)
+        counted = count_classes(plan.classification, sizes, values, tiles)
     if counted is not None:
-        partial, full = counted
-    elif exact or plan.classification is not None:
-        partial = full = 0
-        for classes in _classes(plan, sizes, values, block_m, block_n, exact):
+        return counted
+    visited = full = 0
+    if exact or plan.classification is not None:
+        for classes in _classes(part, exact):
             copies = _copies(classes, sizes)
-            certain = int(np.count_nonzero(classes == 2))
-            full += certain * copies
-            partial += (int(np.count_nonzero(classes)) - certain) * copies
+            visited += int(np.count_nonzero(classes)) * copies
+            full += int(np.count_nonzero(classes == 2)) * copies
     else:
-        first, last = tile_ends(sizes.q_len, block_m)
-        env = leaves(sizes, values)
-        may = outward(runs(plan.keys.may, first, last, sizes.kv_len, env), block_n).total
-        must = inward(runs(plan.keys.must, first, last, sizes.kv_len, env), block_n, sizes.kv_len).total
-        full = int(must.sum()) * _copies(must, sizes)
-        partial = int(may.sum()) * _copies(may, sizes) - full
-    area = block_m * block_n
-    decided = exact or plan.method != "exact"
-    empty = total - partial - full
-    return TileCounts(empty, partial, full, block_m, block_n, decided, (partial + full) * area, total * area)
+        may, must = _runs_of_tiles(part)
+        visited, full = (int(x.total.sum()) * _copies(x.total, sizes) for x in (may, must))
+    return visited - full, full
 
 
 def box_counts(
@@ -195,7 +220,8 @@ def pair_count(plan: TilePlan, sizes: Sizes, values: Values, exact: bool = False
     """
     total = sizes.batch * sizes.heads * sizes.q_len * sizes.kv_len
     if exact:
-        return PairCount(sum(int(keep.sum()) for keep in allowed(plan, sizes, values, 1)), total, True)
+        every = allowed(plan, sizes, values, np.arange(sizes.q_len))
+        return PairCount(sum(int(keep.sum()) for _, keep in every), total, True)
     if plan.boxes and all(is_countable(term, sizes, values) for term in plan.boxes):
         most, least = (sum(x) for x in zip(*(count_pairs(term, sizes, values) for term in plan.boxes), strict=True))
         if most == least:
@@ -253,27 +279,37 @@ def work(
     )
 
 
-def _classes(plan: TilePlan, sizes: Sizes, values: Values, block_m: int, block_n: int, exact: bool) -> list[Array]:
+def _classes(part: Part, exact: bool) -> list[Array]:
     """Classes of tiles, in chunks of rows."""
-    columns = -(-sizes.kv_len // block_n)
+    plan, sizes, values, tiles = part.plan, part.sizes, part.values, part.tiles
+    columns = len(tiles.keys)
     if not sizes.q_len or not columns:
-        return [np.zeros((1, 1, -(-sizes.q_len // block_m), columns), np.int8)]
+        return [np.zeros((1, 1, len(tiles.queries), columns), np.int8)]
     if exact:
-        return [_from_pairs(keep, block_m, block_n) for keep in allowed(plan, sizes, values, block_m)]
+        return [_from_pairs(keep, rows, tiles) for rows, keep in allowed(plan, sizes, values, tiles.queries.firsts)]
     if plan.classification is not None:
-        return list(decide(plan.classification, sizes, values, block_m, block_n))
-    first, last = tile_ends(sizes.q_len, block_m)
-    env = leaves(sizes, values)
-    may = cover(outward(runs(plan.keys.may, first, last, sizes.kv_len, env), block_n), columns)
-    must = cover(inward(runs(plan.keys.must, first, last, sizes.kv_len, env), block_n, sizes.kv_len), columns)
+        return list(decide(plan.classification, sizes, values, tiles))
+    may, must = (cover(x, columns) for x in _runs_of_tiles(part))
     return [may.astype(np.int8) + (may & must)]
 
 
-def _from_pairs(keep: Array, block_m: int, block_n: int) -> Array:
+def _runs_of_tiles(part: Part) -> tuple[Runs, Runs]:
+    """Tiles of keys that each tile of queries may and must see, where these begin at multiples of their size."""
+    sizes, block_n = part.sizes, part.tiles.keys.block
+    first, last = tile_ends(sizes.q_len, part.tiles.queries.block)
+    env = leaves(sizes, part.values)
+    may, must = (runs(x, first, last, sizes.kv_len, env) for x in (part.plan.keys.may, part.plan.keys.must))
+    return outward(may, block_n), inward(must, block_n, sizes.kv_len)
+
+
+def _from_pairs(keep: Array, rows: slice, tiles: Tiles) -> Array:
     """Classes of the tiles of some rows of the mask."""
-    rows, columns = np.arange(0, keep.shape[-2], block_m), np.arange(0, keep.shape[-1], block_n)
-    some = np.logical_or.reduceat(np.logical_or.reduceat(keep, rows, -2), columns, -1)
-    every = np.logical_and.reduceat(np.logical_and.reduceat(keep, rows, -2), columns, -1)
+    firsts, columns = tiles.queries.firsts, tiles.keys.firsts
+    own = firsts[(firsts >= rows.start) & (firsts < rows.stop)] - rows.start
+    some = np.logical_or.reduceat(np.logical_or.reduceat(keep, own, -2), columns, -1)
+    every = np.logical_and.reduceat(np.logical_and.reduceat(keep, own, -2), columns, -1)
+    if tiles.keys.cut:
+        every = every & tiles.keys.whole
     return np.asarray(some.astype(np.int8) + every)
 
 

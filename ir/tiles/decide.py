@@ -14,9 +14,11 @@ from ..build import binary
 from ..nodes import BinaryOp, Expr, Index, Reduction, Value
 from ..symbolic import TILE_FIRST
 from ..traverse import index_names, share, substitute, taken_apart, value_names, walk
-from ..types import F32, I32
-from .numeric import MOST_COPIES, Array, Sizes, Values, chunks, copies_of, each_copy, leaves, read
+from ..types import BOOL, F32, I32
+from .numeric import MOST_COPIES, Array, Sizes, Values, chunks, copies_of, each_copy, each_position, leaves, read
+from .places import Tiles
 from .plan import Classification
+from .solve import Axis
 from .steps import looks, shifted, step_along, steps
 from .stretches import Pieces, pieces_of_rows, reduced
 from .turns import Pairs, runs_of_columns
@@ -42,7 +44,7 @@ class TileFacts:
     pairs: dict[str, Array]
 
 
-def tile_facts(plan: Classification, sizes: Sizes, values: Values, block_m: int, block_n: int) -> TileFacts:
+def tile_facts(plan: Classification, sizes: Sizes, values: Values, tiles: Tiles) -> TileFacts:
     """Everything that depends on one tile alone, evaluated."""
     env = leaves(sizes, values)
     table: dict[Expr, Expr] = {}
@@ -54,18 +56,19 @@ def tile_facts(plan: Classification, sizes: Sizes, values: Values, block_m: int,
     def pieces(length: int, *at: tuple[str, int]) -> Callable[[Expr], Pieces | None]:
         return pieces_of_rows(length, {**env, **dict(at)})
 
+    of_each = each_position(env)
     for x in (x for e in (plan.may, plan.must) for x in walk(e)):
         if not isinstance(x, Reduction) or x in table:
             continue
         name = f"{x.axis} tile {len(table)}"
-        if x.axis == "both" and _looks(x, block_m, block_n) <= _LOOKS:
-            table[x] = _looked(x, sizes, block_m, block_n, rows, columns)
+        if x.axis == "both" and _looks(x, tiles) <= _LOOKS:
+            table[x] = _looked(x, tiles, rows, columns)
             continue
         table[x] = Value(name, x.type)
         if x.axis == "both":
-            pairs[name] = _over_pairs(x, sizes, env, block_m, block_n)
+            pairs[name] = _over_pairs(x, env, tiles)
         else:
-            found = _reduced(x, sizes, env, block_m if x.axis == "q" else block_n, pieces)
+            found = _reduced(x, sizes, env, tiles, pieces, of_each)
             (rows if x.axis == "q" else columns)[name] = found
     groups = {"row": frozenset(rows), "column": frozenset(columns)}
     (may, must), parts = taken_apart([substitute(e, table) for e in (plan.may, plan.must)], groups, value_names)
@@ -73,6 +76,11 @@ def tile_facts(plan: Classification, sizes: Sizes, values: Values, block_m: int,
     of_columns, same_columns = _distinct({x: read(e, {**env, **columns}) for e, x in parts["column"].items()})
     if same_rows or same_columns:
         may, must = share(*(substitute(e, same_rows | same_columns) for e in (may, must)))
+    if tiles.keys.cut:
+        # Behind the end of a short tile lie keys of the next one, which are masked.
+        whole = Value("kv tile is whole", BOOL)
+        of_columns[whole.name] = tiles.keys.whole.reshape(1, 1, 1, -1)
+        must = binary("and", must, whole)
     return TileFacts(may, must, of_rows, of_columns, pairs)
 
 
@@ -85,11 +93,11 @@ def _distinct(facts: Mapping[Value, Array]) -> tuple[dict[str, Array], dict[Expr
     return {name.name: facts[name] for name in first.values()}, {a: b for a, b in same.items() if a is not b}
 
 
-def decide(plan: Classification, sizes: Sizes, values: Values, block_m: int, block_n: int) -> Iterator[Array]:
+def decide(plan: Classification, sizes: Sizes, values: Values, tiles: Tiles) -> Iterator[Array]:
     """Classes of tiles (0 empty, 1 partial, 2 full), as int8 (batch or 1, head or 1, some rows, columns)."""
     env = leaves(sizes, values)
-    facts = tile_facts(plan, sizes, values, block_m, block_n)
-    rows, columns = -(-sizes.q_len // block_m), -(-sizes.kv_len // block_n)
+    facts = tile_facts(plan, sizes, values, tiles)
+    rows, columns = len(tiles.queries), len(tiles.keys)
     copies = copies_of(index_names(plan.may) | index_names(plan.must), sizes)
     for part in chunks(rows, prod(copies) * columns):
         some = {name: x[..., part, :] for name, x in (facts.rows | facts.pairs).items()}
@@ -103,30 +111,29 @@ def _classes(possible: Array, certain: Array, rows: int, columns: int) -> Array:
     return np.broadcast_to(classes.reshape(shape), (*shape[:2], rows, columns))
 
 
-def _places(x: Reduction, block_m: int, block_n: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _places(x: Reduction, tiles: Tiles) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Where in a tile of queries, and of keys, to look, so that one pair of all blocks that they touch is seen."""
     found = steps(x.x)
     assert found is not None
-    return looks(block_m, found[0], shifted(x.x, "q")), looks(block_n, found[1], shifted(x.x, "kv"))
+    return _offsets(x, "q", found[0], tiles), _offsets(x, "kv", found[1], tiles)
 
 
-def _looks(x: Reduction, block_m: int, block_n: int) -> int:
-    return prod(map(len, _places(x, block_m, block_n)))
+def _offsets(x: Reduction, axis: Axis, step: int, tiles: Tiles) -> tuple[int, ...]:
+    """Where in a tile to look, so that one position of every block of ``step`` that it touches is seen."""
+    places = tiles.along(axis)
+    return looks(places.block, step, places.cut or shifted(x.x, axis))
 
 
-def _positions(length: int, block: int, offsets: tuple[int, ...]) -> Array:
-    """Places in every tile, (tiles, offsets); what lies beyond the last position is taken for it."""
-    return np.asarray(np.minimum(np.arange(0, length, block)[:, None] + np.array(offsets), length - 1))
+def _looks(x: Reduction, tiles: Tiles) -> int:
+    return prod(map(len, _places(x, tiles)))
 
 
-def _looked(
-    x: Reduction, sizes: Sizes, block_m: int, block_n: int, rows: dict[str, Array], columns: dict[str, Array]
-) -> Expr:
+def _looked(x: Reduction, tiles: Tiles, rows: dict[str, Array], columns: dict[str, Array]) -> Expr:
     """A reduction over pairs of tiles, over positions in each of them that are looked at."""
     op: BinaryOp = "or" if x.op == "any" else "and"
-    places = _places(x, block_m, block_n)
-    rows |= {f"q + {i}": _positions(sizes.q_len, block_m, (i,)).reshape(1, 1, -1, 1) for i in places[0]}
-    columns |= {f"kv + {j}": _positions(sizes.kv_len, block_n, (j,)).reshape(1, 1, 1, -1) for j in places[1]}
+    places = _places(x, tiles)
+    rows |= {f"q + {i}": tiles.queries.positions((i,)).reshape(1, 1, -1, 1) for i in places[0]}
+    columns |= {f"kv + {j}": tiles.keys.positions((j,)).reshape(1, 1, 1, -1) for j in places[1]}
     seen = [
         substitute(x.x, {Index("q", I32): Value(f"q + {i}", I32), Index("kv", I32): Value(f"kv + {j}", I32)})
         for i, j in product(*places)
@@ -134,13 +141,10 @@ def _looked(
     return reduce(lambda a, b: binary(op, a, b), seen)
 
 
-def _over_pairs(x: Reduction, sizes: Sizes, env: Values, block_m: int, block_n: int) -> Array:
+def _over_pairs(x: Reduction, env: Values, tiles: Tiles) -> Array:
     """The same for large tiles, (batch or 1, head or 1, rows, columns): by runs of keys, or look by look."""
-    places = _places(x, block_m, block_n)
-    q, kv = (
-        _positions(length, block, offsets)
-        for length, block, offsets in zip((sizes.q_len, sizes.kv_len), (block_m, block_n), places, strict=True)
-    )
+    places = _places(x, tiles)
+    q, kv = tiles.queries.positions(places[0]), tiles.keys.positions(places[1])
     names = {"row": frozenset(["q"]), "column": frozenset(["kv"])}
     whole = substitute(x.x, {Index(axis, I32): Value(axis, I32) for axis in ("q", "kv")})
     found = None
@@ -171,15 +175,17 @@ def _over_pairs(x: Reduction, sizes: Sizes, env: Values, block_m: int, block_n: 
     return np.asarray(some if x.op == "any" else every)[None, None]
 
 
-def _reduced(x: Reduction, sizes: Sizes, env: Values, block: int, pieces: PiecesOf) -> Array:
+def _reduced(
+    x: Reduction, sizes: Sizes, env: Values, tiles: Tiles, pieces: PiecesOf, of_each: Callable[[Expr, int], Array]
+) -> Array:
     """One reduction over all tiles of its axis: (batch or 1, head or 1, rows, 1), or (…, 1, columns) for keys."""
     assert x.axis != "both"
-    length = sizes.length(x.axis)
+    length, firsts = sizes.length(x.axis), tiles.along(x.axis).firsts
     combine = {"min": np.minimum, "max": np.maximum, "any": np.logical_or, "all": np.logical_and}[x.op]
     step = step_along(x.x, x.axis)
-    offsets = () if step is None else looks(block, step, shifted(x.x, x.axis))
+    offsets = () if step is None else _offsets(x, x.axis, step, tiles)
     if 0 < len(offsets) <= _LOOKS:
-        places = _positions(length, block, offsets)
+        places = tiles.along(x.axis).positions(offsets)
         seen = read(x.x, {**env, x.axis: places})
         seen = np.broadcast_to(seen, np.broadcast_shapes(seen.shape, (1, 1, *places.shape)))
         values = np.asarray(combine.reduce(seen, axis=-1))
@@ -188,10 +194,9 @@ def _reduced(x: Reduction, sizes: Sizes, env: Values, block: int, pieces: Pieces
     copies = copies_of(index_names(of_row), sizes)
     if length and 0 < prod(copies) <= MOST_COPIES and x.type is not F32:
         each = [pieces(length, *at.items())(of_row) for at in each_copy(index_names(of_row), sizes)]
-        known = [reduced(p, block, x.op) for p in each if p is not None]
+        known = [reduced(p, firsts, x.op) for p in each if p is not None]
         if len(known) == len(each):
             return np.stack(known).reshape(*copies, *((-1, 1) if x.axis == "q" else (1, -1)))
-    values = read(x.x, {**env, x.axis: np.arange(length)})
-    values = np.broadcast_to(values, np.broadcast_shapes(values.shape, (1, 1, 1, length)))
-    found = combine.reduceat(values, np.arange(0, length, block), axis=-1) if length else values
+    values = of_each(of_row, length)
+    found = combine.reduceat(values, firsts, axis=-1) if length else values
     return np.swapaxes(found, -1, -2) if x.axis == "q" else found

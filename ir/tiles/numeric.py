@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -148,6 +149,20 @@ def read_all(expressions: Sequence[Expr], env: Values) -> list[Array]:
     return evaluate_all(expressions, env, clamp=True)
 
 
+def each_position(env: Values) -> Callable[[Expr, int], Array]:
+    """What expressions of :data:`TILE_FIRST` are at so many positions, (batch or 1, head or 1, 1, length), each once.
+
+    What is read of a query and of a key is the same, once it is written so.
+    """
+
+    @cache
+    def found(e: Expr, length: int) -> Array:
+        values = read(e, {**env, "tile_first": np.arange(length)})
+        return np.broadcast_to(values, np.broadcast_shapes(values.shape, (1, 1, 1, length)))
+
+    return found
+
+
 def different(every: Sequence[Array], length: int) -> tuple[Array, Array]:
     """Where arrays of ``length`` first have each combination of values, and which of these stands at every place."""
     code = np.zeros(length, np.int64)
@@ -165,11 +180,15 @@ def chunks(rows: int, width: int) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
-def allowed(plan: TilePlan, sizes: Sizes, values: Values, rows_at_once: int) -> Iterator[Array]:
-    """The mask itself, ``rows_at_once`` queries at a time (a multiple of it fits): (batch, head, rows, kv_len)."""
+def allowed(plan: TilePlan, sizes: Sizes, values: Values, firsts: Array) -> Iterator[tuple[slice, Array]]:
+    """The mask itself, some queries at a time, from one of ``firsts`` to another: (batch, head, rows, kv_len)."""
     env = {**leaves(sizes, values), "kv": np.arange(sizes.kv_len)}
-    step = max(CHUNK // max(sizes.batch * sizes.heads * sizes.kv_len, 1) // rows_at_once, 1) * rows_at_once
-    for start in range(0, sizes.q_len, step):
-        q = np.arange(start, min(start + step, sizes.q_len))
-        keep = read(plan.variant.mask, {**env, "q": q[:, None]})
-        yield np.broadcast_to(keep, (sizes.batch, sizes.heads, len(q), sizes.kv_len))
+    most = CHUNK // max(sizes.batch * sizes.heads * sizes.kv_len, 1)
+    ends = np.append(firsts[1:], sizes.q_len)
+    start = 0
+    while start < sizes.q_len:
+        fits, next_one = np.searchsorted(ends, (start + most, start), "right")
+        stop = int(ends[max(fits - 1, next_one)])
+        keep = read(plan.variant.mask, {**env, "q": np.arange(start, stop)[:, None]})
+        yield slice(start, stop), np.broadcast_to(keep, (sizes.batch, sizes.heads, stop - start, sizes.kv_len))
+        start = stop

@@ -105,10 +105,8 @@ def always(condition: Expr, rows: int, env: Values) -> bool | None:
             return None
 
 
-def reduced(found: Pieces, block: int, op: ReductionOp) -> Array:
-    """A function of the row, reduced over every ``block`` rows."""
-    rows = found.rows
-    firsts = np.arange(0, rows, block)
+def reduced(found: Pieces, firsts: Array, op: ReductionOp) -> Array:
+    """A function of the row, reduced over the rows from each of ``firsts`` up to the next."""
     found = found.cut(firsts if len(found.starts) == 1 else _union(found.starts, firsts))
     ends = found.values, found.values + found.slopes * (found.lengths - 1)
     combine = np.minimum if op in ("min", "all") else np.maximum

@@ -14,6 +14,7 @@ from regard.ir.tiles import TilePlan, make_plan
 from regard.ir.tiles.class_count import count_classes
 from regard.ir.tiles.count import tile_map
 from regard.ir.tiles.numeric import Sizes, Values
+from regard.ir.tiles.places import Tiles
 
 
 @rg.mask
@@ -74,7 +75,7 @@ def test_classes_are_counted_as_in_the_map(name: str, align: Any, heads: int) ->
     for q_len in (1003, 610):
         sizes = Sizes(2, heads, 1, q_len, 1003)
         for tile in ((128, 64), (16, 32), (64, 64), (33, 50)):
-            found = count_classes(plan.classification, sizes, values, *tile)
+            found = count_classes(plan.classification, sizes, values, Tiles.regular(sizes, *tile))
             # Frames are taken apart only where they are whole numbers of tiles.
             assert found is not None or name == "frames"
             classes = np.broadcast_to(tile_map(plan, sizes, values, *tile), (2, heads, *tile_shape(sizes, tile)))
@@ -92,7 +93,7 @@ def test_few_pairs_are_looked_at_one_by_one(name: str) -> None:
     sizes = Sizes(1, 1, 1, 610, 1003)
     classes = np.broadcast_to(tile_map(plan, sizes, values, 48, 48), (1, 1, *tile_shape(sizes, (48, 48))))
     expected = tuple(int((classes == kind).sum()) for kind in (1, 2))
-    assert count_classes(plan.classification, sizes, values, 48, 48) == expected
+    assert count_classes(plan.classification, sizes, values, Tiles.regular(sizes, 48, 48)) == expected
 
 
 @pytest.mark.usefixtures("never_one_by_one")
@@ -100,8 +101,9 @@ def test_frames_are_taken_apart() -> None:
     """Their rows are too uneven to be followed, their inside is the same for all pairs of frames as far apart."""
     plan, values = plan_and_values(frames)
     assert plan.classification is not None
-    assert count_classes(plan.classification, Sizes(1, 1, 1, 4096, 4096), values, 32, 32) is not None
-    assert count_classes(plan.classification, Sizes(1, 1, 1, 4096, 4096), values, 48, 48) is None
+    sizes = Sizes(1, 1, 1, 4096, 4096)
+    assert count_classes(plan.classification, sizes, values, Tiles.regular(sizes, 32, 32)) is not None
+    assert count_classes(plan.classification, sizes, values, Tiles.regular(sizes, 48, 48)) is None
 
 
 @pytest.mark.parametrize("length", [997, 1024])
@@ -119,4 +121,4 @@ def test_nothing_to_count() -> None:
     plan, values = plan_and_values(rg.random_blocks(16, 2))
     assert plan.classification is not None
     for sizes in (Sizes(0, 1, 1, 9, 9), Sizes(1, 1, 1, 0, 9), Sizes(1, 1, 1, 9, 0)):
-        assert count_classes(plan.classification, sizes, values, 16, 16) == (0, 0)
+        assert count_classes(plan.classification, sizes, values, Tiles.regular(sizes, 16, 16)) == (0, 0)
