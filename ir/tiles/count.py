@@ -1,7 +1,8 @@
 """Counting before running: pairs, tiles, FLOPs and bytes of one call, from its plan, without torch or a GPU.
 
 A tile cut short by a length counts as full where all its existing pairs are allowed. (A kernel masks such a
-tile nevertheless, because it must not read beyond the length.)
+tile nevertheless, because it must not read beyond the length.) Only where tiles begin anew where data changes, short
+tiles of keys are what they are to kernels: never full.
 """
 
 from __future__ import annotations

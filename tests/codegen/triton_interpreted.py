@@ -19,6 +19,15 @@ import regard as rg
 from generated_triton import generated, load
 from oracle import Part, allowed_pairs, assert_close_to_oracle, by_tile, eager, gradients, oracle
 from regard.codegen import triton_classify
+from regard.codegen.gluon_module import emit_tables
+from regard.codegen.triton_cuts import OWN_FIRST, cuts_of
+from regard.codegen.triton_values import MARK
+from regard.dsl import assemble
+from regard.ir.passes import run_pipeline
+from regard.ir.tiles import make_plan
+from regard.ir.tiles.count import tile_counts
+from regard.ir.tiles.numeric import Sizes
+from regard.ir.tiles.places import parts_of_call
 
 F16, F32 = torch.float16, torch.float32
 LENGTH = 45
@@ -279,6 +288,70 @@ def test_tables_of_tiles(name: str) -> None:
             assert torch.equal(visited.expand_as(some), some)
             assert torch.equal(full.expand_as(some), every & some)
     assert bool((by_query[1][..., 2] < 0).any()) == (name not in ("documents", "causal documents", "nothing"))
+
+
+def runs(*lengths: int) -> Tensor:
+    return torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).int()
+
+
+@rg.mask
+def same_head(q, kv, head, ids):
+    return (ids[head, q] == ids[head, kv]) & (q - kv < 40 * (head + 1))
+
+
+@rg.mask
+def same_text(q, kv, batch, asked, held):
+    return asked[batch, q] == held[batch, kv]
+
+
+@rg.mask
+def same_block(q, kv, asked, held):
+    return (asked[q // 16] == held[kv]) & (q >= kv)
+
+
+ANY = torch.randint(3, (150,), generator=torch.Generator().manual_seed(4)).int()
+SORTED = runs(9, 2, 51, 40, 48)
+CUT: dict[str, Callable[[], tuple[Part, int]]] = {
+    "sorted": lambda: (rg.causal() & rg.document(SORTED), 150),
+    "in no order": lambda: (rg.sliding_window(70, 20) & rg.document(SORTED[torch.arange(150) % 70]), 131),
+    "random": lambda: (rg.causal() & rg.document(ANY), 150),
+    "by head": lambda: (same_head(ids=torch.stack([SORTED, ANY, SORTED.flip(0), SORTED])), 93),
+    "only keys": lambda: (same_text(asked=torch.stack([ANY, SORTED]), held=torch.stack([SORTED, SORTED])), 150),
+    "blocks of queries": lambda: (same_block(asked=runs(1, 2, 2, 5), held=runs(16, 39, 25, 70)), 150),
+}
+TABLES_ALONE = """import torch, triton
+import triton.language as tl
+
+def launch(kernel, grid, *arguments, **options):
+    kernel[grid](*arguments, **options)
+
+"""
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_cut_tiles_are_those_that_are_counted(name: str) -> None:
+    part, q_len = CUT[name]()
+    variant, values = assemble(part)
+    plan = make_plan(run_pipeline(variant))
+    cuts = cuts_of(plan)
+    assert cuts is not None
+    text, _ = emit_tables(plan, (32, 16), cuts=cuts)
+    names = [p.name for p in plan.variant.buffers] + [p.name for p in plan.variant.scalars]
+    given = [values[name] for name in names]
+    module = load(TABLES_ALONE + text.replace(MARK, ""))
+    _, counts, kv_firsts, rows = module.classify(*given, 2, 4, 4, q_len, 150, torch.device("cpu"))
+    numbers = {n: x.numpy() if isinstance(x, Tensor) else x for n, x in values.items()}
+    sizes = Sizes(2, 4, 4, q_len, 150)
+    parts = [x.tiles for x in parts_of_call(plan, cuts, sizes, numbers, 32, 16)]
+    assert int(rows) == max(len(tiles.queries) for tiles in parts)
+    for own, keys, tiles in zip(counts.flatten(0, 1), kv_firsts.flatten(0, 1), parts, strict=True):
+        firsts = own[:, OWN_FIRST].tolist()
+        assert firsts == [*tiles.queries.firsts, *[q_len] * (len(firsts) - len(tiles.queries))]
+        assert keys[:-1].tolist() == [*tiles.keys.firsts, *[150] * (len(keys) - 1 - len(tiles.keys))]
+    full, partial = (counts[..., :2].sum((0, 1, 2)) * (8 // counts[..., 0, 0].numel())).tolist()
+    found = tile_counts(plan, sizes, numbers, 32, 16, cuts=cuts)
+    assert (found.full, found.partial) == (full, partial)
+    assert found.begun_anew == (name != "random")
 
 
 def test_rows_too_long_to_list(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,6 +229,20 @@ def test_counts_agree_with_the_schedule_that_runs() -> None:
     assert f"tiles of {schedule.block_m} queries × {schedule.block_n} keys" in str(report)
 
 
+def test_cut_tiles_are_counted_where_they_begin() -> None:
+    """Two documents, each of three tiles of 128 if one begins with it, of which the last is short."""
+    ids = (torch.arange(600) >= 300).int()
+    attn, shape = rg.attention(rg.causal & rg.document(ids)), (1, 32, 600, 64)
+    report = attn.explain(shape, target="sm_90", dtype="bf16")
+    assert report.kernels[0].schedule.cut and report.counts is not None
+    said = "tiles of up to 128 × 128, begun anew where data changes: 192 full, 192 partial, 768 empty (33.3% visited)"
+    assert said in str(report)
+    tiles = report.counts.tiles
+    assert tiles.tile_pairs == 32 * 12 * 128**2 and report.counts.speedup_bound == 25 / 12
+    assert attn.explain(shape, target="sm_90", dtype="bf16", exact=True).counts.tiles == tiles
+    assert "begun anew" not in str(attn.explain(shape, target="sm_80", dtype="bf16"))
+
+
 @pytest.mark.parametrize(
     ("part", "rows", "columns"),
     [
