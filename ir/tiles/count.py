@@ -51,8 +51,8 @@ class TileCounts:
     ``partial`` may hold tiles that are empty or full. ``boxes`` are the shapes of tiles that are boxes, one for
     each term of the plan, and may hold fewer pairs than ``block_m * block_n``; empty ones are not counted then.
     ``tile_pairs`` are those of all visited tiles, ``dense_pairs`` those of all tiles that dense attention has.
-    ``begun_anew``: where data changes tiles begin anew, so that there are more of them, some short: kernels take these
-    for tiles of the whole size, and those of keys for partial ones.
+    ``begun_anew``: some tiles begin where data changes, so that there are more of them, and short ones. Kernels compute
+    these whole, and short ones of keys with the mask.
     """
 
     empty: int
