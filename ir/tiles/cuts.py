@@ -35,9 +35,10 @@ class Cuts:
 
         >>> from ..parser import parse_expr
         >>> from ..printer import print_expr
-        >>> from ..nodes import Param
-        >>> from ..types import I32
-        >>> found = Cuts.of(parse_expr("q >= kv and doc[q] == doc[kv]", [Param("doc", I32, ("L",))]))
+        >>> from ..types import I32, BufferType
+        >>> from ..variant import BufferParameter
+        >>> doc = BufferParameter("doc", BufferType(I32, ("length",)))
+        >>> found = Cuts.of(parse_expr("q >= kv and doc[q] == doc[kv]", [doc]))
         >>> print_expr(found.same), print_expr(found.rest)
         ('doc[q] == doc[kv]', 'q >= kv')
         """
