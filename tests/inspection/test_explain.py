@@ -54,6 +54,20 @@ def test_report_reads_well() -> None:
         assert line in report, report
 
 
+def test_masks_that_allow_everything_or_nothing_say_so() -> None:
+    @rg.mask
+    def nothing(q: Tensor, kv: Tensor) -> Tensor:
+        return (q != q) & (kv >= 0)
+
+    for part, lines in (
+        (rg.full, ("every pair is allowed: all tiles are full", "keys of a tile: one run, without holes")),
+        (nothing, ("no pair is allowed: all tiles are empty", "keys of a tile: none", "of them pair with  none\n")),
+    ):
+        report = str(rg.attention(part).explain(SHAPE, target="cpu"))
+        for line in lines:
+            assert line in report, report
+
+
 def test_counts_are_those_of_the_dense_mask() -> None:
     counts = rg.attention(window_and_sinks(window=100, sinks=4)).explain(SHAPE, target="cpu").counts
     i = torch.arange(333)
