@@ -115,6 +115,18 @@ def test_a_million_tokens_are_counted_without_looking_at_pairs() -> None:
     assert counts.pairs.pairs == 2**20 * 256 - 255 * 256 // 2
 
 
+def test_a_million_queries_of_heads_that_differ_are_seen_to_see_themselves() -> None:
+    """Both sides of each comparison are the same for a query and its own key, whatever the head."""
+
+    @rg.mask
+    def shifted_groups(q: Tensor, kv: Tensor, head: Tensor) -> Tensor:
+        return (q + head * 512) // 1024 == (kv + head * 512) // 1024
+
+    attn = rg.attention(shifted_groups)
+    counts = attn.explain((1, 8, 2**20, 64), target="cpu").counts
+    assert counts is not None and counts.sees_itself
+
+
 def test_without_inputs_there_are_no_counts() -> None:
     report = rg.attention(rg.causal).explain()
     assert report.counts is None
