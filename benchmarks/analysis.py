@@ -102,13 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if wrong := set(options.names) - set(every):
         raise SystemExit(f"no mask is called {', '.join(sorted(wrong))}; there are {', '.join(every)}")
     # Modules that are loaded when first needed, and a figure's fonts, are no part of any mask; nor is looking through
-    # their objects, which a collection of all garbage would charge to whichever mask it meets.
+    # their objects and those of other masks, which a collection of all garbage would charge to whichever mask it meets.
     for name in ("neighbourhood2d", "circle2d"):
         measure(*masks(4096)[name], repetitions=1)
-    gc.collect()
-    gc.freeze()
     rows = []
     for name in options.names or every:
+        gc.collect()
+        gc.freeze()
         rows.append({"mask": name, **measure(*every[name])})
         print(*(f"{key} {value}" for key, value in rows[-1].items() if key not in ("pairs", "tiles")), flush=True)
     slow = {key: [row["mask"] for row in rows if row[key] > LIMIT] for key in ("first_ms", "again_ms")}
