@@ -73,18 +73,18 @@ def box_tokens(axes: Sequence[BoxAxis], block_m: int, block_n: int) -> tuple[int
 def _costs(axes: Sequence[BoxAxis], own: Literal["q", "k"], extents: list[int], sides: Array) -> Array:
     """What shapes of such sides, (shapes, 2, axes), cost with each guess of the parameters: (guesses, shapes)."""
     guesses = np.array(_guesses(axes, own, extents))
-    found = np.ones((len(guesses), len(sides), 2))
+    found = np.ones((2, len(guesses), len(sides)))
     for i, (axis, extent) in enumerate(zip(axes, extents, strict=True)):
         # The same values, and the same pairs of sides, come back in many guesses and shapes.
         values, guess = np.unique(guesses[:, i], return_inverse=True)
         pairs, shape = np.unique(sides[:, :, i], axis=0, return_inverse=True)
         counts = _counts(axis.keys if own == "q" else axis.queries, axis, extent, values, pairs)
-        found *= counts[guess.ravel()[:, None], shape.ravel()]
-    return np.asarray(PARTIAL * found[..., 0] - (PARTIAL - FULL) * found[..., 1])
+        found *= counts[:, guess.ravel()].take(shape.ravel(), 2)
+    return np.asarray(PARTIAL * found[0] - (PARTIAL - FULL) * found[1])
 
 
 def _counts(ranges: Ranges, axis: BoxAxis, extent: int, values: Array, pairs: Array) -> Array:
-    """Boxes visited, and full ones, along an axis whose classes have ``extent`` coordinates: (values, pairs, 2).
+    """Boxes visited, and full ones, along an axis whose classes have ``extent`` coordinates: (2, values, pairs).
 
     ``values``: what every parameter, and what is read from a tensor, is taken to be. ``pairs``: sides of a box and of
     those that it visits.
@@ -100,7 +100,7 @@ def _counts(ranges: Ranges, axis: BoxAxis, extent: int, values: Array, pairs: Ar
     some, every = (runs(union, first, last, extent, env) for union in (ranges.may, ranges.must))
     ends = np.cumsum([len(x) for x in firsts])[:-1]
     cut = [np.split(x[:, :, 0], ends, 2) for x in (some.starts, some.stops, every.starts[:1], every.stops[:1])]
-    found = np.zeros((len(values), len(pairs), 2))
+    found = np.zeros((2, len(values), len(pairs)))
     for side, places, start, stop, low, high in zip(sides, firsts, *cut, strict=True):
         which = pairs[:, 0] == side
         others = pairs[which, 1].reshape(-1, 1, 1, 1)
@@ -109,7 +109,7 @@ def _counts(ranges: Ranges, axis: BoxAxis, extent: int, values: Array, pairs: Ar
         full = np.maximum(np.minimum((np.minimum(high, stop) - start) // others, count) - before, 0)
         weight = -(-extent // side) / len(places)  # boxes that each of these stands for
         for i, x in enumerate((count, full)):
-            found[:, which, i] = x.sum((1, 3)).T * weight
+            found[i][:, which] = x.sum((1, 3)).T * weight
     return found
 
 

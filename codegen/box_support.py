@@ -64,7 +64,7 @@ def why_not_boxes_of_gradients(plan: TilePlan, target: Target) -> str | None:
 
 
 def _is_nested(plan: TilePlan) -> bool:
-    return plan.method == "classified" and len(plan.boxes) == 1 and plan.boxes[0].is_nested
+    return len(plan.boxes) == 1 and plan.boxes[0].is_nested and plan.method == "classified"
 
 
 @lru_cache(maxsize=64)

@@ -140,8 +140,8 @@ class Explanation:
         yield _METHODS[self.plan.method]
         for own, other, ranges in (("queries", "keys", self.plan.keys), ("keys", "queries", self.plan.queries)):
             yield f"for a tile of {own} first … last:"
-            yield f"  {other} that some of them pair with  {_union(ranges.may)}"
-            yield f"  {other} that all of them pair with   {_union(ranges.must)}"
+            yield f"  {other} that some of them pair with  {_union(ranges.may) or 'none'}"
+            yield f"  {other} that all of them pair with   {_union(ranges.must) or 'none for certain'}"
         if self.plan.classification is not None:
             yield f"a pair of tiles may hold allowed pairs if  {print_expr(self.plan.classification.may)}"
             yield f"it is full if  {print_expr(self.plan.classification.must)}"
@@ -156,7 +156,8 @@ class Explanation:
     def _proofs(self) -> Iterator[str]:
         proofs = self._proofs_of_what_runs()
         if not proofs:
-            yield "every pair is allowed: all tiles are full"
+            full = self.plan.variant.mask == TRUE
+            yield "every pair is allowed: all tiles are full" if full else "no pair is allowed: all tiles are empty"
         for proof in proofs:
             place = f"  ({_place(proof.loc)})" if proof.loc is not None else ""
             yield f"{print_expr(proof.atom)}: {proof.verdict}; {_short(proof.reason)}{place}"
@@ -195,7 +196,9 @@ class Explanation:
         if self.plan.method != "closed":
             return "keys of a tile: tiles in any places, as listed"
         count = len(self.plan.keys.may)
-        return "keys of a tile: one run, without holes" if count <= 1 else f"keys of a tile: up to {count} runs"
+        if count == 0:
+            return "keys of a tile: none"
+        return "keys of a tile: one run, without holes" if count == 1 else f"keys of a tile: up to {count} runs"
 
     def _proofs_of_what_runs(self) -> tuple[Proof, ...]:
         if not self._walks_boxes:
@@ -320,7 +323,7 @@ def _union(intervals: Sequence[Interval]) -> str:
     def shown(e: Expr) -> str:
         return print_expr(substitute(e, _TILE_ENDS))
 
-    return " or ".join(f"[{shown(i.start)}, {shown(i.stop)})" for i in intervals) or "none for certain"
+    return " or ".join(f"[{shown(i.start)}, {shown(i.stop)})" for i in intervals)
 
 
 def _short(reason: str) -> str:

@@ -48,7 +48,7 @@ def make_plan(v: Variant, fit: Fit = "any") -> TilePlan:
 def _decide_more(boxes: tuple[BoxTerm, ...], formula: Formula) -> bool:
     proofs = [p for term in boxes for p in term.proofs if p.verdict != "partial"]
     decided = {with_bounded_loads(expanded(p.atom)) for p in proofs}
-    return any(a in decided and not is_solved(Atom(a)) for a in atoms(formula))
+    return any(a in decided and not is_solved(Atom(a)) for a in reversed(atoms(formula)))
 
 
 @lru_cache(maxsize=64)

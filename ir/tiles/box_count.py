@@ -227,14 +227,15 @@ def _nested_pairs(term: BoxTerm, sizes: Sizes, values: Values) -> tuple[int, int
 
 def _pairs_of_kinds(found: Kinds, ranges: Ranges, whole: Tiles, axis: int, env: Values) -> tuple[int, int] | None:
     """At most, and at least so many pairs along the last axis, whose classes are one run each."""
-    totals = [0, 0]
-    for i, (union, weights) in enumerate(((ranges.may, found.weights), (ranges.must, found.weights * found.certain))):
-        for kind in np.flatnonzero(weights):
-            pairs = _pairs_of(whole, axis, union, {**env, **{name: x[kind] for name, x in found.values.items()}})
-            if pairs is None:
-                return None
-            totals[i] += pairs * int(weights[kind])
-    return totals[0], totals[1]
+    most = least = 0
+    for kind in np.flatnonzero(found.weights):
+        unions = (ranges.may, ranges.must) if found.certain[kind] else (ranges.may,)
+        pairs = _pairs_of(whole, axis, unions, {**env, **{name: x[kind] for name, x in found.values.items()}})
+        if pairs is None:
+            return None
+        most += pairs[0] * int(found.weights[kind])
+        least += pairs[1] * int(found.weights[kind]) if found.certain[kind] else 0
+    return most, least
 
 
 def _pairs_along(axis: BoxAxis, sizes: Sizes, values: Values) -> AxisCount | None:
@@ -244,23 +245,23 @@ def _pairs_along(axis: BoxAxis, sizes: Sizes, values: Values) -> AxisCount | Non
     whole = tiles_along(axis, 2**28, sizes, values)
     if len(whole.first) > _FEW_CLASSES or int((whole.last - whole.first + 1).sum()) <= _FEW_ROWS:
         return None
-    may, must = (_pairs_of(whole, 0, union, leaves(sizes, values)) for union in (axis.keys.may, axis.keys.must))
-    return None if may is None or must is None else AxisCount(np.full((1, 1), may), np.full((1, 1), must))
+    pairs = _pairs_of(whole, 0, (axis.keys.may, axis.keys.must), leaves(sizes, values))
+    return None if pairs is None else AxisCount(*(np.full((1, 1), n) for n in pairs))
 
 
-def _pairs_of(whole: Tiles, axis: int, union: tuple[Interval, ...], env: Values) -> int | None:
-    """Pairs of coordinates in classes, of which each is one run, by stretches; None where that is not possible."""
-    total = 0
+def _pairs_of(whole: Tiles, axis: int, unions: Sequence[tuple[Interval, ...]], env: Values) -> list[int] | None:
+    """Pairs of each union in classes, of which each is one run, by stretches; None where that is not possible."""
+    totals = [0] * len(unions)
     for i in range(len(whole.first)):
         one = whole[np.array([i])]
         first, rows = int(one.first[0]), int(one.last[0] - one.first[0]) + 1
         of_class = {name: int(x[0, 0]) for name, x in class_names(axis, one).items()}
         at = {**env, **of_class, "block": int(one.block[0]), "residue": int(one.residue[0])}
-        keys = positions_of_rows(union, int(one.low[0]), int(one.high[0]), first, rows, at)
+        keys = positions_of_rows(unions, int(one.low[0]), int(one.high[0]), first, rows, at)
         if keys is None:
             return None
-        total += keys * int(one.copies[0])
-    return total
+        totals = [total + n * int(one.copies[0]) for total, n in zip(totals, keys, strict=True)]
+    return totals
 
 
 def is_countable(term: BoxTerm, sizes: Sizes, values: Values) -> bool:

@@ -40,7 +40,7 @@ def may_attend(f: Formula, tile: Axis, other: Axis) -> tuple[Interval, ...]:
 def must_attend(f: Formula, tile: Axis, other: Axis) -> tuple[Interval, ...]:
     """The positions of ``other`` that all of a tile of ``tile`` attend to under ``f``."""
     conditions = [p for p in (f.parts if isinstance(f, All) else (f,)) if isinstance(p, Atom)]
-    if any(isinstance(solve(p, tile, other), Unsolved) for p in conditions):
+    if any(isinstance(solve(p, tile, other), Unsolved) for p in reversed(conditions)):
         return ()  # whatever the others say, which is not looked at
     return finish(_must(_solution(f, tile, other), tile, other)[:INTERVALS], other)
 

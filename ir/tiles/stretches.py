@@ -59,38 +59,51 @@ def stretches(union: Sequence[Interval], low: int, high: int, first: int, rows: 
     ``env`` has a number for every name but the row's, which is both ends of its tile. None where the ends are not
     piecewise linear, or in too many pieces for this to help.
     """
-    found = _ends(union, low, high, first, rows, env)
-    return None if found is None else first + found[0]
+    found = _ends_of_rows([union], first, rows, env)
+    ends = None if found is None else _in_stretches(found[0], low, high, rows)
+    return None if ends is None else first + ends[0]
 
 
 def positions_of_rows(
-    union: Sequence[Interval], low: int, high: int, first: int, rows: int, env: Values
-) -> int | None:
-    """How many positions of ``union`` all these rows have together, by :func:`stretches`."""
-    found = _ends(union, low, high, first, rows, env)
-    if found is None:
-        return None
-    starts, ends = found
-    lengths = np.append(starts[1:], rows) - starts
-    # Of each stretch, the first row and the last one.
-    every = [np.concatenate([p.values, p.values + p.slopes * (lengths - 1)]) for p in ends]
-    total = disjoint(np.stack(every[0::2]), np.stack(every[1::2])).total.reshape(2, -1).sum(0) if every else lengths * 0
-    return int((total * lengths).sum()) // 2
+    unions: Sequence[Sequence[Interval]], low: int, high: int, first: int, rows: int, env: Values
+) -> list[int] | None:
+    """How many positions of each union all these rows have together, by :func:`stretches`."""
+    found = _ends_of_rows(unions, first, rows, env)
+    counts: dict[tuple[int, ...], int] = {}
+    for ends in found or ():
+        if tuple(map(id, ends)) in counts:  # what some of a tile see, all of one row do
+            continue
+        cut = _in_stretches(ends, low, high, rows)
+        if cut is None:
+            return None
+        starts, pieces = cut
+        lengths = np.append(starts[1:], rows) - starts
+        # Of each stretch, the first row and the last one.
+        every = [np.concatenate([p.values, p.values + p.slopes * (lengths - 1)]) for p in pieces]
+        runs = disjoint(np.stack(every[0::2]), np.stack(every[1::2])).total.reshape(2, -1) if every else lengths * 0
+        counts[tuple(map(id, ends))] = int((runs * lengths).sum()) // 2
+    return None if found is None else [counts[tuple(map(id, ends))] for ends in found]
 
 
-def _ends(
-    union: Sequence[Interval], low: int, high: int, first: int, rows: int, env: Values
-) -> tuple[Array, list[Pieces]] | None:
-    """Where stretches begin, counted from the first row, and in such pieces the ends of ``union``, one by one."""
+def _ends_of_rows(
+    unions: Sequence[Sequence[Interval]], first: int, rows: int, env: Values
+) -> list[list[Pieces]] | None:
+    """The ends of each union, one by one, as functions of so many rows; None where they are not piecewise linear."""
     of = _pieces_over(Pieces(rows, *(np.array([x]) for x in (0, first, 1))), env)
-    found = [of(substitute(e, _ONE_ROW)) for i in union for e in (i.start, i.stop)]
-    clipped = {id(p): _clipped(p, low, max(low, high)) for p in found if p is not None}
-    ends = [*_aligned(*clipped.values())]
-    starts = _common_starts(*ends, *(_apart(a, b)[0] for a, b in combinations(ends, 2)))
-    if any(p is None for p in found) or len(starts) > max(rows // 8, 64):
+    every = [[of(substitute(e, _ONE_ROW)) for i in union for e in (i.start, i.stop)] for union in unions]
+    found = [[p for p in ends if p is not None] for ends in every]
+    return found if [*map(len, found)] == [*map(len, every)] else None
+
+
+def _in_stretches(ends: list[Pieces], low: int, high: int, rows: int) -> tuple[Array, list[Pieces]] | None:
+    """Where stretches begin, counted from the first row, and ``ends`` in such pieces; None where they are too many."""
+    clipped = {id(p): _clipped(p, low, max(low, high)) for p in ends}
+    aligned = [*_aligned(*clipped.values())]
+    starts = _common_starts(*aligned, *(_apart(a, b)[0] for a, b in combinations(aligned, 2)))
+    if len(starts) > max(rows // 8, 64):
         return None
-    cut = dict(zip(clipped, (p.cut(starts) for p in ends), strict=True))
-    return starts, [cut[id(p)] for p in found]
+    cut = dict(zip(clipped, (p.cut(starts) for p in aligned), strict=True))
+    return starts, [cut[id(p)] for p in ends]
 
 
 def always(condition: Expr, rows: int, env: Values) -> bool | None:

@@ -90,7 +90,7 @@ def runs_of_columns(p: Pairs) -> list[Found] | None:
         env |= {name: x[:, None] for name, x in of_kind.items()}
         shape = len(up_to), len(row)
         conditions = tuple(np.broadcast_to(x, shape) for x in read_all(p.conditions, {**p.env, **env}))
-        found.append(Found(row, start, end, conditions, up_to.take(end, 1) - up_to.take(start, 1)))
+        found.append(Found(row, start, end, conditions, np.stack([x.take(end) - x.take(start) for x in up_to])))
     return found
 
 
