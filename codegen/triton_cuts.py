@@ -8,7 +8,7 @@ with what is not. So nothing is assumed of the data: changes that are found are 
 from __future__ import annotations
 
 from ..ir.nodes import Expr, Reduction
-from ..ir.tiles.cuts import Cuts
+from ..ir.tiles.cuts import ROOM, Cuts
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import walk
 from .emitter import Emitter
@@ -22,13 +22,13 @@ from .triton_values import Values
 OWN_FIRST, OWN_STOP, MIXED = 4, 5, 6
 NUMBERS = 8
 
-_MOST_TILES = '''
+_MOST_TILES = f'''
 def most_tiles(length, block):
-    """How many tiles there is room for: twice as many as without cuts."""
-    return 2 * triton.cdiv(length, block)
+    """How many tiles there is room for: {ROOM} times as many as without cuts."""
+    return {ROOM} * triton.cdiv(length, block)
 '''
-_TILES = """
-q_tiles, kv_tiles = 2 * tl.cdiv(q_len, BLOCK_M), 2 * tl.cdiv(kv_len, BLOCK_N)
+_TILES = f"""
+q_tiles, kv_tiles = {ROOM} * tl.cdiv(q_len, BLOCK_M), {ROOM} * tl.cdiv(kv_len, BLOCK_N)
 """
 # Of each row of data: where tiles begin, the length where there are none left, and 1 if that is where data changes.
 _DECIDED = """
@@ -67,7 +67,7 @@ def later(a, b):
 # Along one axis; what changes there is found between the two.
 _BEFORE_CHANGES = """
 tiles = tl.cdiv({axis}_len, {block})
-most = 2 * tiles
+most = {room} * tiles
 firsts = {axis}_firsts + entry.to(tl.int64) * (most + 2)
 count, since = 0, 0
 for begin in range(0, {axis}_len, CHUNK):
@@ -156,7 +156,7 @@ class CutClassify(Classify):
                 self._emit_axis_cuts(out, "kv", "BLOCK_N", self.cuts.by_key)
 
     def _emit_axis_cuts(self, out: Emitter, axis: str, block: str, data: tuple[Expr, ...]) -> None:
-        out.lines(_BEFORE_CHANGES.format(axis=axis, block=block))
+        out.lines(_BEFORE_CHANGES.format(axis=axis, block=block, room=ROOM))
         after = Emitter()
         compared = []
         for i, e in enumerate(data):

@@ -16,6 +16,9 @@ from ..traverse import joined, rewrite
 from .classify import positions
 from .overflow import is_exact
 
+# Tables have room for so many times as many tiles as start at multiples of their size.
+ROOM = 2
+
 
 @dataclass(frozen=True, slots=True)
 class Cuts:

@@ -14,7 +14,7 @@ from ..nodes import Expr, Index, Value
 from ..symbolic import TILE_FIRST
 from ..traverse import index_names, substitute
 from ..types import I32
-from .cuts import Cuts
+from .cuts import ROOM, Cuts
 from .numeric import Array, Sizes, Values, each_copy, each_position, leaves
 from .plan import Classification, TilePlan
 from .solve import Axis
@@ -93,8 +93,8 @@ def parts_of_call(
 ) -> Iterator[Part]:
     """A call whose tiles begin anew where data changes, by the batch items and heads that differ in it.
 
-    Data that changes so often that there would be half as many tiles again as without cuts leaves tiles at multiples
-    of their size: of queries or of keys, in one batch item and head or another.
+    Data that changes so often that tables have no :data:`~.cuts.ROOM` for all tiles leaves them at multiples of their
+    size: those of queries or of keys, in one batch item and head or another.
     """
     by_axis: dict[Axis, tuple[Expr, ...]] = {"q": cuts.by_query, "kv": cuts.by_key}
     env = leaves(sizes, values)
@@ -145,8 +145,7 @@ def _cut(changes: Array, length: int, block: int) -> Places:
     regular = Places.regular(length, block)
     begins = np.append(np.zeros(min(length, 1), np.int64), np.flatnonzero(changes) + 1)
     counts = -(-np.diff(begins, append=length) // block)
-    # The device has room for so many.
-    if counts.sum() > len(regular) + len(regular) // 2 + 1:
+    if counts.sum() > ROOM * len(regular):
         return replace(regular, cut=True)
     earlier = np.cumsum(counts) - counts
     firsts = np.repeat(begins - block * earlier, counts) + block * np.arange(counts.sum())
