@@ -90,7 +90,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         emit_launch(out, KERNEL, KEY_PROGRAMS, arguments, "**BACKWARD")
         emit_after(out)
     kernels = [*table_kernels, "row_terms", KERNEL, "convert_sums"]
-    return finish(out, plan, kernels, head, tables + row_kernels(problem, consumer.folded, sums=True))
+    return finish(out, plan, kernels, head, tables + row_kernels(problem, consumer.folded, sums=True), short_tanh=problem.dtype == "bf16")
 
 
 def parameters_of(plan: TilePlan, tiles: str) -> list[Argument]:

@@ -16,6 +16,7 @@ from .gluon_names import Names
 from .gluon_parts import tiles_of
 from .gluon_products import emit_products
 from .gluon_releases import emit_first_turn, emit_releases, in_turn
+from .gluon_scores import SCALE, folded_scores
 from .gluon_seen import Unseen, UnseenByWeights
 from .gluon_tiles import emit_unpack, jit_function
 from .gluon_work import emit_share, emit_sums_of_share
@@ -61,7 +62,12 @@ class Consumer:
             self.band = Band.without_bounds(plan.variant.mask, "kv")
         results: dict[str, Expr] = {} if self.band is None else self.band.results()
         self.score: Expr | None = None
-        if plan.variant.scores:
+        folded = folded_scores(plan.variant.scores, slopes=False) if plan.variant.scores else None
+        self.scales = folded is None
+        if folded is not None:
+            self.score = folded.core
+            results |= folded.results()
+        elif plan.variant.scores:
             self.score = results["score"] = composed_scores(plan.variant.scores)[-1]
         self.results = tuple(results)
         self.reads_keys = self.score is not None and "kv" in dependence(self.score)
@@ -70,8 +76,9 @@ class Consumer:
         self.loads_pairs = any({"q", "kv"} <= dependence(x) for x in self.loads)
         self.loads_columns = any(dependence(x) & {"q", "kv"} == {"kv"} for x in self.loads)
         # What exponents are multiplied by: without score functions the scale is part of it.
-        self.unit = "unit" if self.score is None else "LOG2E"
-        self.values = Values(results, BAND_INDICES, debug=problem.debug, columns="kv")
+        self.unit = "LOG2E" if self.score is not None and self.scales else "unit"
+        known = None if self.scales else SCALE
+        self.values = Values(results, BAND_INDICES, debug=problem.debug, columns="kv", known=known)
 
     def emit(self, out: Emitter, loops: TileLoops) -> None:
         self.unseen.emit_functions(out, self.names.barrier, "BLOCK_N", SIZES, self.parameters)
@@ -145,6 +152,8 @@ class Consumer:
         if not self.unseen.all_seen:
             self.unseen.emit_bounds(out)
         done = self.values.emit(out, "program", self.results, Guard())
+        if "unit" in self.results:
+            out.line(f"unit = {self.values.result('unit')}")
         done = self.values.emit(out, "query", self.results, Guard(query="(q_index < q_len)"), done)
         if not self.ahead:
             self._emit_no_outputs(out)
@@ -258,7 +267,8 @@ class Consumer:
             done = self.emit_allowed(out, done)
             guarded = "allowed"
         if self.score is not None:
-            out.line("s *= scale")
+            if self.scales:
+                out.line("s *= scale")
             self.values.emit(out, "pair", ("score",), Guard(pair=guarded), done)
             text = self.values.result("score")
             spread = level_of(dependence(self.score)) != "pair"

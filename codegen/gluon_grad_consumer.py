@@ -135,6 +135,7 @@ class Consumer(OwnKeys):
             out.line(f"{c.name}_total = tl.zeros([KEYS], tl.float32, tl.SliceLayout(1, SCORES))")
         needed = self.wanted(self.here, masked=True)
         done = self.expressions.emit(out, "program", needed, Guard())
+        self.emit_score_unit(out, self.expressions)
         return self.expressions.emit(out, "key", needed, Guard(key="(kv_index < kv_len)"), done)
 
     def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
@@ -247,6 +248,7 @@ class Consumer(OwnKeys):
         score = emit_final_score(out, self, values, wanted, done, lanes, "[KEYS, BLOCK_M]")
         text = "tl.exp2(s * unit)" if self.folded else self.exponential(score, "lse_row[None, :]")
         out.line(f"p = {f'tl.where(allowed, {text}, 0.0)' if masked else text}")
+        self.emit_slope(out, values, wanted)
 
     def _emit_epilogue(self, out: Emitter) -> None:
         out.line()
