@@ -16,7 +16,7 @@ from textwrap import fill, indent
 
 from ..ir.dependence import dependence
 from ..ir.tiles.plan import TilePlan
-from .defaults import heavier_at_one_end, heaviest_last
+from .defaults import functions_of_pairs, heavier_at_one_end, heaviest_last
 from .emitter import Emitter
 from .gluon_grad_consumer import Consumer
 from .gluon_grad_five import FiveProducts
@@ -57,13 +57,17 @@ def reason_against_sizes(problem: Problem, possible: Collection[tuple[int, int]]
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     """Tile sizes and pipeline for a plan and problem that :func:`unsupported_reason` has nothing against."""
     block_m = _BLOCK_M[problem.head_dim, problem.value_dim]
+    if functions_of_pairs(plan):
+        # Scores, their slopes and the gradient of twice the queries are more than registers hold.
+        block_m = 64
     return Schedule(block_m, 128, num_warps=4, num_stages=2, reverse=heaviest_last(plan.queries), descriptors=True)
 
 
 def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
     """Schedules worth timing, the default first: at head size 64 smaller tiles spill less."""
     default = default_schedule(plan, problem)
-    return tuple(dict.fromkeys((default, replace(default, block_m=64))))
+    others = (replace(default, block_m=m) for m in (64, _BLOCK_M[problem.head_dim, problem.value_dim]))
+    return tuple(dict.fromkeys((default, *others)))
 
 
 def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:
@@ -90,7 +94,8 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         emit_launch(out, KERNEL, KEY_PROGRAMS, arguments, "**BACKWARD")
         emit_after(out)
     kernels = [*table_kernels, "row_terms", KERNEL, "convert_sums"]
-    return finish(out, plan, kernels, head, tables + row_kernels(problem, consumer.folded, sums=True), short_tanh=problem.dtype == "bf16")
+    of_rows = row_kernels(problem, consumer.folded, sums=True)
+    return finish(out, plan, kernels, head, tables + of_rows, short_tanh=problem.dtype == "bf16")
 
 
 def parameters_of(plan: TilePlan, tiles: str) -> list[Argument]:

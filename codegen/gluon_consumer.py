@@ -16,7 +16,7 @@ from .gluon_names import Names
 from .gluon_parts import tiles_of
 from .gluon_products import emit_products
 from .gluon_releases import emit_first_turn, emit_releases, in_turn
-from .gluon_scores import SCALE, folded_scores
+from .gluon_scores import SCALE, are_bounded, folded_exponents
 from .gluon_seen import Unseen, UnseenByWeights
 from .gluon_tiles import emit_unpack, jit_function
 from .gluon_work import emit_share, emit_sums_of_share
@@ -39,6 +39,7 @@ class Consumer:
     constants = ""
     positions = RUN
     masks_positions = True
+    may_ask_bound = True
 
     def __init__(
         self, plan: TilePlan, problem: Problem, schedule: Schedule, parameters: Sequence[Argument],
@@ -62,11 +63,14 @@ class Consumer:
             self.band = Band.without_bounds(plan.variant.mask, "kv")
         results: dict[str, Expr] = {} if self.band is None else self.band.results()
         self.score: Expr | None = None
-        folded = folded_scores(plan.variant.scores, slopes=False) if plan.variant.scores else None
-        self.scales = folded is None
-        if folded is not None:
-            self.score = folded.core
-            results |= folded.results()
+        # Whether the host may say that scores are too small for their largest to matter.
+        self.asks_bound = self.may_ask_bound and are_bounded(plan.variant.scores, problem)
+        self.gathers = folded_exponents(plan.variant.scores, bounds=self.asks_bound)
+        if self.asks_bound:
+            self.constants += ", BOUNDED: tl.constexpr"
+        if self.gathers is not None:
+            self.score = self.gathers.core
+            results |= self.gathers.results()
         elif plan.variant.scores:
             self.score = results["score"] = composed_scores(plan.variant.scores)[-1]
         self.results = tuple(results)
@@ -76,8 +80,8 @@ class Consumer:
         self.loads_pairs = any({"q", "kv"} <= dependence(x) for x in self.loads)
         self.loads_columns = any(dependence(x) & {"q", "kv"} == {"kv"} for x in self.loads)
         # What exponents are multiplied by: without score functions the scale is part of it.
-        self.unit = "LOG2E" if self.score is not None and self.scales else "unit"
-        known = None if self.scales else SCALE
+        self.unit = "LOG2E" if self.score is not None and self.gathers is None else "unit"
+        known = None if self.gathers is None else SCALE
         self.values = Values(results, BAND_INDICES, debug=problem.debug, columns="kv", known=known)
 
     def emit(self, out: Emitter, loops: TileLoops) -> None:
@@ -152,8 +156,9 @@ class Consumer:
         if not self.unseen.all_seen:
             self.unseen.emit_bounds(out)
         done = self.values.emit(out, "program", self.results, Guard())
-        if "unit" in self.results:
-            out.line(f"unit = {self.values.result('unit')}")
+        for name in ("unit", "top"):
+            if name in self.results:
+                out.line(f"{name} = {self.values.result(name)}")
         done = self.values.emit(out, "query", self.results, Guard(query="(q_index < q_len)"), done)
         if not self.ahead:
             self._emit_no_outputs(out)
@@ -189,8 +194,12 @@ class Consumer:
         out.line(f"s = warpgroup_mma_wait(0, deps=({product},))")
         out.line("release(stage)")
         self._emit_scores(out, done, masked=True)
-        out.comment("Finite, so never inf - inf: a row may see none of its first tile.")
-        out.line(f"m = tl.maximum(row_max(s) * {self.unit}, -3.0e38)  # running maximum times log2(e)")
+        if self.asks_bound:
+            with out.block("if BOUNDED:"):
+                out.line("m = tl.zeros([ROWS], tl.float32, tl.SliceLayout(1, SCORES)) + top")
+        with out.block("else:") if self.asks_bound else nullcontext():
+            out.comment("Finite, so never inf - inf: a row may see none of its first tile.")
+            out.line(f"m = tl.maximum(row_max(s) * {self.unit}, -3.0e38)  # running maximum times log2(e)")
         out.line(f"p = tl.exp2(s * {self.unit} - m[:, None])")
         out.line("l = partial_sums(p)  # of exponentials")
         out.line("pairs = packed(p)")
@@ -231,6 +240,26 @@ class Consumer:
         done = self._emit_early_columns(out, done, masked=masked)
         out.line(f"s = warpgroup_mma_wait({len(self.value)}, deps=(next_s,))")
         self._emit_scores(out, done, masked=masked)
+        if self.asks_bound:
+            with out.block("if BOUNDED:"):
+                self._emit_bounded_weights(out)
+        with out.block("else:") if self.asks_bound else nullcontext():
+            self._emit_weights(out)
+        if masked:
+            self._emit_clear(out)
+
+    def _emit_bounded_weights(self, out: Emitter) -> None:
+        """Weights of scores of which none is large: what was summed up before keeps its unit."""
+        out.line("release(stage)")
+        out.line(f"p = tl.exp2(s * {self.unit} - top)")
+        out.line("l += partial_sums(p)")
+        self._emit_wait_outputs(out, "next_")
+        out.line("release(STAGES + last)")
+        out.comment("Before the wait the products would wait for each other: they read the last ones.")
+        out.line("pairs = packed(p)")
+
+    def _emit_weights(self, out: Emitter) -> None:
+        """Weights in units of the largest so far, and in these what was summed up before."""
         out.line(f"m_new = tl.maximum(m, row_max(s) * {self.unit})")
         out.comment("Exponentials come after this wait anyway; so they must not delay the release of the buffers.")
         self._emit_wait_outputs(out, "next_")
@@ -243,8 +272,6 @@ class Consumer:
         for p in self.value:
             factor = f"tl.convert_layout(alpha, tl.SliceLayout(1, OUTPUTS{p.suffix}))[:, None]"
             out.line(f"acc{p.suffix} = acc{p.suffix} * {factor}")
-        if masked:
-            self._emit_clear(out)
 
     def _emit_early_columns(self, out: Emitter, done: frozenset[str], *, masked: bool) -> frozenset[str]:
         """Columns that are loaded, beside the products."""
@@ -267,7 +294,7 @@ class Consumer:
             done = self.emit_allowed(out, done)
             guarded = "allowed"
         if self.score is not None:
-            if self.scales:
+            if self.gathers is None:
                 out.line("s *= scale")
             self.values.emit(out, "pair", ("score",), Guard(pair=guarded), done)
             text = self.values.result("score")

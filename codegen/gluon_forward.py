@@ -24,6 +24,7 @@ from .gluon_loader import emit_load_tiles, emit_place_function, run_loads
 from .gluon_module import DESCRIPTOR, finish, reason_against_target
 from .gluon_names import installed_names
 from .gluon_parts import descriptors, emit_together, tiles_of, together
+from .gluon_scores import FoldedScores, are_bounded
 from .gluon_seen import UnseenByWeights, UnseenKeys
 from .gluon_tiles import CELLS, KEYS, emit_visits
 from .gluon_work import (
@@ -100,7 +101,9 @@ def _with_three_consumers(plan: TilePlan) -> Schedule:
 def _gains_ahead(plan: TilePlan, problem: Problem) -> bool:
     """Whether tiles of queries overlap: where that was measured faster."""
     unseen, few = UnseenKeys.of(plan), sees_few_keys(plan)
-    if plan.variant.scores or uses_table(plan) or unseen is None:
+    if uses_table(plan) or unseen is None:
+        return False
+    if plan.variant.scores and not are_bounded(plan.variant.scores, problem):
         return False
     sizes = (problem.head_dim, problem.value_dim)
     if sizes != (128, 128):
@@ -173,21 +176,23 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
         emit_place_function(out, schedule.reverse)
     loops = emit_visits(out, plan, KEYS, SIZES, parameters)
     shares_query = _buffer_bytes(problem, schedule, apart=True) > _BUFFERS
-    Consumer(plan, problem, schedule, parameters, unseen, names, shares_query).emit(out, loops)
+    consumer = Consumer(plan, problem, schedule, parameters, unseen, names, shares_query)
+    consumer.emit(out, loops)
+    constants = ["ALL_SEEN"] * unseen.asked_on_host + ["BOUNDED"] * consumer.asks_bound
     loads = run_loads(names, problem, schedule, from_table=uses_table(plan), tells_hidden=unseen.told)
     emit_load_tiles(out, loads, schedule.ahead)
     out.line("\n")
-    with kernel(out, KERNEL, arguments, ("ALL_SEEN",) if unseen.asked_on_host else ()):
+    with kernel(out, KERNEL, arguments, tuple(constants)):
         if shares_query:
             out.comment("Outputs leave from where queries were.")
         emit_work(out, work)
         emit_body(
             out, problem, schedule, SIZES, parameters, own_out_tiles=not shares_query,
             asks=isinstance(unseen, UnseenByWeights), constants=", work" if schedule.listed else "",
-            constants_of_consumers=", ALL_SEEN" if unseen.asked_on_host else "",
+            constants_of_consumers="".join(f", {x}" for x in constants),
         )  # fmt: skip
     tables, kernels = emit_lists(out, plan, schedule, parameters[1:])
-    _emit_run(out, plan, problem, schedule, arguments, unseen)
+    _emit_run(out, plan, problem, schedule, arguments, unseen, consumer.gathers if consumer.asks_bound else None)
     return finish(out, plan, [*kernels, KERNEL], head, tables, short_tanh=True)
 
 
@@ -377,13 +382,15 @@ def emit_start(
 
 def _emit_run(
     out: Emitter, plan: TilePlan, problem: Problem, schedule: Schedule, arguments: list[Argument],
-    unseen: UnseenKeys | UnseenByWeights,
+    unseen: UnseenKeys | UnseenByWeights, bounded: FoldedScores | None,
 ) -> None:  # fmt: skip
     out.definition(DESCRIPTOR)
     options = "**FORWARD"
     if isinstance(unseen, UnseenKeys) and unseen.asked_on_host:
         unseen.emit_all_seen(out, plan)
         options = f"ALL_SEEN=all_seen({', '.join(host_inputs(plan))}), {options}"
+    if bounded is not None:
+        options = f"BOUNDED={bounded.emit_bounded(out, plan)}, {options}"
     with run_function(out, plan, problem):
         if uses_table(plan) or schedule.listed:
             emit_classify_call(out, user_names(plan.variant))

@@ -63,7 +63,7 @@ class OverRuns(Gradients):
         super().__init__(plan, problem, descriptors)
         # Gradients of captured tensors need what scores are on the way.
         scores = () if self.contributions else plan.variant.scores
-        self.gathers = folded_scores(scores, slopes=True) if scores else None
+        self.gathers = folded_scores(scores)
         if self.gathers is not None:
             masks = {name: e for name, e in self.results.items() if name == "mask"}
             self.results = masks | self.gathers.results()
@@ -103,7 +103,7 @@ class OverRuns(Gradients):
     def emit_slope(self, out: Emitter, values: Values, wanted: Sequence[str]) -> None:
         """``slope``: what the gradient of a score is multiplied by, so that ``p`` need not be kept beside it."""
         if "slope" in wanted:
-            out.line(f"slope = p * ({values.result('slope')})")
+            out.line(f"slope = p * {values.result('slope')}")
 
     def take_band(self, column: Column, block: int) -> None:
         """Takes the mask apart, for tiles of ``block`` columns."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 from .build import binary, select, unary
@@ -11,7 +11,7 @@ from .nodes import Binary, Cast, Const, Expr, Score, Select, Unary
 from .traverse import children, share, substitute, walk, with_children
 from .types import F32
 
-_ONE = Const(1.0, F32)
+_ONE: Expr = Const(1.0, F32)
 _PAIRS = frozenset(("q", "kv", "s"))
 # Higher powers of one factor are left where they are.
 _MOST = 4
@@ -55,14 +55,17 @@ def factored(e: Expr) -> tuple[Expr, Expr]:
                 sign = 1 if x.op == "mul" else -1
                 powers = {i: left.get(i, 0) + sign * right.get(i, 0) for i in {**left, **right}}
                 if all(abs(n) <= _MOST for n in powers.values()):
-                    varying = rest if other is None else binary(x.op, _ONE if rest is None else rest, other)
-                    if x.op == "mul" and rest is None:
-                        varying = other
+                    if other is None:
+                        varying = rest
+                    elif rest is None:
+                        varying = other if x.op == "mul" else binary("div", _ONE, other)
+                    else:
+                        varying = binary(x.op, rest, other)
                     return {i: n for i, n in powers.items() if n}, varying
             case Unary("neg", a):
-                powers, varying = parts(a)
+                same, varying = parts(a)
                 if varying is not None:
-                    return powers, unary("neg", varying)
+                    return same, unary("neg", varying)
         if x.type is F32 and is_uniform(x):
             if x == _ONE:
                 return {}, None
@@ -95,7 +98,7 @@ def with_positive_factor(factor: Expr, rest: Expr) -> tuple[Expr, Expr] | None:
     >>> cap = Param("cap", F32)
     >>> found = with_positive_factor(cap, unary("tanh", binary("div", Score(), cap)))
     >>> found and [print_expr(x) for x in found]
-    ['abs(cap)', 'tanh(s * ((cap < 0.0 ? -1.0 : 1.0) / cap))']
+    ['abs(cap)', 'tanh(s * (where(cap < 0.0, -1.0, 1.0) / cap))']
     """
     if isinstance(factor, Const) and factor.value >= 0:
         return factor, rest
@@ -116,16 +119,19 @@ def _parity(e: Expr) -> Literal["odd", "even", ""]:
         case Binary("mul" | "div", a, b):
             left, right = _parity(a), _parity(b)
             return ("even" if left == right else "odd") if left and right else ""
-        case Binary("add" | "sub", a, b):
-            return _parity(a) if _parity(a) == _parity(b) else ""
-        case Select(condition, a, b) if _parity(condition) == "even":
-            return _parity(a) if _parity(a) == _parity(b) else ""
+        case Binary("add" | "sub", a, b) | Select(_, a, b) if not isinstance(e, Select) or _is_even(e.condition):
+            left, right = _parity(a), _parity(b)
+            return left if left == right else ""
         case Unary("neg" | "tanh" | "sin", x) | Cast(x) if e.type is F32 and x.type is F32:
             return _parity(x)
-        case Unary("abs" | "cos", x) if _parity(x) == "odd":
-            return "even"
+        case Unary("abs" | "cos", x):
+            return "even" if _parity(x) else ""
         case _:
-            return "even" if all(_parity(x) == "even" for x in children(e)) else ""
+            return "even" if all(_is_even(x) for x in children(e)) else ""
+
+
+def _is_even(e: Expr) -> bool:
+    return _parity(e) == "even"
 
 
 def _joined(parts: _Parts, number: Mapping[int, Expr]) -> Expr:
@@ -140,19 +146,10 @@ def _times(factor: Expr, rest: Expr) -> Expr:
 
 
 def _product(powers: Mapping[int, int], number: Mapping[int, Expr]) -> Expr:
-    """Constants are one number."""
-    above: Expr = _ONE
-    below: Expr = _ONE
+    above, below = _ONE, _ONE
     for i, power in powers.items():
-        for _ in range(abs(power)):
-            if power > 0:
-                above = _folded("mul", above, number[i], lambda a, b: a * b)
-            else:
-                below = _folded("mul", below, number[i], lambda a, b: a * b)
+        for _ in range(power):
+            above = _times(number[i], above)
+        for _ in range(-power):
+            below = _times(number[i], below)
     return above if below == _ONE else binary("div", above, below)
-
-
-def _folded(op: Literal["mul"], a: Expr, b: Expr, f: Callable[[float, float], float]) -> Expr:
-    if isinstance(a, Const) and isinstance(b, Const):
-        return Const(f(float(a.value), float(b.value)), F32)
-    return b if a == _ONE else binary(op, a, b)
