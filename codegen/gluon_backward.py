@@ -10,7 +10,7 @@ that of FlashAttention-3 (Shah et al., 2024, https://arxiv.org/abs/2407.08608).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from textwrap import fill, indent
 
@@ -18,7 +18,9 @@ from ..ir.dependence import dependence
 from ..ir.tiles.plan import TilePlan
 from .defaults import functions_of_pairs, heavier_at_one_end, heaviest_last
 from .emitter import Emitter
+from .gluon_cuts import RAGGED, may_be_cut
 from .gluon_grad_consumer import Consumer
+from .gluon_grad_cut import CutFiveProducts
 from .gluon_grad_five import FiveProducts
 from .gluon_grad_loader import SIZES, emit_load_tiles, loader_arguments
 from .gluon_grad_rows import emit_after, emit_before, row_kernels
@@ -29,6 +31,7 @@ from .gluon_tiles import CELLS
 from .gluon_work import emit_work
 from .schedule import Problem, Schedule, Source, Target
 from .triton_backward import TIDY
+from .triton_cuts import cut_arguments, cuts_of
 from .triton_gradients import contributions
 from .triton_module import Argument, buffer_arguments, emit_header, emit_launch, kernel, scalar_arguments, user_names
 from .triton_program import emit_classify_call, emit_sizes, table_arguments, uses_table
@@ -60,14 +63,15 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     if functions_of_pairs(plan):
         # Scores, their slopes and the gradient of twice the queries are more than registers hold.
         block_m = 64
-    return Schedule(block_m, 128, num_warps=4, num_stages=2, reverse=heaviest_last(plan.queries), descriptors=True)
+    reverse = heaviest_last(plan.queries)
+    return Schedule(block_m, 128, num_warps=4, num_stages=2, reverse=reverse, descriptors=True, cut=may_be_cut(plan))
 
 
 def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
     """Schedules worth timing, the default first: at head size 64 smaller tiles spill less."""
     default = default_schedule(plan, problem)
     others = (replace(default, block_m=m) for m in (64, _BLOCK_M[problem.head_dim, problem.value_dim]))
-    return tuple(dict.fromkeys((default, *others)))
+    return tuple(dict.fromkeys((default, *others, replace(default, cut=False))))
 
 
 def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:
@@ -75,7 +79,8 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
 
     For plans, problems and targets that :func:`unsupported_reason` has nothing against.
     """
-    parameters = parameters_of(plan, "tiles[1]")
+    cuts = cuts_of(plan) if schedule.cut else None
+    parameters = parameters_of(plan, "tiles[1]", cut=cuts is not None)
     sums = Argument(
         "grad_query", "", "TensorDescriptor(sums, list(sums.shape), list(sums.stride()), "
         "[1, 1, DQ_ROWS.value, DQ_COLUMNS.value], SUM_TILE.value)",
@@ -83,24 +88,31 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     head, out = Emitter(), Emitter()
     notes = ["Gradients of queries are added up in an order that varies: their last bits differ from run to run."]
     emit_header(head, "Backward kernel", plan, problem, schedule, target, notes)
-    consumer = FiveProducts(plan, problem, schedule.block_m, parameters, installed_names())
+    of_consumer = plan, problem, schedule.block_m, parameters, installed_names()
+    consumer = CutFiveProducts(*of_consumer, cuts) if cuts else FiveProducts(*of_consumer)
     arguments = key_arguments(schedule, consumer, parameters, sums)
     emit_key_kernel(out, KERNEL, plan, schedule, consumer, arguments, parameters)
     blocks = schedule.block_m, schedule.block_n
-    tables, table_kernels = emit_tables(plan, blocks, blocks)
+    tables, table_kernels = emit_tables(plan, blocks, blocks, cuts=cuts)
+    if cuts:
+        out.definition(RAGGED)
     with run_function(out, plan, problem, consumer.folded):
-        emit_before(out, problem, schedule.block_m, sums=True)
+        emit_before(out, problem, schedule.block_m, sums=True, shifted=schedule.cut)
         emit_groups(out, plan, consumer.emit_programs(out, schedule))
         emit_launch(out, KERNEL, KEY_PROGRAMS, arguments, "**BACKWARD")
         emit_after(out)
     kernels = [*table_kernels, "row_terms", KERNEL, "convert_sums"]
-    of_rows = row_kernels(problem, consumer.folded, sums=True)
-    return finish(out, plan, kernels, head, tables + of_rows, short_tanh=problem.dtype == "bf16")
+    rows = row_kernels(problem, consumer.folded, sums=True, shifted=schedule.cut)
+    return finish(out, plan, kernels, head, tables + rows, short_tanh=problem.dtype == "bf16")
 
 
-def parameters_of(plan: TilePlan, tiles: str) -> list[Argument]:
-    """What kernels take besides tensors of the call and sizes; ``tiles`` is the table in ``run``, if there is one."""
+def parameters_of(plan: TilePlan, tiles: str, *, cut: bool = False) -> list[Argument]:
+    """What kernels take besides tensors of the call and sizes.
+
+    ``tiles`` is the table in ``run``, if there is one; ``cut``: of tiles that begin anew where data changes.
+    """
     table = table_arguments(tiles) if uses_table(plan) else []
+    table += cut_arguments(tiles) if cut else []
     return [Argument("scale", "fp32", "scale"), *table, *buffer_arguments(plan), *scalar_arguments(plan)]
 
 
@@ -115,7 +127,7 @@ def key_arguments(
         x
         for name in ("key", "value")
         if f"grad_{name}" in [x.target for x in consumer.sums]
-        for x in descriptors(f"grad_{name}", "KEYS", f"{name.upper()}_TILE", sizes[name], f"to_{name}")
+        for x in descriptors(f"grad_{name}", "KEYS", f"{name.upper()}_TILE", sizes[name], f"to_{name}", consumer.stores)
     )
     terms = f"[1, {schedule.block_m}], TERM_TILE.value"
     return [
@@ -145,13 +157,15 @@ def emit_key_kernel(
     lines = {**consumer.producer(), "own": consumer.own_loads(), "visited": "\n".join(consumer.visited_loads())}
     emit_load_tiles(out, loader + consumer.constants_typed, consumer.barriers, owned, lines)
     out.line("\n")
-    with kernel(out, name, arguments, consumer.constant_names):
+    guard = out.block(f"if {consumer.exists}:") if consumer.exists else nullcontext()
+    with kernel(out, name, arguments, consumer.constant_names), guard:
         out.line(f"sizes = ({', '.join(a.name for a in SIZES)})")
         out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
         emit_work(out, consumer.work)
         _emit_buffers(out, consumer)
         passed, loaded = (
-            indent(fill(x + consumer.constants_passed, 94), " " * 13).lstrip() for x in (consumer.arguments, loader)
+            indent(fill(x + consumer.constants_passed, 94), " " * 13).lstrip()
+            for x in (consumer.arguments, loader)
         )
         facts = {"barriers": consumer.barriers, "set_up": consumer.set_up, "terms": consumer.term_buffers}
         facts["starts"] = consumer.starts

@@ -54,8 +54,8 @@ class Band:
     column: Column
 
     @staticmethod
-    def of(mask: Expr, column: Column, block: int) -> Band:
-        """For tiles of ``block`` columns, which start at multiples of it.
+    def of(mask: Expr, column: Column, block: int | None) -> Band:
+        """For tiles of ``block`` columns, which start at multiples of it; None where they may start anywhere.
 
         >>> from ..ir.parser import parse_expr
         >>> from ..ir.printer import print_expr
@@ -66,7 +66,7 @@ class Band:
         'q % kv == 1'
         """
         found, rest = _Interval(stop=_LENGTHS[column]), []
-        for term in joined(_of_tiles(mask, column, block), "and"):
+        for term in joined(mask if block is None else _of_tiles(mask, column, block), "and"):
             if term == TRUE:
                 continue
             more = _interval(term, column)
@@ -99,10 +99,15 @@ class Band:
         """Names of the results that are bounds."""
         return (STOP,) if self.first is None else (FIRST, STOP)
 
-    def emit(self, out: Emitter, values: Values, done: frozenset[str], rows: str = "") -> frozenset[str]:
-        """``allowed``: pairs that exist and that the mask keeps; ``rows``: those that may be looked up, as text."""
+    def emit(
+        self, out: Emitter, values: Values, done: frozenset[str], rows: str = "", end: str = ""
+    ) -> frozenset[str]:
+        """``allowed``: pairs that exist and that the mask keeps; ``rows``: those that may be looked up, as text.
+
+        ``end``: another end of columns, in each row, as text.
+        """
         done = values.emit(out, "pair", self.bounds, Guard(pair=rows), done)
-        stop = values.result(STOP)
+        stop = f"tl.minimum({values.result(STOP)}, {end})" if end else values.result(STOP)
         if self.first is None:
             out.line(f"allowed = column_steps < {stop} - start - column_lane")
         else:

@@ -17,14 +17,8 @@ from .gluon_box_seen import emit_clean, emit_seen_keys
 from .gluon_box_support import reason_against_boxes
 from .gluon_box_tiles import BOXES, boxes, copies, emit_axes, is_whole, load_box, next_start
 from .gluon_box_visits import BOX_SIZES, GluonBoxVisits, units_of
-from .gluon_forward import (
-    KERNEL,
-    emit_body,
-    emit_constants,
-    emit_start,
-    run_function,
-    variations,
-)
+from .gluon_forward import KERNEL, emit_start, run_function, variations
+from .gluon_forward_body import emit_body, emit_constants
 from .gluon_loader import TileLoads, emit_load_tiles
 from .gluon_module import finish, reason_against_target
 from .gluon_names import Names, installed_names

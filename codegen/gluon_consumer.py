@@ -17,7 +17,7 @@ from .gluon_parts import tiles_of
 from .gluon_products import emit_products
 from .gluon_releases import emit_first_turn, emit_releases, in_turn
 from .gluon_scores import SCALE, are_bounded, folded_exponents
-from .gluon_seen import Unseen, UnseenByWeights
+from .gluon_seen import QUERIES_EXIST, Unseen, UnseenByWeights
 from .gluon_tiles import emit_unpack, jit_function
 from .gluon_work import emit_share, emit_sums_of_share
 from .schedule import Problem, Schedule
@@ -40,6 +40,9 @@ class Consumer:
     positions = RUN
     masks_positions = True
     may_ask_bound = True
+    # Whether tiles of keys start at multiples of their size; which rows of a tile of queries exist.
+    aligned = True
+    rows_exist = QUERIES_EXIST
 
     def __init__(
         self, plan: TilePlan, problem: Problem, schedule: Schedule, parameters: Sequence[Argument],
@@ -58,7 +61,8 @@ class Consumer:
         self.own_query = "slot * CONSUMERS + GROUP" if self.ahead else "GROUP"
         self.query_turn = (".index(slot)", "turn >> 1 & 1") if self.ahead else ("", "turn & 1")
         self.head, self.value = head_parts(problem.head_dim), head_parts(problem.value_dim)
-        self.band = Band.of(plan.variant.mask, "kv", schedule.block_n) if self.masks_positions else None
+        block = schedule.block_n if self.aligned else None
+        self.band = Band.of(plan.variant.mask, "kv", block) if self.masks_positions else None
         if self.in_shares and self.band is not None and not self.band.is_bounded:
             self.band = Band.without_bounds(plan.variant.mask, "kv")
         results: dict[str, Expr] = {} if self.band is None else self.band.results()
@@ -120,8 +124,8 @@ class Consumer:
         asks = isinstance(self.unseen, UnseenByWeights)
         more = ", weighty, weighty_ready" if asks else ""
         out.line(f"q_ready, q_empty, k_ready, v_ready, order_ready, order_empty{more} = barriers")
-        self.emit_sizes(out)
         emit_unpack(out, "parameters", self.parameters)
+        self.emit_sizes(out)
         if not self.ahead:
             for i, p in enumerate(self.head):
                 out.line(f"q_tile{p.suffix} = {self._query_tile(i)}")
@@ -146,8 +150,7 @@ class Consumer:
         out.line("slot = turn & 1")
         out.line(f"partial_count = read(orders, slot * {self.cells} + 1)")
         out.line(f"count = read(orders, slot * {self.cells} + 2)")
-        if self.in_shares:
-            out.line(f"place = read(orders, slot * {self.cells} + 3)  # of a share of a row")
+        self.emit_told(out)
         out.line("mbarrier.arrive(order_empty.index(slot))")
         if self.ahead:
             out.comment("Past the last tile, what is computed goes nowhere.")
@@ -302,6 +305,7 @@ class Consumer:
             out.line(f"s = tl.zeros([ROWS, BLOCK_N], tl.float32, SCORES) + ({text})" if spread else f"s = {text}")
         if masked:
             out.line('s = tl.where(allowed, s, float("-inf"))')
+            self.emit_mixed(out)
 
     def _emit_clear(self, out: Emitter, exists: str = "") -> None:
         """After the scores of a partial tile: clears what must not be seen of its values, if it ``exists``."""
@@ -313,7 +317,8 @@ class Consumer:
             out.line("mbarrier.wait(v_ready.index(stage), phase)")
             tiles = [f"{tiles_of('v_tiles', self.value, i)}.index(stage)" for i in range(len(self.value))]
             shapes = [f"[BLOCK_N, {p.width}]" for p in self.value]
-            self.unseen.emit_clear(out, [f"{t}.reshape({s})" for t, s in zip(tiles, shapes, strict=True)])
+            tiles = [f"{t}.reshape({s})" for t, s in zip(tiles, shapes, strict=True)]
+            self.unseen.emit_clear(out, tiles, self.rows_exist)
 
     def _emit_epilogue(self, out: Emitter) -> None:
         if not self.shares_query:
@@ -378,6 +383,11 @@ class Consumer:
     def emit_lanes(self, out: Emitter) -> None:
         """What follows from the numbers of ``rows`` and ``columns`` in a tile."""
 
+    def emit_told(self, out: Emitter) -> None:
+        """What the producer says of a tile of queries besides."""
+        if self.in_shares:
+            out.line(f"place = read(orders, slot * {self.cells} + 3)  # of a share of a row")
+
     def emit_place(self, out: Emitter, number: str) -> None:
         """``entry``, ``batch``, ``head``, ``kv_head`` and the positions ``q_row`` of tile ``number``."""
         out.line(f"entry, batch, head, kv_head, tile_first = query_tile({number}, sizes)")
@@ -395,6 +405,9 @@ class Consumer:
         # Rows past the end go nowhere, so they may attend to anything; but they must not load.
         assert self.band is not None
         return self.band.emit(out, self.values, done, "(q_index < q_len)")
+
+    def emit_mixed(self, out: Emitter) -> None:
+        """What masked scores must pass besides."""
 
     def emit_inside(self, out: Emitter) -> str:
         """Which rows exist, as text."""

@@ -20,10 +20,13 @@ from ..ir.tiles.plan import TilePlan
 from .defaults import heaviest_last, sees_few_keys, takes_registers
 from .emitter import Emitter
 from .gluon_consumer import Consumer
+from .gluon_cut_consumer import CutConsumer
+from .gluon_cuts import RAGGED, STARTS, cut_loads, emit_cut_place, emit_cut_visits, may_be_cut
+from .gluon_forward_body import emit_body, emit_constants
 from .gluon_loader import emit_load_tiles, emit_place_function, run_loads
 from .gluon_module import DESCRIPTOR, finish, reason_against_target
 from .gluon_names import installed_names
-from .gluon_parts import descriptors, emit_together, tiles_of, together
+from .gluon_parts import descriptors
 from .gluon_scores import FoldedScores, are_bounded
 from .gluon_seen import UnseenByWeights, UnseenKeys
 from .gluon_tiles import CELLS, KEYS, emit_visits
@@ -41,6 +44,7 @@ from .gluon_work import (
 )
 from .schedule import Problem, Schedule, Source, Target
 from .triton_box_options import host_inputs
+from .triton_cuts import cut_arguments, cuts_of
 from .triton_module import (
     Argument,
     buffer_arguments,
@@ -76,15 +80,18 @@ def default_schedule(plan: TilePlan, problem: Problem, long: bool = False) -> Sc
     if long and _gains_third_consumer(plan, problem):
         return _with_three_consumers(plan)
     wide = max(problem.head_dim, problem.value_dim) > 64
-    # Tables are mostly of short rows, which smaller tiles cut closer.
-    fewer = (wide and (takes_registers(plan) or uses_table(plan))) or problem.value_dim > 192
+    cut = may_be_cut(plan)
+    # Tables are mostly of short rows, which smaller tiles cut closer, unless they begin where data changes.
+    fewer = (wide and (takes_registers(plan) or (uses_table(plan) and not cut))) or problem.value_dim > 192
     for keys in (64,) if fewer else (128, 64):
         for stages in (2,) if wide and keys == 128 else (4, 3, 2):
             reverse = heaviest_last(plan.keys)
             schedule = Schedule(128, keys, num_warps=4, num_stages=stages, reverse=reverse, descriptors=True)
             least = _buffer_bytes(problem, schedule, apart=not _may_share_query(problem))
             if least <= _BUFFERS and (stages == 2 or _buffer_bytes(problem, schedule, apart=True) <= _BUFFERS):
-                return with_list(plan, replace(schedule, ahead=_gains_ahead(plan, problem)))
+                apart = _buffer_bytes(problem, schedule, apart=True) <= _BUFFERS
+                ahead = _gains_ahead(plan, problem)
+                return with_list(plan, replace(schedule, ahead=ahead, cut=cut and apart))
     raise AssertionError(f"no schedule for head sizes {problem.head_dim} and {problem.value_dim}")
 
 
@@ -101,11 +108,13 @@ def _with_three_consumers(plan: TilePlan) -> Schedule:
 def _gains_ahead(plan: TilePlan, problem: Problem) -> bool:
     """Whether tiles of queries overlap: where that was measured faster."""
     unseen, few = UnseenKeys.of(plan), sees_few_keys(plan)
+    sizes = (problem.head_dim, problem.value_dim)
+    if may_be_cut(plan) and not plan.variant.scores:
+        return sizes == (64, 64)
     if uses_table(plan) or unseen is None:
         return False
     if plan.variant.scores and not are_bounded(plan.variant.scores, problem):
         return False
-    sizes = (problem.head_dim, problem.value_dim)
     if sizes != (128, 128):
         return sizes == (64, 64)
     return unseen.asked_on_host if few else unseen.all_seen or heaviest_last(plan.keys)
@@ -132,6 +141,8 @@ def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
     if is_uneven(plan):
         return *found, *other_lists(plan, default)
     ahead = replace(default, ahead=True)
+    if default.cut:
+        found += (replace(default, cut=False),)
     if not default.ahead and UnseenKeys.of(plan) and _buffer_bytes(problem, ahead, apart=True) <= _BUFFERS:
         found += (ahead,)
     if _gains_third_consumer(plan, problem):
@@ -153,7 +164,9 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     """
     unseen = UnseenKeys.of(plan) or UnseenByWeights.of(plan, problem.dtype, told=True)
     names = installed_names()
+    cuts = cuts_of(plan) if schedule.cut else None
     table = table_arguments("tiles") if uses_table(plan) else []
+    table += cut_arguments("tiles") if cuts else []
     parameters = [Argument("scale", "fp32", "scale"), *table, *buffer_arguments(plan), *scalar_arguments(plan)]
     arguments = [
         Argument("lse", "", "lse"),
@@ -161,7 +174,7 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
         *descriptors("query", "ROWS", "QUERY_TILE", problem.head_dim),
         *descriptors("key", "BLOCK_N", "KEY_TILE", problem.head_dim),
         *descriptors("value", "BLOCK_N", "VALUE_TILE", problem.value_dim),
-        *descriptors("out", "ROWS", "OUT_TILE", problem.value_dim),
+        *descriptors("out", "ROWS", "OUT_TILE", problem.value_dim, kind="ragged" if cuts else "descriptor"),
         *(work := work_arguments(schedule) if schedule.listed else []),
         *parameters,
         *SIZES,
@@ -170,16 +183,22 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     emit_header(head, "Forward kernel", plan, problem, schedule, target)
     emit_constants(out, problem, schedule)
     out.definition(CELLS)
-    if schedule.listed:
-        emit_work_functions(out, schedule)
-    else:
-        emit_place_function(out, schedule.reverse)
-    loops = emit_visits(out, plan, KEYS, SIZES, parameters)
     shares_query = _buffer_bytes(problem, schedule, apart=True) > _BUFFERS
-    consumer = Consumer(plan, problem, schedule, parameters, unseen, names, shares_query)
+    loads = run_loads(names, problem, schedule, from_table=uses_table(plan), tells_hidden=unseen.told)
+    if cuts:
+        emit_cut_place(out, KEYS, SIZES, parameters, schedule.reverse)
+        loops = emit_cut_visits(out, KEYS, SIZES, parameters)
+        consumer: Consumer = CutConsumer(plan, problem, schedule, parameters, unseen, names, cuts)
+        loads = cut_loads(loads, parameters)
+    else:
+        if schedule.listed:
+            emit_work_functions(out, schedule)
+        else:
+            emit_place_function(out, schedule.reverse)
+        loops = emit_visits(out, plan, KEYS, SIZES, parameters)
+        consumer = Consumer(plan, problem, schedule, parameters, unseen, names, shares_query)
     consumer.emit(out, loops)
     constants = ["ALL_SEEN"] * unseen.asked_on_host + ["BOUNDED"] * consumer.asks_bound
-    loads = run_loads(names, problem, schedule, from_table=uses_table(plan), tells_hidden=unseen.told)
     emit_load_tiles(out, loads, schedule.ahead)
     out.line("\n")
     with kernel(out, KERNEL, arguments, tuple(constants)):
@@ -188,161 +207,13 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
         emit_work(out, work)
         emit_body(
             out, problem, schedule, SIZES, parameters, own_out_tiles=not shares_query,
-            asks=isinstance(unseen, UnseenByWeights), constants=", work" if schedule.listed else "",
+            starts=STARTS if cuts else 1, asks=isinstance(unseen, UnseenByWeights),
+            constants=", work" if schedule.listed else "",
             constants_of_consumers="".join(f", {x}" for x in constants),
         )  # fmt: skip
-    tables, kernels = emit_lists(out, plan, schedule, parameters[1:])
+    tables, kernels = emit_lists(out, plan, schedule, parameters[1:], cuts)
     _emit_run(out, plan, problem, schedule, arguments, unseen, consumer.gathers if consumer.asks_bound else None)
     return finish(out, plan, [*kernels, KERNEL], head, tables, short_tanh=True)
-
-
-# Registers of a thread, by the number of consumers; the producer has 24, and all threads start with the same number.
-_REGISTERS = {2: 240, 3: 160}
-_REGISTERS_AT_START = {2: 168, 3: 128}
-
-
-def emit_constants(out: Emitter, problem: Problem, schedule: Schedule, axes: int = 2) -> None:
-    """Sizes and layouts of tiles, which have ``axes`` before that of the rows or, in boxes, among those of the rows."""
-    element = {"f16": "tl.float16", "bf16": "tl.bfloat16"}[problem.dtype]
-    rows, keys, consumers = 64, schedule.block_n, schedule.block_m // 64
-    out.line(f"ROWS = tl.constexpr({rows})  # queries of one consumer")
-    for name, value in (
-        ("CONSUMERS", consumers),
-        ("BLOCK_M", schedule.block_m),
-        ("BLOCK_N", keys),
-        ("HEAD", problem.head_dim),
-        ("VALUE", problem.value_dim),
-        ("STAGES", schedule.num_stages),
-        ("ELEMENT", element),
-    ):
-        out.line(f"{name} = tl.constexpr({value})")
-    head, value_parts = head_parts(problem.head_dim), head_parts(problem.value_dim)
-    out.comment("Layouts in registers: scores, partial sums and outputs of one consumer, and scores as a left operand.")
-    widths = [("SCORES", keys), ("SUMS", 8), *((f"OUTPUTS{p.suffix}", p.width) for p in value_parts)]
-    for name, width in widths:
-        out.line(f"{name} = tl.constexpr(tl.NVMMADistributedLayout([3, 0], [4, 1], [16, {width}, 16]))")
-    for p in value_parts:
-        out.line(f"WEIGHTS{p.suffix} = tl.constexpr(tl.DotOperandLayout(0, OUTPUTS{p.suffix}.value, 2))")
-    out.comment("Layouts in shared memory.")
-    for name, height, parts in (
-        ("QUERY_TILE", rows, head),
-        ("KEY_TILE", keys, head),
-        ("VALUE_TILE", keys, value_parts),
-        ("OUT_TILE", rows, value_parts),
-    ):
-        for p in parts:
-            layout = f"tl.NVMMASharedLayout.get_default_for([{'1, ' * axes}{height}, {p.width}], {element})"
-            out.line(f"{name}{p.suffix} = tl.constexpr({layout})")
-    out.line(f"FORWARD = dict(num_warps=4, maxnreg={_REGISTERS_AT_START[consumers]})")
-
-
-_WEIGHTS = """\
-# Which keys of a tile have weights, for each consumer, twice; both make it ready.
-weighty = gl.allocate_shared_memory(gl.int32, [4, BLOCK_N], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-weighty_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-mbarrier.init(weighty_ready, count=2)
-"""
-
-
-def emit_body(
-    out: Emitter, problem: Problem, schedule: Schedule, sizes: Sequence[Argument], parameters: Sequence[Argument],
-    descriptors: str = "", constants: str = "", starts: int = 1, *, own_out_tiles: bool, asks: bool = False,
-    constants_of_consumers: str = "",
-) -> None:  # fmt: skip
-    """The body of the kernel: shared memory, barriers and partitions.
-
-    ``descriptors`` and ``constants`` are further arguments of the partitions. ``starts``: how many numbers say where
-    a tile of keys starts. ``own_out_tiles``: outputs leave through buffers that are not those of queries.
-    ``asks``: consumers tell each other which keys have weights.
-    """
-    cells = 4 if schedule.listed and schedule.split_keys else 3
-    out.line(f"sizes = ({', '.join(a.name for a in sizes)})")
-    out.line(f"parameters = ({', '.join(a.name for a in parameters)},)")
-    _emit_buffers(out, problem, schedule, own_out_tiles)
-    consumers = schedule.block_m // 64
-    out.lines(
-        _KERNEL_BODY.format(
-            attend="\n        ".join(_ATTEND.format(i, constants + constants_of_consumers) for i in range(consumers)),
-            warps=[4] * (consumers - 1) + [1],
-            registers=[_REGISTERS[consumers]] * (consumers - 1) + [24],
-            starts=f"STAGES * {starts}" if starts > 1 else "STAGES",
-            descriptors=descriptors,
-            constants=constants,
-            cells=2 * cells,
-            told=", its place as a share" if cells > 3 else "",
-            queries="2, " if schedule.ahead else "",
-            init=_INIT_BOTH if schedule.ahead else _INIT,
-            weights=_WEIGHTS if asks else "",
-            more=", weighty, weighty_ready" if asks else "",
-        )
-    )
-
-
-def _emit_buffers(out: Emitter, problem: Problem, schedule: Schedule, own_out_tiles: bool) -> None:
-    """Buffers of tiles; tuples of them, and of descriptors, where heads have several parts."""
-    head, value = head_parts(problem.head_dim), head_parts(problem.value_dim)
-    for name, parts in (("query", head), ("key", head), ("value", value), ("out", value)):
-        emit_together(out, name, parts)
-    for name, number, tensor, parts, layout in (
-        ("q_tiles", "2 * CONSUMERS" if schedule.ahead else "CONSUMERS", "query", head, "QUERY_TILE"),
-        ("k_tiles", "STAGES", "key", head, "KEY_TILE"),
-        ("v_tiles", "STAGES", "value", value, "VALUE_TILE"),
-        ("out_tiles", "CONSUMERS", "out", value, "OUT_TILE"),
-    ):
-        if name == "out_tiles" and not own_out_tiles:
-            out.line(f"out_tiles = {together([tiles_of('q_tiles', head, i) for i in range(len(value))])}")
-            return
-        for p in parts:
-            shape = f"[{number}] + {tensor}{p.suffix}.block_type.shape"
-            out.line(f"{name}{p.suffix} = tl.allocate_shared_memory(ELEMENT, {shape}, {layout}{p.suffix})")
-        emit_together(out, name, parts)
-
-
-_ATTEND = (
-    "(attend, ({}, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts, sizes, parameters{})),"
-)
-_INIT = """\
-mbarrier.init(q_ready, count=1)
-mbarrier.init(q_empty, count=CONSUMERS)
-"""
-_INIT_BOTH = """\
-for i in gl.static_range(2):
-    mbarrier.init(q_ready.index(i), count=1)
-    mbarrier.init(q_empty.index(i), count=CONSUMERS)
-"""
-_KERNEL_BODY = """
-# Two tiles of queries in turn: number, how many partial tiles of keys, how many tiles{told}; and the tiles' first keys.
-orders = gl.allocate_shared_memory(gl.int32, [{cells}, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-starts = gl.allocate_shared_memory(gl.int32, [{starts}, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-# The producer makes buffers ready, all consumers make them empty.
-q_ready = gl.allocate_shared_memory(gl.int64, [{queries}1], mbarrier.MBarrierLayout())
-q_empty = gl.allocate_shared_memory(gl.int64, [{queries}1], mbarrier.MBarrierLayout())
-k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-order_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-order_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-{init}for i in gl.static_range(2):
-    mbarrier.init(order_ready.index(i), count=1)
-    mbarrier.init(order_empty.index(i), count=CONSUMERS)
-for i in gl.static_range(STAGES):
-    mbarrier.init(k_ready.index(i), count=1)
-    mbarrier.init(v_ready.index(i), count=1)
-{weights}barriers = (q_ready, q_empty, k_ready, v_ready, order_ready, order_empty{more})
-gl.warp_specialize(
-    [
-        {attend}
-        (
-            load_tiles,
-            (
-                counter, query, key, value, {descriptors}q_tiles, k_tiles, v_tiles, barriers, orders, starts,
-                sizes, parameters{constants},
-            ),
-        ),
-    ],
-    {warps},
-    {registers},  # registers of the other consumers and of the producer
-)
-"""
 
 
 @contextmanager
@@ -385,8 +256,10 @@ def _emit_run(
     unseen: UnseenKeys | UnseenByWeights, bounded: FoldedScores | None,
 ) -> None:  # fmt: skip
     out.definition(DESCRIPTOR)
+    if schedule.cut:
+        out.definition(RAGGED)
     options = "**FORWARD"
-    if isinstance(unseen, UnseenKeys) and unseen.asked_on_host:
+    if unseen.asked_on_host:
         unseen.emit_all_seen(out, plan)
         options = f"ALL_SEEN=all_seen({', '.join(host_inputs(plan))}), {options}"
     if bounded is not None:
@@ -394,7 +267,7 @@ def _emit_run(
     with run_function(out, plan, problem):
         if uses_table(plan) or schedule.listed:
             emit_classify_call(out, user_names(plan.variant))
-        tiles = f"triton.cdiv(q_len, {schedule.block_m})"
+        tiles = f"{'most_tiles' if schedule.cut else 'triton.cdiv'}(q_len, {schedule.block_m})"
         if split := schedule.listed and schedule.split_keys:
             partials = {"partial_out": "BLOCK_M.value, VALUE.value", "partial_sums": "2, BLOCK_M.value"}
             emit_room(out, "tiles[-1]", tiles, "batches * heads", partials)

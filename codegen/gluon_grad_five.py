@@ -97,7 +97,8 @@ class FiveProducts(Consumer):
     def emit_clear(self, out: Emitter) -> None:
         """Keys that no query sees may hold anything: as factors of gradients of scores they must be zeros."""
         if self.unseen is None:
-            out.line("clear_unseen(k_tile, own_first, batch, chunk * group, kv_head, tile_first, sizes, parameters)")
+            place = f"batch, chunk * group, kv_head, {self.own_tile}"
+            out.line(f"clear_unseen(k_tile, own_first, {place}, sizes, parameters)")
         elif not self.unseen.all_seen:
             out.line("seen = seen_keys(batch, chunk * group, kv_head, sizes, parameters)")
             with out.block("if some_unseen(own_first, tl.minimum(own_first + KEYS, kv_len), seen):"):
@@ -171,28 +172,28 @@ class FiveProducts(Consumer):
         """Where which keys are seen has no closed form: the mask says, for tiles that are not finite."""
         mask = self.mask_result
         values = Values({x: self.results[x] for x in mask}, BAND_INDICES, debug=self.problem.debug, columns="q")
-        with jit_function(
-            out, "clear_unseen(k_tile, own_first, batch, head, kv_head, tile_first, sizes, parameters)"
-        ):
+        signature = f"clear_unseen(k_tile, own_first, batch, head, kv_head, {self.own_tile}, sizes, parameters)"
+        with jit_function(out, signature):
             out.line('"""Zeros in the rows of keys that no query sees, if there is anything but finite numbers."""')
             out.line("LAYOUT: tl.constexpr = tl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])")
             out.line("ROWS: tl.constexpr = tl.SliceLayout(1, LAYOUT)")
-            out.line("tile = k_tile.load(LAYOUT)")
-            with out.block("if tl.sum(tl.sum(tile.to(tl.float32) * 0.0, 1), 0) != 0.0:"):
+            out.line("keys = k_tile.load(LAYOUT)")
+            with out.block("if tl.sum(tl.sum(keys.to(tl.float32) * 0.0, 1), 0) != 0.0:"):
                 emit_unpack(out, "sizes", SIZES)
                 emit_unpack(out, "parameters", self.parameters)
                 out.line("kv_index = own_first + tl.arange(0, KEYS, tl.SliceLayout(1, SCORES))[:, None]")
                 self._emit_positions(out)
                 out.line("seen = tl.zeros([KEYS], tl.int32, tl.SliceLayout(1, SCORES))")
-                out.line("visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)")
+                out.line(self.own_visits)
                 done = values.emit(out, "program", mask, Guard())
                 done = values.emit(out, "key", mask, Guard(key="(kv_index < kv_len)"), done)
                 with out.block("for t in range(0, visits[0] + visits[1]):"):
-                    out.line("start = visited_start(t, visits)")
+                    out.line(self.next_start)
                     guard = Guard(query="(q_index < q_len)")
                     done = emit_columns(out, values, "query", mask, guard, done)
                     self.emit_allowed(out, values, done)
+                    self.emit_mixed(out, "allowed", "False")
                     out.line("seen = tl.maximum(seen, tl.max(allowed.to(tl.int32), 1))")
-                out.line("k_tile.store(tl.where((tl.convert_layout(seen, ROWS) != 0)[:, None], tile, 0.0))")
+                out.line("k_tile.store(tl.where((tl.convert_layout(seen, ROWS) != 0)[:, None], keys, 0.0))")
                 out.line("fence_async_shared()")
                 out.line(f"{self.names.barrier}()")

@@ -6,19 +6,24 @@ from .emitter import Emitter
 from .schedule import Problem
 from .triton_row_terms import ROW_ARGUMENTS, delta_of_rows, row_values
 
+# How many copies of terms tiles need that may start anywhere, each of which starts a row later: the tensor memory
+# accelerator loads vectors from multiples of 16 bytes only (elsewhere it is an illegal instruction).
+SHIFTS = 4
 
-def row_kernels(problem: Problem, folded: bool, *, sums: bool, exact: bool = False) -> str:
+
+def row_kernels(problem: Problem, folded: bool, *, sums: bool, exact: bool = False, shifted: bool = False) -> str:
     """The kernels, in plain Triton.
 
     ``folded``: the log-sum-exp is where the sum of products starts; else it is subtracted, times log2(e). ``sums``:
     gradients of queries are summed in float32, and a second kernel converts them. ``exact``: what outputs would say is
-    left to a kernel that walks the keys.
+    left to a kernel that walks the keys. ``shifted``: terms have SHIFTS copies.
     """
     first, term = ("-lse / scale", "-total / scale") if folded else ("Log-sum-exp times log2(e)", "total * LOG2E")
     second, delta = "grad_lse - rowsum(out * grad_out)", delta_of_rows(problem)
     if exact:
         second, delta = "grad_lse", _NO_DELTA.strip("\n")
-    facts = {"signature": ROW_ARGUMENTS, "delta": delta, "first": first, "second": second, "term": term}
+    facts = {"signature": ROW_ARGUMENTS, "delta": delta, "first": first, "second": second}
+    facts["stores"] = (_SHIFTED if shifted else _STORES).format(term=term, shifts=SHIFTS)
     if not sums:
         return _ROW_TERMS.format(**facts, numbers="5, 16", sums="", what="", zeros="")
     zeros = _ZEROS.format(head=problem.head_dim)
@@ -26,11 +31,15 @@ def row_kernels(problem: Problem, folded: bool, *, sums: bool, exact: bool = Fal
     return _ROW_TERMS.format(**facts, numbers="6, 17", sums="sums, ", what=what, zeros=zeros) + _CONVERT_SUMS
 
 
-def emit_before(out: Emitter, problem: Problem, rows: int, sums: bool) -> None:
-    """The part of ``run`` that fills ``terms``, padded to tiles of ``rows``, and if there are ``sums`` zeroes those."""
+def emit_before(out: Emitter, problem: Problem, rows: int, sums: bool, *, shifted: bool = False) -> None:
+    """The part of ``run`` that fills ``terms``, padded to tiles of ``rows``, and if there are ``sums`` zeroes those.
+
+    ``shifted``: as for :func:`row_kernels`.
+    """
     if sums:
         out.line("sums = torch.empty(query.shape, dtype=torch.float32, device=query.device)")
-    out.lines(_BEFORE.format(block=rows, rows=row_values(problem), sums="sums, " if sums else ""))
+    copies = 2 * SHIFTS if shifted else 2
+    out.lines(_BEFORE.format(block=rows, rows=row_values(problem), sums="sums, " if sums else "", copies=copies))
 
 
 def emit_after(out: Emitter) -> None:
@@ -56,9 +65,17 @@ def row_terms(
     total = tl.load(lse + places, mask=rows < q_len, other=float("-inf"))
     targets = entry.to(tl.int64) * padded + rows
     total = tl.where(total == float("-inf"), float("inf"), total)
+{stores}{zeros}'''
+_STORES = """\
     tl.store(terms + targets, {term})
     tl.store(terms + all_rows + targets, -delta)
-{zeros}'''
+"""
+_SHIFTED = """\
+    # Copies that start later: tiles may start at any row, loads only at every fourth.
+    for shift in tl.static_range({shifts}):
+        tl.store(terms + shift * all_rows + targets - shift, {term}, mask=rows >= shift)
+        tl.store(terms + ({shifts} + shift) * all_rows + targets - shift, -delta, mask=rows >= shift)
+"""
 _NO_DELTA = """
     places = entry.to(tl.int64) * q_len + rows
     delta = tl.zeros([ROWS], tl.float32)
@@ -83,7 +100,7 @@ def convert_sums(grad_query, sums, scale: "fp32", size: "i64", BLOCK: tl.constex
 '''
 _BEFORE = """
 padded = triton.cdiv(q_len, {block}) * {block}
-terms = torch.empty((2, batches * heads * padded), dtype=torch.float32, device=query.device)
+terms = torch.empty(({copies}, batches * heads * padded), dtype=torch.float32, device=query.device)
 launch(
     row_terms, (padded // 32 * batches * heads,), terms, {sums}{rows}
     padded, terms.shape[1], scale, ROWS=32, WITH_GRAD_LSE=grad_lse is not None, num_warps=4,

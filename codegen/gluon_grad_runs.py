@@ -153,6 +153,13 @@ class OwnKeys(OverRuns):
     has_full_tiles = True
     # Which keys exist; pairs of a full tile that may be looked up, if not all; which tiles are masked besides.
     inside, full_pairs, masked_too = "own_keys < kv_len", "", "; all tiles if some keys are past the end"
+    # The tile that a program owns, and how it finds what that visits, as text; the module's function that makes
+    # descriptors for gradients; under which condition there is such a tile, if not always.
+    own_tile = "tile_first"
+    own_visits = "visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)"
+    next_start = "start = visited_start(t, visits)"
+    stores = "descriptor"
+    exists = ""
 
     @property
     def work(self) -> list[Argument]:
@@ -180,10 +187,9 @@ class OwnKeys(OverRuns):
         return {
             "prologue": f"{', '.join(a.name for a in KEY_SIZES)} = sizes\n"
             "batch, chunk, kv_head, tile_first = key_tile(gl.program_id(0), sizes)",
-            "visits": "visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)\n"
-            "row = (batch * heads + head) * padded",
+            "visits": f"{self.own_visits}\nrow = (batch * heads + head) * padded",
             "count": "visits[0] + visits[1]",
-            "start": "start = visited_start(t, visits)",
+            "start": self.next_start,
         }
 
     def copies(self, tensor: str, parts: tuple[Part, ...], tiles: str, i: str, ready: str) -> list[str]:
@@ -220,13 +226,16 @@ class OwnKeys(OverRuns):
 
     def emit_counts(self, out: Emitter) -> None:
         """``masked`` and ``count``: how many tiles are visited."""
-        out.line("visits = visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)")
+        out.line(self.own_visits)
         out.line("count = visits[0] + visits[1]")
         out.line("masked = tl.where(tile_first + BLOCK_N > kv_len, count, visits[0])")
 
     def emit_start(self, out: Emitter, *, needed: bool) -> None:
         """Where the tile of queries in buffer ``stage`` starts."""
         out.line("start = read(starts, stage)")
+
+    def emit_mixed(self, out: Emitter, name: str, nothing: str) -> None:
+        """What pairs must pass besides, where masked ones are ``nothing`` in what is called ``name``."""
 
     def emit_gradients(self, out: Emitter) -> None:
         """Writes the sums by descriptor."""

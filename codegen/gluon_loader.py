@@ -79,8 +79,9 @@ if t == 0:
     {_NEXT}"""
 # Consumers start one more tile beside the end of the last one; what is computed from does not matter.
 _ONE_MORE = """\
-write(orders, slot * 3 + 1, 0)
-write(orders, slot * 3 + 2, 1)
+write(orders, slot * {cells} + 1, 0)
+write(orders, slot * {cells} + 2, 1)
+{write_more}
 mbarrier.wait(q_empty.index(slot), (turn >> 1 & 1) ^ 1)
 mbarrier.arrive(q_ready.index(slot))
 stage, phase = ring(loaded)
@@ -126,10 +127,12 @@ def emit_load_tiles(out: Emitter, loads: TileLoads, ahead: bool = False) -> None
     )
     # The last tile of keys, which is none, starts at position 0 along every axis.
     nowhere = "\n".join(f"write(starts, {place}, 0)" for place in loads.start_places)
+    none_more = "\n".join(f"write(orders, slot * {loads.cells} + {i}, 0)" for i in range(3, loads.cells))
     del pieces["start_places"]
     pieces["before_all"] = "next_program = program" if ahead else ""
     if ahead:
-        pieces |= {"early": "", "late": _LATE, "end": filled(_ONE_MORE, nowhere=nowhere)}
+        end = filled(_ONE_MORE, cells=pieces["cells"], write_more=none_more, nowhere=nowhere)
+        pieces |= {"early": "", "late": _LATE, "end": end}
     else:
         pieces |= {"early": _NEXT, "late": "", "end": ""}
     pieces |= {"query": ".index(slot)", "turn": "turn >> 1 & 1"} if ahead else {"query": "", "turn": "turn & 1"}

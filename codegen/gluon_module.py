@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from ..ir.tiles.cuts import Cuts
 from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
 from .gluon_names import ADD_TILE, ADD_TILE_IMPORTS
 from .print_triton import HELPERS, used_helpers
 from .schedule import Problem, Source, Target
 from .triton_classify import emit_classify
+from .triton_cuts import CutClassify
 from .triton_module import LAUNCH, final_names
 from .triton_program import BROADCAST_STRIDE, uses_table
 
@@ -107,17 +109,22 @@ def emit_layouts(
 
 def emit_tables(
     plan: TilePlan, by_query: tuple[int, int], by_key: tuple[int, int] | None = None, *,
-    listed: tuple[str, str] = ("", ""),
+    listed: tuple[str, str] = ("", ""), cuts: Cuts | None = None,
 ) -> tuple[str, tuple[str, ...]]:  # fmt: skip
     """The kernels, in plain Triton, and functions that make tables of tiles, as text; and the kernels' names.
 
-    ``listed``: as for :func:`.triton_classify.emit_classify`.
+    ``listed``: as for :func:`.triton_classify.emit_classify`. ``cuts``: where tiles begin anew.
     """
     if not uses_table(plan):
         return "", ()
     out = Emitter()
     out.section(BROADCAST_STRIDE)
-    kernels = emit_classify(out, plan, by_query, by_key, listed=listed)
+    if cuts is None:
+        kernels = emit_classify(out, plan, by_query, by_key, listed=listed)
+    else:
+        made = CutClassify(plan, cuts)
+        made.emit(out, by_query, by_key)
+        kernels = made.kernels
     return out.text(), kernels
 
 

@@ -28,12 +28,17 @@ def emit_together(out: Emitter, name: str, parts: tuple[Part, ...]) -> None:
         out.line(f"{name} = {together([name + p.suffix for p in parts])}")
 
 
-def descriptors(name: str, rows: str, layout: str, size: int, tensor: str = "") -> list[Argument]:
-    """Arguments for the tiles of ``rows`` of a ``tensor`` with heads of this ``size``, part by part."""
+def descriptors(
+    name: str, rows: str, layout: str, size: int, tensor: str = "", kind: str = "descriptor"
+) -> list[Argument]:
+    """Arguments for the tiles of ``rows`` of a ``tensor`` with heads of this ``size``, part by part.
+
+    ``kind``: the module's function that makes them.
+    """
     parts = head_parts(size)
     columns = [f", {p.width}" if len(parts) > 1 else "" for p in parts]
     return [
-        Argument(name + p.suffix, "", f"descriptor({tensor or name}, {rows}, {layout}{p.suffix}{c})")
+        Argument(name + p.suffix, "", f"{kind}({tensor or name}, {rows}, {layout}{p.suffix}{c})")
         for p, c in zip(parts, columns, strict=True)
     ]
 

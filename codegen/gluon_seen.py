@@ -34,6 +34,8 @@ from .triton_program import INDICES
 from .triton_seen import hull_is_exact
 from .triton_values import Guard, Values
 
+# Rows of a tile of queries that there are, as text.
+QUERIES_EXIST = "(q_index < q_len)"
 _ON_HOST = {"q_len", "kv_len", *TILE_NAMES}
 
 
@@ -47,6 +49,9 @@ class Unseen(Protocol):
     @property
     def asked_on_host(self) -> bool:
         """Whether kernels have a constant ``ALL_SEEN``."""
+
+    def emit_all_seen(self, out: Emitter, plan: TilePlan) -> None:
+        """``all_seen``, for the host, if it is asked."""
 
     @property
     def told(self) -> bool:
@@ -64,8 +69,8 @@ class Unseen(Protocol):
     def emit_bounds(self, out: Emitter) -> None:
         """``seen``, for each tile of queries."""
 
-    def emit_clear(self, out: Emitter, tiles: Sequence[str]) -> None:
-        """Clears ``tiles``, the parts of the values of a tile whose weights are ``p``."""
+    def emit_clear(self, out: Emitter, tiles: Sequence[str], rows: str = QUERIES_EXIST) -> None:
+        """Clears ``tiles``, the parts of the values of a tile whose weights are ``p``; ``rows``: those that exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,7 @@ class UnseenKeys:
         """``seen``: the intervals."""
         out.line("seen = seen_keys(batch, head, kv_head, sizes, parameters)")
 
-    def emit_clear(self, out: Emitter, tiles: Sequence[str]) -> None:
+    def emit_clear(self, out: Emitter, tiles: Sequence[str], rows: str = QUERIES_EXIST) -> None:
         """Both groups of warps write the same, so that neither has to wait for the other."""
         for tile in tiles:
             out.line(f"clear_unseen({tile}, start, seen)")
@@ -193,7 +198,18 @@ class UnseenByWeights:
                 found = UnseenByWeights(FALSE, from_end, dtype, narrow(of_key))
         return found
 
-    all_seen = asked_on_host = False
+    all_seen = False
+
+    @property
+    def asked_on_host(self) -> bool:
+        """Whether lengths say whether every key is seen: where all queries see the key at their own position."""
+        return self.own == TRUE
+
+    def emit_all_seen(self, out: Emitter, plan: TilePlan) -> None:
+        """``all_seen``, for the host."""
+        with out.define(f"all_seen({', '.join(host_inputs(plan))})"):
+            out.line('"""Whether every key is seen by some query."""')
+            out.line("return q_len >= kv_len")
 
     @property
     def told(self) -> bool:
@@ -219,14 +235,14 @@ class UnseenByWeights:
             bound = f"tl.where({values.result('own')}, {bound}, {nothing})"
         out.line(f"seen = {bound}  # keys {'from' if self.from_end else 'up to'} here are seen")
 
-    def emit_clear(self, out: Emitter, tiles: Sequence[str]) -> None:
+    def emit_clear(self, out: Emitter, tiles: Sequence[str], rows: str = QUERIES_EXIST) -> None:
         """Both groups of warps find the same, say which keys have weights, and wait for each other."""
         # Tiles that reach past the keys known to be seen are few.
         asks = "" if self.own != FALSE else " or ".join(f"not all_finite({tile})" for tile in tiles)
         with out.block(f"if {asks}:") if asks else nullcontext():
             out.line("own_weights = weighty.index(cleared % 2 * 2 + GROUP)")
             # Rows past the end may have weights of anything.
-            out.line("own_weights.store(tl.max(((p != 0.0) & (q_index < q_len)).to(tl.int32), 0))")
+            out.line(f"own_weights.store(tl.max(((p != 0.0) & {rows}).to(tl.int32), 0))")
             out.line("mbarrier.arrive(weighty_ready)")
             out.line("mbarrier.wait(weighty_ready, cleared & 1)")
             out.line("seen_by_0, seen_by_1 = weighty.index(cleared % 2 * 2), weighty.index(cleared % 2 * 2 + 1)")

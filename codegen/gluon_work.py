@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..ir.nodes import TILE_NAMES, Expr, Index, Select
+from ..ir.tiles.cuts import Cuts
 from ..ir.tiles.plan import Interval, Ranges, TilePlan
 from ..ir.traverse import index_names, loads, walk
 from .defaults import heaviest_last
@@ -77,7 +78,7 @@ def with_list(plan: TilePlan, schedule: Schedule) -> Schedule:
 def other_lists(plan: TilePlan, schedule: Schedule) -> tuple[Schedule, ...]:
     """What is worth timing besides ``schedule`` where rows are uneven: no list, a list, and shares."""
     plain = replace(schedule, listed=False, split_keys=False, reverse=heaviest_last(plan.keys))
-    listed = replace(plain, reverse=False, ahead=False, listed=True)
+    listed = replace(plain, reverse=False, ahead=False, cut=False, listed=True)
     shares = (replace(listed, split_keys=True),) if has_one_list(plan) else ()
     return tuple(x for x in (plain, listed, *shares) if x != schedule)
 
@@ -88,15 +89,15 @@ def has_one_list(plan: TilePlan) -> bool:
 
 
 def emit_lists(
-    out: Emitter, plan: TilePlan, schedule: Schedule, parameters: Sequence[Argument]
+    out: Emitter, plan: TilePlan, schedule: Schedule, parameters: Sequence[Argument], cuts: Cuts | None = None
 ) -> tuple[str, tuple[str, ...]]:
     """What makes tables of tiles and work lists; as text, but for a kernel in Gluon, and the names of the kernels.
 
-    ``parameters`` are those of ``visited_tiles`` but for the scale.
+    ``parameters`` are those of ``visited_tiles`` but for the scale; ``cuts``: where tiles begin anew, without a list.
     """
     blocks = schedule.block_m, schedule.block_n
     if not schedule.listed:
-        return emit_tables(plan, blocks)
+        return emit_tables(plan, blocks, cuts=cuts)
     tables, kernels = emit_tables(plan, blocks, listed=(_LISTED, ""))
     lists = Emitter()
     if not uses_table(plan):

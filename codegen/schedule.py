@@ -56,6 +56,8 @@ class Schedule:
     ``listed``: tiles that programs own stand in a list, the heaviest first; with ``split_keys`` long rows of tiles are
     in shares there, also in kernels that own keys.
     ``ahead``: the scores of a tile of queries start beside the last values of the one before; not with a list.
+    ``cut``: tiles begin anew where data that the mask compares changes (the warp-specialised kernels of runs; not with
+    a list).
     ``grad_query``: the backward kernel that computes the gradient of the queries, where it differs from
     the one for keys and values, which this schedule describes then. ``grad_value``: the same for the gradient
     of the values; this schedule is that of the keys then.
@@ -70,6 +72,7 @@ class Schedule:
     descriptors: bool = False
     listed: bool = False
     ahead: bool = False
+    cut: bool = False
     grad_query: Schedule | None = None
     grad_value: Schedule | None = None
 

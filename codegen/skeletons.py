@@ -143,13 +143,15 @@ def _choose_for_runs(
 ) -> Choice:
     # Imported late: other targets do not need it.
     from . import gluon_backward, gluon_forward, gluon_repeatable
+    from .gluon_cuts import may_be_cut
 
     why_seven = _why_seven_products(plan, problem, target)
     backward = gluon_backward if why_seven is None else gluon_repeatable
     reason = (gluon_forward if direction == "forward" else backward).unsupported_reason(plan, problem, target)
     if reason is not None:
         return Choice("triton", f"the warp-specialised skeleton (gluon) cannot: {reason}")
-    reason = _slower_on_tables(plan, problem, direction, long)
+    cut = may_be_cut(plan) and (direction == "forward" or why_seven is None)
+    reason = _slower_on_tables(plan, problem, direction, long, cut)
     if reason is None and direction == "forward":
         reason = _slower_scores(plan, problem)
     if reason is not None:
@@ -179,11 +181,16 @@ def _why_seven_products(plan: TilePlan, problem: Problem, target: Target) -> str
     return None
 
 
-def _slower_on_tables(plan: TilePlan, problem: Problem, direction: Direction, long: bool) -> str | None:
+def _slower_on_tables(
+    plan: TilePlan, problem: Problem, direction: Direction, long: bool, cut: bool
+) -> str | None:
+    """``cut``: the warp-specialised kernel has tiles that begin anew where data changes."""
     from .gluon_forward import default_schedule
     from .gluon_grad_work import cuts_long_rows
     from .gluon_seen import may_hide_keys
 
+    if cut:
+        return None
     # At head size 128 short rows lose less (0.56 against 0.51 ms, backward) than long ones gain (5.6 against 8.1 ms).
     widest = problem.head_dim if direction == "backward" else max(problem.head_dim, problem.value_dim)
     if not uses_table(plan) or widest >= 96:

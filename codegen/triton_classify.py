@@ -38,20 +38,20 @@ LISTED, LISTED_IN_ROW = 1 << 22, 256
 
 _EMPTY_TABLE = '''
 def empty_table(batches, heads, rows, columns, device):
-    """Room for lists of tiles, of a bounded size in all, and for four numbers a row."""
+    """Room for lists of tiles, of a bounded size in all, and for {words} numbers a row."""
     capacity = min(columns, max({all} // (batches * heads * rows), {row}))
     sizes = (batches, heads, rows)
     return torch.empty((*sizes, capacity), dtype=torch.int32, device=device), torch.empty(
-        (*sizes, 4), dtype=torch.int32, device=device
+        (*sizes, {numbers}), dtype=torch.int32, device=device
     )
 '''
 
-_ENTRY = """
+ENTRY = """
 batch, head = entry // table_heads, entry % table_heads
 kv_head = head // (heads // kv_heads)
 """
+_TILES = "q_tiles, kv_tiles = tl.cdiv(q_len, BLOCK_M), tl.cdiv(kv_len, BLOCK_N)"
 _DECIDED = """
-q_tiles, kv_tiles = tl.cdiv(q_len, BLOCK_M), tl.cdiv(kv_len, BLOCK_N)
 if BY_KEY:
     q_tile, kv_tile = tl.minimum(column, q_tiles - 1), row
     exists, whole = column < q_tiles, (column + 1) * BLOCK_M <= q_len
@@ -60,7 +60,6 @@ else:
     exists, whole = column < kv_tiles, (column + 1) * BLOCK_N <= kv_len
 """
 _ROW = """
-q_tiles, kv_tiles = tl.cdiv(q_len, BLOCK_M), tl.cdiv(kv_len, BLOCK_N)
 if BY_KEY:
     rows, columns = kv_tiles, q_tiles
 else:
@@ -90,11 +89,12 @@ overflows = gaps & (visited_count > capacity)
 visited_count = tl.where(overflows, stop - first, visited_count)
 full_count = tl.where(overflows, 0, full_count)
 row_number = entry.to(tl.int64) * rows + row
-counts = tile_counts + row_number * 4
+counts = tile_counts + row_number * {numbers}
 tl.store(counts, full_count)
 tl.store(counts + 1, visited_count - full_count)
 tl.store(counts + 2, tl.where(listed, -1, first))
 tl.store(counts + 3, tl.where(overflows, stop, full_first))
+{more}
 if listed:
     full_place, partial_place = 0, full_count
     indices = tile_indices + row_number * capacity
@@ -120,11 +120,19 @@ def emit_classify(
     """
     made = Classify(plan, listed)
     made.emit(out, by_query, by_key)
-    return ("reduce_tiles", "list_tiles") if made.stored else ("list_tiles",)
+    return made.kernels
 
 
 class Classify:
-    """Prints the two kernels and the functions around them."""
+    """Prints the two kernels and the functions around them, for tiles that start at multiples of their size."""
+
+    # How many numbers say what a row of tiles is; how many tiles there are, and which of two decides, as text.
+    numbers, words = 4, "four"
+    tiles, decided = _TILES, _DECIDED
+    # What a row stores besides.
+    stored_too = ""
+    # What tables of rows of queries, and of keys, come with.
+    returned_too = ("", "")
 
     def __init__(self, plan: TilePlan, listed: tuple[str, str]) -> None:
         self.plan, self.listed = plan, listed
@@ -149,6 +157,11 @@ class Classify:
         self.vectors = [Argument(v.name, "", v.name) for v in self.stored.values()]
         self.facts = [*buffers, *scalar_arguments(plan), *_SIZES]
 
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Their names."""
+        return ("reduce_tiles", "list_tiles") if self.stored else ("list_tiles",)
+
     def emit(self, out: Emitter, by_query: tuple[int, int], by_key: tuple[int, int] | None) -> None:
         """All of it."""
         if self.stored:
@@ -158,16 +171,17 @@ class Classify:
         self._emit_decide(out)
         out.section()
         self._emit_list(out)
-        out.section(_EMPTY_TABLE.format(all=LISTED, row=LISTED_IN_ROW))
+        facts = {"all": LISTED, "row": LISTED_IN_ROW, "numbers": self.numbers, "words": self.words}
+        out.section(_EMPTY_TABLE.format(**facts))
         self._emit_classify(out, by_query, by_key)
 
     def _emit_reduce(self, out: Emitter) -> None:
         with kernel(out, "reduce_tiles", [*self.vectors, *self.facts], ("BLOCK_M", "BLOCK_N")):
             out.line('"""What the mask reads by position, reduced over each tile of queries and of keys."""')
-            out.line("q_tiles, kv_tiles = tl.cdiv(q_len, BLOCK_M), tl.cdiv(kv_len, BLOCK_N)")
+            out.lines(self.tiles)
             out.line("tiles = tl.maximum(q_tiles, kv_tiles)")
             out.line("tile, entry = tl.program_id(0) % tiles, tl.program_id(0) // tiles")
-            out.lines(_ENTRY)
+            out.lines(ENTRY)
             for axis, block in (("q", "BLOCK_M"), ("kv", "BLOCK_N")):
                 found = {v.name: x for x, v in self.stored.items() if x.axis == axis}
                 if found:
@@ -175,10 +189,10 @@ class Classify:
                         self._emit_axis(out, axis, block, found)
 
     def _emit_axis(self, out: Emitter, axis: str, block: str, found: dict[str, Reduction]) -> None:
-        out.comment("A ragged last tile repeats its last position, which changes no extreme.")
-        out.line(f"{axis}_index = tl.minimum(tile * {block} + tl.arange(0, {block}), {axis}_len - 1)")
+        out.comment("A ragged tile repeats its last position, which changes no extreme.")
+        self.emit_tile_positions(out, axis, block)
         values = Values({name: x.x for name, x in found.items()}, INDICES, prefix=f"{axis}_")
-        _emit_all(out, values, tuple(found))
+        emit_all(out, values, tuple(found))
         out.line(f"place = entry.to(tl.int64) * {axis}_tiles + tile")
         for name, x in found.items():
             out.line(f"tl.store({name} + place, {_reduced(x, values.result(name))})")
@@ -191,8 +205,9 @@ class Classify:
         ):
             out.line('"""May any pair of two tiles attend, and must all?"""')
             out.line(f"{self._names} = facts")
-            out.lines(_ENTRY)
-            out.lines(_DECIDED)
+            out.lines(ENTRY)
+            out.lines(self.tiles)
+            out.lines(self.decided)
             may, must = self._emit_exact(out) if self.plan.classification is None else self._emit_classified(out)
             out.line(f"visited = exists & ({may})")
             out.comment("A tile that reaches past the end is never full: what is beyond has to be masked.")
@@ -210,14 +225,22 @@ class Classify:
             if x in self.stored:
                 text = f"tl.load({v.name} + entry.to(tl.int64) * {x.axis}_tiles + {x.axis}_tile)"
                 text += " != 0" if x.type is BOOL else ""
-            elif x.op == "min":
-                text = f"{x.axis}_tile * {block}"
             else:
-                text = f"tl.minimum(({x.axis}_tile + 1) * {block}, {x.axis}_len) - 1"
+                text = self.end_of_tile(x, block)
             out.line(f"{v.name} = {text}")
         values = Values(self.results, INDICES, known=known)
-        _emit_all(out, values, tuple(self.results))
+        emit_all(out, values, tuple(self.results))
         return values.result("may"), values.result("must")
+
+    def emit_tile_positions(self, out: Emitter, axis: str, block: str) -> None:
+        """The positions of ``tile``, along ``axis``."""
+        out.line(f"{axis}_index = tl.minimum(tile * {block} + tl.arange(0, {block}), {axis}_len - 1)")
+
+    def end_of_tile(self, x: Reduction, block: str) -> str:
+        """The first or the last position of a tile, as text."""
+        if x.op == "min":
+            return f"{x.axis}_tile * {block}"
+        return f"tl.minimum(({x.axis}_tile + 1) * {block}, {x.axis}_len) - 1"
 
     def _emit_looks(self, out: Emitter, name: str, x: Reduction) -> None:
         """``name``: reduced over one position of every block that the tiles touch."""
@@ -230,7 +253,7 @@ class Classify:
                 last = f"tl.minimum({axis}_tile * {block} + {block}, {axis}_len) - 1"
                 loops.enter_context(out.block(f"for look in tl.static_range(0, {block} + {length} - 1, {length}):"))
                 out.line(f"{axis}_index = tl.minimum({axis}_tile * {block} + look, {last})")
-            _emit_all(out, values, (name,))
+            emit_all(out, values, (name,))
             out.line(f"{name} {'&=' if x.op == 'all' else '|='} {values.result(name)}")
 
     def _emit_exact(self, out: Emitter) -> tuple[str, str]:
@@ -238,7 +261,7 @@ class Classify:
         out.line("q_index = tl.minimum(q_tile * BLOCK_M + tl.arange(0, BLOCK_M), q_len - 1)[:, None]")
         out.line("kv_index = tl.minimum(kv_tile * BLOCK_N + tl.arange(0, BLOCK_N), kv_len - 1)[None, :]")
         values = Values(self.results, INDICES)
-        _emit_all(out, values, ("mask",))
+        emit_all(out, values, ("mask",))
         out.line(f"keep = ({values.result('mask')}).to(tl.int32)")
         return "tl.max(tl.max(keep, 1), 0) != 0", "tl.min(tl.min(keep, 1), 0) != 0"
 
@@ -247,7 +270,9 @@ class Classify:
         with kernel(out, "list_tiles", self._list_arguments, constants):
             out.line('"""One row of tiles: where its runs begin and how long they are, or a list."""')
             out.line(f"facts = {self._names}")
-            out.lines(_ROW.format(column="begin" if self.plan.classification is None else "column"))
+            out.lines(self.tiles)
+            column = "begin" if self.plan.classification is None else "column"
+            out.lines(_ROW.format(column=column, numbers=self.numbers, more=self.stored_too))
 
     @property
     def _names(self) -> str:
@@ -283,7 +308,7 @@ class Classify:
     def _emit_table(self, out: Emitter, blocks: tuple[int, int], name: str, reduce: bool = True) -> None:
         m, n = blocks
         if reduce:
-            out.line(f"q_tiles, kv_tiles = triton.cdiv(q_len, {m}), triton.cdiv(kv_len, {n})")
+            self.emit_numbers_of_tiles(out, m, n)
             for x, v in self.stored.items():
                 dtype = f"torch.{_STORED.get(x.type, 'int32')}"
                 out.line(f"{v.name} = torch.empty((entries, {x.axis}_tiles), dtype={dtype}, device=device)")
@@ -295,12 +320,16 @@ class Classify:
         at_once, warps = (1, 8) if self.plan.classification is None else (512, 4)
         options = f"BY_KEY={name == 'by_key'}, COLUMNS={at_once}, BLOCK_M={m}, BLOCK_N={n}, num_warps={warps}"
         emit_launch(out, "list_tiles", f"({rows} * entries,)", self._list_arguments, options)
-        listed = self.listed[name == "by_key"]
-        if listed:
-            out.line(f"{name} = *{name}, {listed}")
+        more = self.listed[name == "by_key"] or self.returned_too[name == "by_key"]
+        if more:
+            out.line(f"{name} = *{name}, {more}")
+
+    def emit_numbers_of_tiles(self, out: Emitter, block_m: int, block_n: int) -> None:
+        """``q_tiles`` and ``kv_tiles``, on the host."""
+        out.line(f"q_tiles, kv_tiles = triton.cdiv(q_len, {block_m}), triton.cdiv(kv_len, {block_n})")
 
 
-def _emit_all(out: Emitter, values: Values, wanted: Sequence[str]) -> None:
+def emit_all(out: Emitter, values: Values, wanted: Sequence[str]) -> None:
     done: frozenset[str] = frozenset()
     for level in LEVELS:
         done = values.emit(out, level, wanted, Guard(), done)

@@ -193,6 +193,8 @@ def describe(schedule: Schedule) -> str:
         text += ", heaviest tiles first"
     if schedule.listed:
         text += ", heaviest tiles first by a list"
+    if schedule.cut:
+        text += ", tiles begin anew where data changes"
     if schedule.split_keys:
         text += ", long rows of tiles split" if schedule.listed else ", keys split where query tiles are few"
     return text

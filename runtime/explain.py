@@ -332,6 +332,7 @@ def _describe(schedule: Schedule, skeleton: str) -> str:
     tiles = f"tiles of {schedule.block_m} queries × {schedule.block_n} keys"
     if not skeleton.startswith("triton"):
         facts = {
+            "begun anew where data changes": schedule.cut,
             "those of queries overlap": schedule.ahead,
             "rows of tiles from a list, the heaviest first": schedule.listed,
             "long rows shared by several programs": schedule.listed and schedule.split_keys,

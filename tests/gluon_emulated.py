@@ -122,20 +122,27 @@ class TensorDescriptor:
 
     def __init__(self, base, shape, strides, block, layout):
         self.base, self.block = base, [int(n) for n in block]
-        self.x = base.as_strided(shape, strides)
+        self.shape, self.strides = [int(n) for n in shape], [int(n) for n in strides]
         assert len(shape) == len(strides) == len(block) <= 5 and strides[-1] == 1 and min(shape) > 0
         assert all(n & (n - 1) == 0 and n <= 256 for n in self.block)
         assert all(n * base.element_size() % 16 == 0 for n in (*strides[:-1], self.block[-1]))
+        # Addresses have 64 bits. Where strides make them wrap around, only those of blocks can be checked.
+        self.addresses = 2**64 // base.element_size()
         last = base.storage_offset() + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        assert (last + 1) * base.element_size() <= base.untyped_storage().nbytes(), "a descriptor past the tensor"
+        inside = (last + 1) * base.element_size() <= base.untyped_storage().nbytes()
+        assert inside or max(strides) >= 2**33, "a descriptor past the tensor"
         self.block_type = types.SimpleNamespace(shape=self.block)
 
     def place(self, where):
         """The part of the tensor under a block, which may reach past the end of axes, and where in the block it is."""
         starts = [int(i) for i in where]
         assert min(starts) >= 0
-        part = self.x[tuple(slice(n, n + side) for n, side in zip(starts, self.block, strict=True))]
-        return part, tuple(slice(0, n) for n in part.shape)
+        assert starts[-1] * self.base.element_size() % 16 == 0, "the hardware calls this an illegal instruction"
+        sides = [max(0, min(n, end - i)) for i, n, end in zip(starts, self.block, self.shape, strict=True)]
+        first = sum(i * s for i, s in zip(starts, self.strides, strict=True)) % self.addresses
+        first = first + self.base.storage_offset() if all(sides) else 0
+        # PyTorch checks that this is memory of the tensor.
+        return self.base.as_strided(sides, self.strides, first), tuple(slice(0, n) for n in sides)
 
 
 class tma:
@@ -310,6 +317,7 @@ gl = types.SimpleNamespace(
     max=lambda x, axis: x.amax(axis),
     min=lambda x, axis: x.amin(axis),
     cumsum=lambda x, axis: x.cumsum(axis),
+    associative_scan=lambda x, axis, combine: _scanned(x, combine),
     int8=torch.int8, int16=torch.int16,
     sum=lambda x, axis: x.sum(axis),
     barrier=lambda: None,
@@ -320,6 +328,15 @@ gl = types.SimpleNamespace(
 
 # Programs run one after the other, in this order of their numbers.
 order = range
+
+
+def _scanned(x, combine):
+    """All results of combining the first elements of a vector, each with those of twice as many in every step."""
+    reach = 1
+    while reach < len(x):
+        x = torch.cat([x[:reach], combine(x[:-reach], x[reach:])])
+        reach *= 2
+    return x
 
 
 def _unsigned(x):
