@@ -7,7 +7,7 @@ from typing import Literal
 
 from .build import binary, select, unary
 from .dependence import dependence
-from .nodes import Binary, Cast, Const, Expr, Score, Select, Unary
+from .nodes import Binary, Const, Expr, Score, Select, Unary
 from .traverse import children, share, substitute, walk, with_children
 from .types import F32
 
@@ -18,6 +18,7 @@ _MOST = 4
 
 # Powers of uniform factors, by number, and what they multiply: None is one.
 _Parts = tuple[Mapping[int, int], Expr | None]
+_Parity = Literal["odd", "even", ""]
 
 
 def gathered(e: Expr) -> Expr:
@@ -102,36 +103,37 @@ def with_positive_factor(factor: Expr, rest: Expr) -> tuple[Expr, Expr] | None:
     """
     if isinstance(factor, Const) and factor.value >= 0:
         return factor, rest
-    if _parity(rest) != "odd":
+    if _parities(rest)[id(rest)] != "odd":
         return None
     sign = select(binary("lt", factor, Const(0.0, F32)), Const(-1.0, F32), _ONE)
     turned = gathered(substitute(rest, {Score(): binary("mul", Score(), sign)}))
     return (unary("abs", factor), turned) if cost(turned) <= cost(rest) else None
 
 
-def _parity(e: Expr) -> Literal["odd", "even", ""]:
-    """How ``e`` changes with the sign of the score: its sign does, or nothing; "" where neither was proved."""
-    if "s" not in dependence(e):
+def _parities(e: Expr) -> dict[int, _Parity]:
+    """How every node of ``e`` changes with the sign of the score: its sign does, or nothing; "" if not known."""
+    found: dict[int, _Parity] = {}
+    for x in walk(e):
+        found[id(x)] = _parity(x, [found[id(c)] for c in children(x)])
+    return found
+
+
+def _parity(e: Expr, operands: list[_Parity]) -> _Parity:
+    if isinstance(e, Score):
+        return "odd"
+    if all(x == "even" for x in operands):
         return "even"
-    match e:
-        case Score():
-            return "odd"
-        case Binary("mul" | "div", a, b):
-            left, right = _parity(a), _parity(b)
-            return ("even" if left == right else "odd") if left and right else ""
-        case Binary("add" | "sub", a, b) | Select(_, a, b) if not isinstance(e, Select) or _is_even(e.condition):
-            left, right = _parity(a), _parity(b)
-            return left if left == right else ""
-        case Unary("neg" | "tanh" | "sin", x) | Cast(x) if e.type is F32 and x.type is F32:
-            return _parity(x)
-        case Unary("abs" | "cos", x):
-            return "even" if _parity(x) else ""
+    match e, operands:
+        case Binary("mul" | "div"), [a, b] if a and b:
+            return "even" if a == b else "odd"
+        case (Binary("add" | "sub"), [a, b]) | (Select(), ["even", a, b]) if a == b:
+            return a
+        case Unary("neg" | "tanh" | "sin"), [a]:
+            return a
+        case Unary("abs" | "cos"), ["odd"]:
+            return "even"
         case _:
-            return "even" if all(_is_even(x) for x in children(e)) else ""
-
-
-def _is_even(e: Expr) -> bool:
-    return _parity(e) == "even"
+            return ""
 
 
 def _joined(parts: _Parts, number: Mapping[int, Expr]) -> Expr:

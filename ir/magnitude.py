@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .build import binary, unary
 from .nodes import Binary, Cast, Const, Expr, Param, Unary
+from .traverse import children, walk
 from .types import F32
 
 _ONE = Const(1.0, F32)
@@ -22,21 +23,25 @@ def magnitude(e: Expr) -> Expr | None:
     >>> found and print_expr(found)
     'abs(cap)'
     """
-    match e:
-        case Const(value):
+    found: dict[int, Expr | None] = {}
+    for x in walk(e):
+        found[id(x)] = _magnitude(x, [found[id(c)] for c in children(x)])
+    return found[id(e)]
+
+
+def _magnitude(e: Expr, operands: list[Expr | None]) -> Expr | None:
+    match e, operands:
+        case Const(value), _:
             return Const(abs(float(value)), F32)
-        case Param() | Cast(Param()) if e.type is F32:
+        case (Param() | Cast(Param())), _ if e.type is F32:
             return unary("abs", e)
-        case Unary("tanh" | "sin" | "cos" | "sigmoid"):
+        case Unary("tanh" | "sin" | "cos" | "sigmoid"), _:
             return _ONE
-        case Unary("neg" | "abs", x):
-            return magnitude(x)
-        case Binary("add" | "sub" | "mul", a, b) if e.type is F32:
-            left, right = magnitude(a), magnitude(b)
-            if left is None or right is None:
-                return None
-            if e.op != "mul":
-                return binary("add", left, right)
-            return right if left == _ONE else left if right == _ONE else binary("mul", left, right)
+        case Unary("neg" | "abs"), [a]:
+            return a
+        case Binary("add" | "sub"), [a, b] if a is not None and b is not None and e.type is F32:
+            return binary("add", a, b)
+        case Binary("mul"), [a, b] if a is not None and b is not None and e.type is F32:
+            return b if a == _ONE else a if b == _ONE else binary("mul", a, b)
         case _:
             return None

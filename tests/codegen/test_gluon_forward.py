@@ -80,6 +80,16 @@ def key_bias(s, batch, kv, bias):
 
 
 @rg.score
+def capped(s, cap):
+    return cap * rg.tanh(s / cap)
+
+
+@rg.score
+def gained(s, gain):
+    return gain * rg.tanh(s)
+
+
+@rg.score
 def row_only(q, row):
     return row[q]
 
@@ -122,6 +132,19 @@ EMULATED: dict[str, tuple[list[Part], tuple[int, int, int, int, int], dict[str, 
     ),
     "values wider than keys": ([rg.causal()], (1, 1, 1, 140, 300), {"sizes": (64, 192)}),
     "softcap": ([rg.causal(), rg.softcap(20.0)], (1, 2, 2, 200, 200), {"sizes": (128, 128)}),
+    "softcap, in units of its bound": ([rg.causal(), rg.softcap(51.5)], (1, 2, 1, 300, 300), {}),
+    "softcap, in units of the largest": ([rg.causal(), rg.softcap(60.0)], (1, 2, 1, 300, 300), {}),
+    "softcap, float16": ([rg.causal(), rg.softcap(5.0)], (1, 2, 1, 200, 200), {"dtype": F16}),
+    "a cap below 0": ([rg.causal(), capped(cap=-4.0)], (1, 2, 1, 300, 300), {"align": "end"}),
+    "scores of 0": ([rg.causal(), gained(gain=0.0)], (1, 1, 1, 200, 200), {}),
+    "scores of 0, float16": ([rg.causal(), gained(gain=0.0)], (1, 1, 1, 200, 200), {"dtype": F16}),
+    "capped twice": ([capped(cap=9.0), rg.softcap(2.0)], (1, 1, 1, 200, 130), {"ahead": False}),
+    "capped, rows that see nothing": ([rg.causal(), rg.softcap(5.0)], (1, 1, 1, 400, 130), {"align": "end"}),
+    "capped documents": (
+        [rg.causal(), rg.document(torch.arange(300).int() // 37), rg.softcap(5.0)], (1, 2, 1, 300, 300), {},
+    ),
+    "tempered": ([rg.causal(), rg.temperature(0.5), rg.temperature(-3.0)], (1, 1, 1, 200, 200), {"sizes": (128, 128)}),
+    "three consumers, capped": ([rg.causal(), rg.softcap(5.0)], (1, 2, 1, 400, 470), {**THREE, "align": "end"}),
     "alibi": ([rg.causal(), rg.alibi(slopes=bias(2))], (1, 2, 2, 200, 200), {}),
     "bias by key": ([key_bias(bias=bias(2, 300))], (2, 1, 1, 130, 300), {}),
     "score that ignores the product": ([rg.causal(), row_only(row=bias(200))], (1, 1, 1, 200, 200), {}),
