@@ -19,16 +19,17 @@ from .gluon_releases import emit_first_turn, emit_releases, in_turn
 from .gluon_scores import SCALE, are_bounded, folded_exponents
 from .gluon_seen import QUERIES_EXIST, Unseen, UnseenByWeights
 from .gluon_tiles import emit_unpack, jit_function
+from .gluon_weights import Weights
 from .gluon_work import emit_share, emit_sums_of_share
 from .schedule import Problem, Schedule
 from .triton_forward import composed_scores
-from .triton_module import Argument, Part, head_parts
+from .triton_module import Argument, head_parts
 from .triton_program import SIZES
 from .triton_tiles import TileLoops
 from .triton_values import Guard, Values, level_of
 
 
-class Consumer:
+class Consumer(Weights):
     """Prints ``attend``: for each tile of queries a first tile of keys, a masked loop, a loop without mask.
 
     ``ahead``: the first tile of keys comes beside the last values of the tile of queries before, and its scores beside
@@ -197,15 +198,7 @@ class Consumer:
         out.line(f"s = warpgroup_mma_wait(0, deps=({product},))")
         out.line("release(stage)")
         self._emit_scores(out, done, masked=True)
-        if self.asks_bound:
-            with out.block("if BOUNDED:"):
-                out.line("m = tl.zeros([ROWS], tl.float32, tl.SliceLayout(1, SCORES)) + top")
-        with out.block("else:") if self.asks_bound else nullcontext():
-            out.comment("Finite, so never inf - inf: a row may see none of its first tile.")
-            out.line(f"m = tl.maximum(row_max(s) * {self.unit}, -3.0e38)  # running maximum times log2(e)")
-        out.line(f"p = tl.exp2(s * {self.unit} - m[:, None])")
-        out.line("l = partial_sums(p)  # of exponentials")
-        out.line("pairs = packed(p)")
+        self.emit_first_weights(out)
         self._emit_clear(out, exists="program < programs" if self.ahead else "")
 
     def _emit_start_scores(self, out: Emitter, name: str) -> None:
@@ -225,12 +218,6 @@ class Consumer:
             tile = f"{tiles_of('v_tiles', self.value, i)}.index(last)"
             out.line(f"{prefix}acc{p.suffix} = start_outputs(weights{p.suffix}, {tile}, acc{p.suffix})")
 
-    def _emit_wait_outputs(self, out: Emitter, prefix: str, behind: int = 0) -> None:
-        """``behind``: how many products that were started after these may go on."""
-        names = ", ".join(f"acc{p.suffix}" for p in self.value)
-        waited = ", ".join(f"{prefix}acc{p.suffix}" for p in self.value)
-        out.line(f"{names} = warpgroup_mma_wait({behind}, deps=({waited}{',' if len(self.value) == 1 else ''}))")
-
     def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """Scores and weights of one tile of keys, overlapped with the values of the tile before."""
         out.line("last, last_phase = ring(used + t - 1)")
@@ -243,38 +230,9 @@ class Consumer:
         done = self._emit_early_columns(out, done, masked=masked)
         out.line(f"s = warpgroup_mma_wait({len(self.value)}, deps=(next_s,))")
         self._emit_scores(out, done, masked=masked)
-        if self.asks_bound:
-            with out.block("if BOUNDED:"):
-                self._emit_bounded_weights(out)
-        with out.block("else:") if self.asks_bound else nullcontext():
-            self._emit_weights(out)
+        self.emit_weights(out)
         if masked:
             self._emit_clear(out)
-
-    def _emit_bounded_weights(self, out: Emitter) -> None:
-        """Weights of scores of which none is large: what was summed up before keeps its unit."""
-        out.line("release(stage)")
-        out.line(f"p = tl.exp2(s * {self.unit} - top)")
-        out.line("l += partial_sums(p)")
-        self._emit_wait_outputs(out, "next_")
-        out.line("release(STAGES + last)")
-        out.comment("Before the wait the products would wait for each other: they read the last ones.")
-        out.line("pairs = packed(p)")
-
-    def _emit_weights(self, out: Emitter) -> None:
-        """Weights in units of the largest so far, and in these what was summed up before."""
-        out.line(f"m_new = tl.maximum(m, row_max(s) * {self.unit})")
-        out.comment("Exponentials come after this wait anyway; so they must not delay the release of the buffers.")
-        self._emit_wait_outputs(out, "next_")
-        out.line("m_new = released(m_new, stage, STAGES + last)")
-        out.line(f"p = tl.exp2(s * {self.unit} - m_new[:, None])")
-        out.line("alpha = tl.exp2(m - m_new)")
-        out.line("l = l * tl.convert_layout(alpha, tl.SliceLayout(1, SUMS))[:, None] + partial_sums(p)")
-        out.line("pairs = packed(p)")
-        out.line("m = m_new")
-        for p in self.value:
-            factor = f"tl.convert_layout(alpha, tl.SliceLayout(1, OUTPUTS{p.suffix}))[:, None]"
-            out.line(f"acc{p.suffix} = acc{p.suffix} * {factor}")
 
     def _emit_early_columns(self, out: Emitter, done: frozenset[str], *, masked: bool) -> frozenset[str]:
         """Columns that are loaded, beside the products."""
@@ -326,7 +284,7 @@ class Consumer:
         out.line("used += count")
         out.line("last, last_phase = ring(used - 1)")
         self._emit_start_outputs(out, "")
-        self._emit_wait_outputs(out, "")
+        self.emit_wait_outputs(out, "")
         out.line("release(STAGES + last)")
         out.line()
         self._emit_log_sums(out)
@@ -345,7 +303,7 @@ class Consumer:
         self._emit_next_number(out)
         done = self._emit_query_prologue(out)
         self._emit_start_first(out, "next_s")
-        self._emit_wait_outputs(out, "next_", behind=len(self.head))
+        self.emit_wait_outputs(out, "next_", behind=len(self.head))
         out.line("release(STAGES + last)")
         self.emit_outputs(out)
         self._emit_weights_of_first(out, done, "next_s")
@@ -366,12 +324,6 @@ class Consumer:
         out.line("turn += 1")
         out.line("mbarrier.wait(order_ready.index(turn & 1), turn >> 1 & 1)")
         out.line(f"program = read(orders, (turn & 1) * {self.cells})")
-
-    def emit_quotient(self, out: Emitter, p: Part) -> None:
-        """Divides a part of the sums by those of the weights."""
-        acc = f"acc{p.suffix}"
-        out.line(f"sums = tl.convert_layout(l, tl.SliceLayout(1, OUTPUTS{p.suffix}))")
-        out.line(f"{acc} = tl.where((sums == 0.0)[:, None], 0.0, {acc} * (1.0 / sums)[:, None])")
 
     # --- what a tile is: a run of positions ---
 

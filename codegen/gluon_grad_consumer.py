@@ -230,8 +230,8 @@ class Consumer(OwnKeys):
 
     def emit_score_gradients(self, out: Emitter, *, masked: bool) -> None:
         """``ds`` and sums of contributions, from ``p`` and ``dp``."""
-        # With twice the queries a tile that spills more.
-        counting = self.counting if masked and self.split_columns else ""
+        # With twice the queries a tile, or of slopes, that spills more.
+        counting = self.counting if masked and self.split_columns and self.weight == "p" else ""
         found = self.emit_score_gradient(out, self.expressions, self.here, delta="", counting=counting)
         if masked:
             emit_select(out, found, self.counting)

@@ -1,0 +1,76 @@
+"""Weights of a tile of scores, their sums, and the sums of values that they are factors of."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+from .emitter import Emitter
+from .triton_module import Part
+
+
+class Weights:
+    """What a consumer of the forward kernel does from scores ``s`` to ``pairs``, weights that are rounded.
+
+    ``unit``: what exponents are multiplied by. ``asks_bound``: whether there is code for scores of which none is large.
+    """
+
+    unit: str
+    asks_bound: bool
+    value: tuple[Part, ...]
+
+    def emit_first_weights(self, out: Emitter) -> None:
+        """Those of the first tile of keys, with which the unit ``m`` of a row and its sums ``l`` begin."""
+        if self.asks_bound:
+            with out.block("if BOUNDED:"):
+                out.line("m = tl.zeros([ROWS], tl.float32, tl.SliceLayout(1, SCORES)) + top")
+        with out.block("else:") if self.asks_bound else nullcontext():
+            out.comment("Finite, so never inf - inf: a row may see none of its first tile.")
+            out.line(f"m = tl.maximum(row_max(s) * {self.unit}, -3.0e38)  # running maximum times log2(e)")
+        out.line(f"p = tl.exp2(s * {self.unit} - m[:, None])")
+        out.line("l = partial_sums(p)  # of exponentials")
+        out.line("pairs = packed(p)")
+
+    def emit_weights(self, out: Emitter) -> None:
+        """Those of a further tile, and sums with them; the values of the tile before are waited for."""
+        if self.asks_bound:
+            with out.block("if BOUNDED:"):
+                self._emit_bounded_weights(out)
+        with out.block("else:") if self.asks_bound else nullcontext():
+            self._emit_scaled_weights(out)
+
+    def _emit_bounded_weights(self, out: Emitter) -> None:
+        """Weights of scores of which none is large: what was summed up before keeps its unit."""
+        out.line("release(stage)")
+        out.line(f"p = tl.exp2(s * {self.unit} - top)")
+        out.line("l += partial_sums(p)")
+        self.emit_wait_outputs(out, "next_")
+        out.line("release(STAGES + last)")
+        out.comment("Before the wait the products would wait for each other: they read the last ones.")
+        out.line("pairs = packed(p)")
+
+    def _emit_scaled_weights(self, out: Emitter) -> None:
+        """Weights in units of the largest so far, and in these what was summed up before."""
+        out.line(f"m_new = tl.maximum(m, row_max(s) * {self.unit})")
+        out.comment("Exponentials come after this wait anyway; so they must not delay the release of the buffers.")
+        self.emit_wait_outputs(out, "next_")
+        out.line("m_new = released(m_new, stage, STAGES + last)")
+        out.line(f"p = tl.exp2(s * {self.unit} - m_new[:, None])")
+        out.line("alpha = tl.exp2(m - m_new)")
+        out.line("l = l * tl.convert_layout(alpha, tl.SliceLayout(1, SUMS))[:, None] + partial_sums(p)")
+        out.line("pairs = packed(p)")
+        out.line("m = m_new")
+        for p in self.value:
+            factor = f"tl.convert_layout(alpha, tl.SliceLayout(1, OUTPUTS{p.suffix}))[:, None]"
+            out.line(f"acc{p.suffix} = acc{p.suffix} * {factor}")
+
+    def emit_wait_outputs(self, out: Emitter, prefix: str, behind: int = 0) -> None:
+        """``behind``: how many products that were started after these may go on."""
+        names = ", ".join(f"acc{p.suffix}" for p in self.value)
+        waited = ", ".join(f"{prefix}acc{p.suffix}" for p in self.value)
+        out.line(f"{names} = warpgroup_mma_wait({behind}, deps=({waited}{',' if len(self.value) == 1 else ''}))")
+
+    def emit_quotient(self, out: Emitter, p: Part) -> None:
+        """Divides a part of the sums by those of the weights."""
+        acc = f"acc{p.suffix}"
+        out.line(f"sums = tl.convert_layout(l, tl.SliceLayout(1, OUTPUTS{p.suffix}))")
+        out.line(f"{acc} = tl.where((sums == 0.0)[:, None], 0.0, {acc} * (1.0 / sums)[:, None])")
