@@ -88,11 +88,13 @@ class Consumer(OwnKeys):
             self._emit_prologue(out)
             with out.block("for member in range(0, group):"):
                 done = self._emit_head(out)
-                self.emit_masked_tiles(out, done)
+                out.comment(f"Tiles in which the mask decides{self.masked_too}.")
+                with out.block("for t in range(0, masked):"):
+                    self._emit_step(out, done, masked=True)
                 if self.has_full_tiles:
                     out.comment("Tiles in which every pair is allowed.")
                     with out.block("for t in range(masked, count):"):
-                        self.emit_step(out, done, masked=False)
+                        self._emit_step(out, done, masked=False)
                 for c in self.here:
                     place = f"{c.name}_sums + (batch * heads + head).to(tl.int64) * kv_len + own_keys"
                     out.line(f"tl.store({place}, {c.name}_total, mask={self.inside})")
@@ -136,13 +138,7 @@ class Consumer(OwnKeys):
         self.emit_score_unit(out, self.expressions)
         return self.expressions.emit(out, "key", needed, Guard(key="(kv_index < kv_len)"), done)
 
-    def emit_masked_tiles(self, out: Emitter, done: frozenset[str]) -> None:
-        """The loop with the mask."""
-        out.comment(f"Tiles in which the mask decides{self.masked_too}.")
-        with out.block("for t in range(0, masked):"):
-            self.emit_step(out, done, masked=True)
-
-    def emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
+    def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """One tile of queries."""
         wanted = self.wanted(self.here, masked=masked)
         out.line("stage, phase = ring(step)")

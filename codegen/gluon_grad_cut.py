@@ -56,7 +56,6 @@ class CutFiveProducts(FiveProducts):
         super().__init__(rest, problem, block_m, parameters, names)
         self.unseen = UnseenKeys.of(plan)
         self.loads_queries = True
-        self.asks_same = True
 
     def take_band(self, column: Column, block: int) -> None:
         """Takes the mask apart, for tiles that may start anywhere."""
@@ -69,20 +68,9 @@ class CutFiveProducts(FiveProducts):
         out.line("end = tl.where(kv_index < tile_stop, stop, 0)")
         return self.band.emit(out, values, done, self.kv_exists, end="end")
 
-    def emit_masked_tiles(self, out: Emitter, done: frozenset[str]) -> None:
-        """Two loops: what is asked of tiles that are not cut takes registers."""
-        for asks, tiles, what in (
-            (True, "0, masked * mixed", "that are not cut, where all of the mask decides"),
-            (False, "masked * mixed, masked", "in which what is left of the mask decides"),
-        ):
-            self.asks_same = asks
-            out.comment(f"Tiles {what}.")
-            with out.block(f"for t in range({tiles}):"):
-                self.emit_step(out, done, masked=True)
-
     def emit_mixed(self, out: Emitter, name: str, nothing: str) -> None:
         """What is equal in all other tiles."""
-        if self.asks_same:
+        with out.block("if mixed != 0:"):
             out.line(f"{name} = tl.where({self.same.emit(out)}, {name}, {nothing})")
 
     def emit_programs(self, out: Emitter, schedule: Schedule) -> str:

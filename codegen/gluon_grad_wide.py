@@ -90,7 +90,7 @@ class LoneKeyConsumer(_OneSum):
         """Gradients of outputs are a factor of one product, queries of two."""
         return [("OTHER_STAGES", schedule.num_stages - 1)]
 
-    def emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
+    def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """One tile of queries."""
         self.emit_first(out)
         self.emit_wait_grad_out(out)
@@ -139,7 +139,7 @@ class LoneValueConsumer(_OneSum):
         """Both are factors of one product."""
         return [("OTHER_STAGES", schedule.num_stages)]
 
-    def emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
+    def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """One tile of queries."""
         self.emit_first(out)
         self.emit_wait_scores(out, 0, "stage", positions=True)
