@@ -79,6 +79,10 @@ class Consumer(Weights):
         elif plan.variant.scores:
             self.score = results["score"] = composed_scores(plan.variant.scores)[-1]
         self.results = tuple(results)
+        # Whether all of scores but products is the same for all tiles.
+        self.folds_early = self.gathers is not None and not any(
+            dependence(x) - {"s"} for x in self.gathers.results().values()
+        )
         self.reads_keys = self.score is not None and "kv" in dependence(self.score)
         self.masks_keys = any({"kv", TILE_NAMES[0]} & dependence(e) for name, e in results.items() if name != "score")
         self.loads = [x for e in results.values() for x in loads(e)]
@@ -139,6 +143,9 @@ class Consumer(Weights):
         self.emit_lanes(out)
         if self.score is None:
             out.line("unit = scale * LOG2E")
+        if self.folds_early:
+            self.values.emit(out, "program", ("score", "unit"), Guard())
+            self._emit_unit(out)
         out.line("mbarrier.wait(order_ready.index(0), 0)")
         out.line("program = read(orders, 0)")
         out.line("used = 0  # tiles of keys")
@@ -146,6 +153,11 @@ class Consumer(Weights):
         emit_first_turn(out, self.consumers)
         if asks:
             out.line("cleared = 0  # tiles of which it was asked what no query sees")
+
+    def _emit_unit(self, out: Emitter) -> None:
+        """What exponents are multiplied by, where scores say it."""
+        if self.gathers is not None:
+            out.line(f"unit = {self.values.result('unit')}")
 
     def _emit_query_prologue(self, out: Emitter) -> frozenset[str]:
         out.line("slot = turn & 1")
@@ -159,10 +171,10 @@ class Consumer(Weights):
         out.line("q_index = q_row[:, None]")
         if not self.unseen.all_seen:
             self.unseen.emit_bounds(out)
-        done = self.values.emit(out, "program", self.results, Guard())
-        for name in ("unit", "top"):
-            if name in self.results:
-                out.line(f"{name} = {self.values.result(name)}")
+        early = self.values.emit(Emitter(), "program", ("score", "unit"), Guard()) if self.folds_early else frozenset()
+        done = self.values.emit(out, "program", self.results, Guard(), early)
+        if not self.folds_early:
+            self._emit_unit(out)
         done = self.values.emit(out, "query", self.results, Guard(query="(q_index < q_len)"), done)
         if not self.ahead:
             self._emit_no_outputs(out)
@@ -230,7 +242,7 @@ class Consumer(Weights):
         done = self._emit_early_columns(out, done, masked=masked)
         out.line(f"s = warpgroup_mma_wait({len(self.value)}, deps=(next_s,))")
         self._emit_scores(out, done, masked=masked)
-        self.emit_weights(out)
+        self.emit_weights(out, masked=masked)
         if masked:
             self._emit_clear(out)
 
@@ -262,7 +274,8 @@ class Consumer(Weights):
             spread = level_of(dependence(self.score)) != "pair"
             out.line(f"s = tl.zeros([ROWS, BLOCK_N], tl.float32, SCORES) + ({text})" if spread else f"s = {text}")
         if masked:
-            out.line('s = tl.where(allowed, s, float("-inf"))')
+            if not self.asks_bound:
+                self.emit_masked(out)
             self.emit_mixed(out)
 
     def _emit_clear(self, out: Emitter, exists: str = "") -> None:

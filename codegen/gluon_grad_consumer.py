@@ -29,16 +29,19 @@ _TERM_ROW = "term_tiles.index({}).reshape([BLOCK_M]).load(tl.SliceLayout(0, SCOR
 
 def emit_final_score(
     out: Emitter, kernel: Gradients, values: Values, wanted: Sequence[str], done: frozenset[str], lanes: str, shape: str
-) -> str:
-    """The name of the modified scores of ``shape``, from products ``s``; ``lanes`` are pairs that may be looked up."""
+) -> tuple[str, frozenset[str]]:
+    """The name of the modified scores of ``shape``, from products ``s``, and all steps done.
+
+    ``lanes`` are pairs that may be looked up. Slopes come later.
+    """
     kernel.emit_scaled(out)
     if not kernel.has_scores:
-        return "s"
-    values.emit(out, "pair", [x for x in wanted if x != "mask"], Guard(pair=lanes), done)
+        return "s", done
+    done = values.emit(out, "pair", [x for x in wanted if x not in ("mask", "slope")], Guard(pair=lanes), done)
     spread = level_of(dependence(kernel.results["score"])) != "pair"
     zeros = f"tl.zeros({shape}, tl.float32, SCORES) + " if spread else ""
     out.line(f"final = {zeros}({values.result('score')})")
-    return "final"
+    return "final", done
 
 
 class Consumer(OwnKeys):
@@ -245,12 +248,12 @@ class Consumer(OwnKeys):
         if masked:
             done = self.emit_allowed(out, values, done)
         lanes = "allowed" if masked else self.full_pairs
-        score = emit_final_score(out, self, values, wanted, done, lanes, "[KEYS, BLOCK_M]")
+        score, done = emit_final_score(out, self, values, wanted, done, lanes, "[KEYS, BLOCK_M]")
         text = "tl.exp2(s * unit)" if self.folded else self.exponential(score, "lse_row[None, :]")
         out.line(f"p = {f'tl.where(allowed, {text}, 0.0)' if masked else text}")
         if masked:
             self.emit_mixed(out, "p", "0.0")
-        self.emit_slope(out, values, wanted)
+        self.emit_slope(out, values, wanted, done)
 
     def _emit_epilogue(self, out: Emitter) -> None:
         out.line()

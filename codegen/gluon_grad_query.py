@@ -252,10 +252,10 @@ class QueryConsumer(QueryKernel):
         if masked:
             done = self.emit_allowed(out, values, done)
         lanes = "allowed" if masked else self.q_exists
-        score = emit_final_score(out, self, values, wanted, done, lanes, "[ROWS, BLOCK_N]")
+        score, done = emit_final_score(out, self, values, wanted, done, lanes, "[ROWS, BLOCK_N]")
         text = self.exponential(score, "lse_rows[:, None]")
         out.line(f"p = {f'tl.where(allowed, {text}, 0.0)' if masked else text}")
-        self.emit_slope(out, values, wanted)
+        self.emit_slope(out, values, wanted, done)
 
     def _emit_epilogue(self, out: Emitter) -> None:
         out.line()

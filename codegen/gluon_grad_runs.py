@@ -24,7 +24,7 @@ from .schedule import Problem, Schedule
 from .triton_gradients import Contribution, Gradients
 from .triton_module import Argument, Part
 from .triton_program import INDICES, SIZES
-from .triton_values import Values
+from .triton_values import Guard, Values
 
 _TERM_BUFFERS = """
 # Log-sum-exps, and what dP starts at.
@@ -100,9 +100,10 @@ class OverRuns(Gradients):
         if self.gathers is not None:
             out.line(f"unit = {values.result('unit')}")
 
-    def emit_slope(self, out: Emitter, values: Values, wanted: Sequence[str]) -> None:
+    def emit_slope(self, out: Emitter, values: Values, wanted: Sequence[str], done: frozenset[str]) -> None:
         """``slope``: what the gradient of a score is multiplied by, so that ``p`` need not be kept beside it."""
         if "slope" in wanted:
+            values.emit(out, "pair", ("slope",), Guard(), done)
             out.line(f"slope = p * {values.result('slope')}")
 
     def take_band(self, column: Column, block: int) -> None:

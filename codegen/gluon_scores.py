@@ -34,9 +34,9 @@ _SCALE = Value("scale", F32)
 SCALE: dict[str, Level] = {"scale": "program"}
 # A factor of exponents that is not less keeps those of masked pairs infinite.
 _LEAST = 1e-30
-# Which exponents weights may have, in powers of two: many of the largest can be added up, times values up to 1e14, and
-# the least times values down to 1e-10 is a normal number.
-_MOST, _LEAST_EXPONENT = 60.0, -90.0
+# How large exponents of weights may be, in powers of two: a million of the largest can be added up, times values up to
+# 4e9, and the least times values down to 5e-16 is a normal number.
+_MOST = 75.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,8 @@ class FoldedScores:
     bound: Expr | None = None
 
     def results(self) -> dict[str, Expr]:
-        """The expressions that a kernel evaluates, by name; ``top`` is subtracted from exponents that are bounded."""
-        found = {"score": self.core, "unit": self.unit}
-        if self.bound is not None:
-            over = binary("sub", self.bound, Const(_MOST, F32))
-            found["top"] = binary("max", over, Const(0.0, F32))
-        return found
+        """The expressions that a kernel evaluates, by name."""
+        return {"score": self.core, "unit": self.unit}
 
     def emit_bounded(self, out: Emitter, plan: TilePlan) -> str:
         """``bounded``, for the host; returns how it is called, as text."""
@@ -70,7 +66,7 @@ class FoldedScores:
         call = f"bounded({', '.join(host_inputs(plan))})"
         with out.define(call):
             out.line('"""Whether weights can be added up that are not in units of the largest of their row."""')
-            out.line(f"return {print_torch(self.bound, Scope(known, {})).text} <= {(_MOST - _LEAST_EXPONENT) / 2}")
+            out.line(f"return {print_torch(self.bound, Scope(known, {})).text} <= {_MOST}")
         return call
 
 

@@ -22,30 +22,42 @@ class Weights:
         """Those of the first tile of keys, with which the unit ``m`` of a row and its sums ``l`` begin."""
         if self.asks_bound:
             with out.block("if BOUNDED:"):
-                out.line("m = tl.zeros([ROWS], tl.float32, tl.SliceLayout(1, SCORES)) + top")
+                out.line("m = tl.zeros([ROWS], tl.float32, tl.SliceLayout(1, SCORES))")
+                self._emit_powers(out, masked=True)
         with out.block("else:") if self.asks_bound else nullcontext():
+            if self.asks_bound:
+                self.emit_masked(out)
             out.comment("Finite, so never inf - inf: a row may see none of its first tile.")
             out.line(f"m = tl.maximum(row_max(s) * {self.unit}, -3.0e38)  # running maximum times log2(e)")
-        out.line(f"p = tl.exp2(s * {self.unit} - m[:, None])")
+            out.line(f"p = tl.exp2(s * {self.unit} - m[:, None])")
         out.line("l = partial_sums(p)  # of exponentials")
         out.line("pairs = packed(p)")
 
-    def emit_weights(self, out: Emitter) -> None:
+    def emit_weights(self, out: Emitter, *, masked: bool) -> None:
         """Those of a further tile, and sums with them; the values of the tile before are waited for."""
         if self.asks_bound:
             with out.block("if BOUNDED:"):
-                self._emit_bounded_weights(out)
+                self._emit_bounded_weights(out, masked=masked)
         with out.block("else:") if self.asks_bound else nullcontext():
+            if masked and self.asks_bound:
+                self.emit_masked(out)
             self._emit_scaled_weights(out)
 
-    def _emit_bounded_weights(self, out: Emitter) -> None:
-        """Weights of scores of which none is large: what was summed up before keeps its unit."""
-        out.line("release(stage)")
-        out.line(f"p = tl.exp2(s * {self.unit} - top)")
-        out.line("l += partial_sums(p)")
+    def emit_masked(self, out: Emitter) -> None:
+        """Scores of pairs that are not allowed."""
+        out.line('s = tl.where(allowed, s, float("-inf"))')
+
+    def _emit_powers(self, out: Emitter, *, masked: bool) -> None:
+        power = f"tl.exp2(s * {self.unit})"
+        out.line(f"p = {f'tl.where(allowed, {power}, 0.0)' if masked else power}")
+
+    def _emit_bounded_weights(self, out: Emitter, *, masked: bool) -> None:
+        """Weights of scores of which none is large: all of a row have one unit."""
         self.emit_wait_outputs(out, "next_")
+        out.line("release(stage)")
         out.line("release(STAGES + last)")
-        out.comment("Before the wait the products would wait for each other: they read the last ones.")
+        self._emit_powers(out, masked=masked)
+        out.line("l += partial_sums(p)")
         out.line("pairs = packed(p)")
 
     def _emit_scaled_weights(self, out: Emitter) -> None:
