@@ -281,11 +281,11 @@ def test_long_rows_of_narrow_heads_have_three_consumers(
     assert default_schedule(generated.plan, generated.problem).block_m == 128
 
 
-def test_a_cap_takes_one_multiplication_and_no_maxima() -> None:
+def test_a_cap_takes_two_multiplications_and_no_maxima() -> None:
     """Besides tanh, powers and sums."""
     loop = max(re.split(r"\bBRA\b", compiled("softcap").sass()), key=lambda x: x.count("MUFU.TANH"))
     assert loop.count("MUFU.TANH") == 64
-    assert loop.count("FMUL") <= 70 and loop.count("FMNMX") <= 4
+    assert loop.count("FMUL") <= 140 and loop.count("FMNMX") <= 4
 
 
 @pytest.mark.parametrize(
