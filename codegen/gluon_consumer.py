@@ -19,7 +19,7 @@ from .gluon_releases import emit_first_turn, emit_releases, in_turn
 from .gluon_scores import SCALE, are_bounded, folded_exponents
 from .gluon_seen import QUERIES_EXIST, Unseen, UnseenByWeights
 from .gluon_tiles import emit_unpack, jit_function
-from .gluon_weights import Weights
+from .gluon_weights import POWERS, Weights
 from .gluon_work import emit_share, emit_sums_of_share
 from .schedule import Problem, Schedule
 from .triton_forward import composed_scores
@@ -70,6 +70,8 @@ class Consumer(Weights):
         self.score: Expr | None = None
         # Whether the host may say that scores are too small for their largest to matter.
         self.asks_bound = self.may_ask_bound and are_bounded(plan.variant.scores, problem)
+        # Wider heads have no time for it beside their products.
+        self.by_series = self.asks_bound and (problem.head_dim, problem.value_dim) == (64, 64)
         self.gathers = folded_exponents(plan.variant.scores, bounds=self.asks_bound)
         if self.asks_bound:
             self.constants += ", BOUNDED: tl.constexpr"
@@ -97,6 +99,8 @@ class Consumer(Weights):
         self.unseen.emit_functions(out, self.names.barrier, "BLOCK_N", SIZES, self.parameters)
         emit_releases(out, self.consumers)
         emit_products(out, self.dtype, len(self.head))
+        if self.by_series:
+            out.definition(POWERS)
         with jit_function(
             out,
             "attend(GROUP: tl.constexpr, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts, "

@@ -306,6 +306,17 @@ def test_bounded_scores(score: Any, dtype: torch.dtype, bounded: bool, ahead: bo
     assert default_schedule(generated.plan, generated.problem).ahead == ahead
 
 
+@pytest.mark.parametrize("key", [4, 5])
+def test_a_key_that_is_not_a_number_spoils_what_sees_it(key: int) -> None:
+    """Half of the powers are computed from bits of numbers."""
+    generated = module([rg.causal(), rg.softcap(20.0)])
+    query, keys, value = tensors((1, 1, 1, 130, 130), (64, 64), BF16)
+    keys[:, :, key] = float("nan")
+    out, lse = gluon_emulated.load(generated.text).run(query, keys, value, *generated.values)
+    assert out[:, :, key:].isnan().all() and lse[:, :, key:].isnan().all()
+    assert out[:, :, :key].isfinite().all()
+
+
 @pytest.mark.parametrize(("cap", "bounded"), [(5.0, True), (-51.0, True), (53.0, False), (float("nan"), False)])
 def test_the_host_says_whether_a_cap_is_small(cap: float, bounded: bool) -> None:
     assert load(module([rg.softcap(20.0)], sizes=(128, 128)).text).bounded(9, 9, cap) == bounded
