@@ -73,18 +73,18 @@ def box_tokens(axes: Sequence[BoxAxis], block_m: int, block_n: int) -> tuple[int
 def _costs(axes: Sequence[BoxAxis], own: Literal["q", "k"], extents: list[int], sides: Array) -> Array:
     """What shapes of such sides, (shapes, 2, axes), cost with each guess of the parameters: (guesses, shapes)."""
     guesses = np.array(_guesses(axes, own, extents))
-    found = np.ones((len(guesses), len(sides), 2))
+    found = np.ones((2, len(guesses), len(sides)))
     for i, (axis, extent) in enumerate(zip(axes, extents, strict=True)):
         # The same values, and the same pairs of sides, come back in many guesses and shapes.
         values, guess = np.unique(guesses[:, i], return_inverse=True)
         pairs, shape = np.unique(sides[:, :, i], axis=0, return_inverse=True)
         counts = _counts(axis.keys if own == "q" else axis.queries, axis, extent, values, pairs)
-        found *= counts[guess.ravel()[:, None], shape.ravel()]
-    return np.asarray(PARTIAL * found[..., 0] - (PARTIAL - FULL) * found[..., 1])
+        found *= counts[:, guess.ravel()].take(shape.ravel(), 2)
+    return np.asarray(PARTIAL * found[0] - (PARTIAL - FULL) * found[1])
 
 
 def _counts(ranges: Ranges, axis: BoxAxis, extent: int, values: Array, pairs: Array) -> Array:
-    """Boxes visited, and full ones, along an axis whose classes have ``extent`` coordinates: (values, pairs, 2).
+    """Boxes visited, and full ones, along an axis whose classes have ``extent`` coordinates: (2, values, pairs).
 
     ``values``: what every parameter, and what is read from a tensor, is taken to be. ``pairs``: sides of a box and of
     those that it visits.
@@ -100,7 +100,7 @@ def _counts(ranges: Ranges, axis: BoxAxis, extent: int, values: Array, pairs: Ar
     some, every = (runs(union, first, last, extent, env) for union in (ranges.may, ranges.must))
     ends = np.cumsum([len(x) for x in firsts])[:-1]
     cut = [np.split(x[:, :, 0], ends, 2) for x in (some.starts, some.stops, every.starts[:1], every.stops[:1])]
-    found = np.zeros((len(values), len(pairs), 2))
+    found = np.zeros((2, len(values), len(pairs)))
     for side, places, start, stop, low, high in zip(sides, firsts, *cut, strict=True):
         which = pairs[:, 0] == side
         others = pairs[which, 1].reshape(-1, 1, 1, 1)
@@ -109,7 +109,7 @@ def _counts(ranges: Ranges, axis: BoxAxis, extent: int, values: Array, pairs: Ar
         full = np.maximum(np.minimum((np.minimum(high, stop) - start) // others, count) - before, 0)
         weight = -(-extent // side) / len(places)  # boxes that each of these stands for
         for i, x in enumerate((count, full)):
-            found[:, which, i] = x.sum((1, 3)).T * weight
+            found[i][:, which] = x.sum((1, 3)).T * weight
     return found
 
 
@@ -118,7 +118,9 @@ def _nested_shapes(
 ) -> tuple[Shape, ...]:
     """:func:`box_shapes` where axes depend on each other."""
     alike = [s for s in shapes if all(max(x) <= 4 * min(x) for x in zip(s.queries, s.keys, strict=True))] or shapes
-    ranges = [a.keys_within or a.keys if own == "q" else a.queries_within or a.queries for a in axes]
+    ranges = [
+        _guessed_ranges(a.keys_within or a.keys if own == "q" else a.queries_within or a.queries) for a in axes
+    ]
     guesses = _NESTED_GUESSES if any(map(_is_guessed, ranges)) else (0,)
     middle = guesses[len(guesses) // 2]
     first = _nested_costs(axes, ranges, own, extents, alike, _PLACES[:1], middle)
@@ -134,7 +136,7 @@ def _nested_costs(
 ) -> Array:  # fmt: skip
     """What shapes cost, (shapes,), from boxes at ``places`` along every axis, as shares of it.
 
-    ``value``: what every parameter, and what is read from a tensor, is taken to be.
+    ``value``: what every parameter of ``ranges`` is taken to be.
     """
     sides = np.array([(s.queries, s.keys) if own == "q" else (s.keys, s.queries) for s in shapes])
     starts = np.array(list(product(places, repeat=len(axes))))
@@ -146,10 +148,9 @@ def _nested_costs(
         zero, last = np.zeros_like(first), np.minimum(first + side, extent) - 1
         tiles.append(Tiles(zero, zero, first, last, zero, zero + extent, zero + 1))
     length = prod(e * a.residue for e, a in zip(extents, axes, strict=True))
-    guessed = [_guessed_ranges(r) for r in ranges]
-    names = frozenset[str]().union(*(parameter_names(e) for r in guessed for e in _ends(r)))
+    names = frozenset[str]().union(*(parameter_names(e) for r in ranges for e in _ends(r)))
     env = leaves(Sizes(1, 1, 1, length, length), dict.fromkeys(names, value))
-    found = walk_boxes(guessed, tiles, [sides[which, 1, i] for i in range(len(axes))], env, "q" if own == "q" else "kv")
+    found = walk_boxes(ranges, tiles, [sides[which, 1, i] for i in range(len(axes))], env, "q" if own == "q" else "kv")
     each = (PARTIAL * found.visited - (PARTIAL - FULL) * found.full).reshape(len(shapes), -1).sum(1)
     boxes = np.prod([-(-e // sides[:, 0, i]) for i, e in enumerate(extents)], axis=0)
     return np.asarray(np.maximum(each, 1) * boxes)
@@ -197,6 +198,8 @@ def _extent(axis: BoxAxis, times: int = 1) -> int:
 
 def _guessed_ranges(ranges: Ranges) -> Ranges:
     """``ranges`` with parameters in place of what is read from tensors."""
+    if not any(map(loads, _ends(ranges))):
+        return ranges
 
     def rule(x: Expr) -> Expr:
         return Param(f"element of {x.buffer}", x.type) if isinstance(x, Load) else x

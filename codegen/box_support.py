@@ -12,7 +12,7 @@ from ..ir.build import binary, const
 from ..ir.interpret import evaluate
 from ..ir.nodes import TILE_NAMES, ZERO, Binary, Const, Expr, Index, Select
 from ..ir.symbolic import simplify
-from ..ir.tiles.box_count import count_boxes
+from ..ir.tiles.box_count import box_counter
 from ..ir.tiles.box_walk import Tiles, names_in, products, walk_boxes
 from ..ir.tiles.count import tile_counts
 from ..ir.tiles.numeric import Sizes, Values, leaves, runs
@@ -64,7 +64,7 @@ def why_not_boxes_of_gradients(plan: TilePlan, target: Target) -> str | None:
 
 
 def _is_nested(plan: TilePlan) -> bool:
-    return plan.method == "classified" and len(plan.boxes) == 1 and plan.boxes[0].is_nested
+    return len(plan.boxes) == 1 and plan.boxes[0].is_nested and plan.method == "classified"
 
 
 @lru_cache(maxsize=64)
@@ -81,8 +81,9 @@ def _are_hardly_fewer(plan: TilePlan) -> bool:
         return False
     sizes, few = _few_rows(term, _ROWS)
     shapes = box_shapes(term.axes, "q", *_TILE)
-    counts = [count_boxes(few, s.queries, s.keys, sizes, {})[0] * prod((*s.queries, *s.keys)) for s in shapes]
-    return tile_counts(plan, sizes, {}, *_TILE).tile_pairs <= _FASTER * min(counts)
+    count = box_counter(few, sizes, {})
+    pairs = min(count(s.queries, s.keys)[0] * prod((*s.queries, *s.keys)) for s in shapes)
+    return tile_counts(plan, sizes, {}, *_TILE).tile_pairs <= _FASTER * pairs
 
 
 def _few_rows(term: BoxTerm, usual: int = _LONG) -> tuple[Sizes, BoxTerm]:

@@ -8,12 +8,13 @@ memory and registers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 from ..ir.dependence import dependence
 from ..ir.nodes import TILE_NAMES, Load, Unary
-from ..ir.tiles.plan import Ranges, TilePlan
+from ..ir.tiles.plan import BoxAxis, Ranges, TilePlan
 from ..ir.traverse import index_names, walk
 from .box_support import gradients_walk_boxes, walks_boxes
 from .schedule import Problem, Schedule, Target
@@ -73,11 +74,7 @@ def default_schedule(plan: TilePlan, problem: Problem, target: Target, direction
     forward, by_key, by_query = (
         Schedule(*_fitting(table, problem, target), descriptors=descriptors) for table in tables
     )
-    late_queries, late_keys = heaviest_last(plan.keys), heaviest_last(plan.queries)
-    if walks:
-        axes = [a for term in plan.boxes for a in term.axes]
-        late_queries = any(heaviest_last(a.keys) for a in axes)
-        late_keys = any(heaviest_last(a.queries) for a in axes)
+    late_queries, late_keys = later_are_heavier([a for term in plan.boxes for a in term.axes] if walks else [plan])
     if direction == "forward":
         return replace(forward, split_keys=not walks, reverse=late_queries)
     return replace(by_key, reverse=late_keys, grad_query=replace(by_query, reverse=late_queries))
@@ -108,6 +105,11 @@ def heaviest_last(ranges: Ranges) -> bool:
     return any(
         index_names(x.stop) & set(TILE_NAMES) and not index_names(x.start) & set(TILE_NAMES) for x in ranges.may
     )
+
+
+def later_are_heavier(walked: Sequence[TilePlan | BoxAxis]) -> tuple[bool, bool]:
+    """Whether later tiles of queries, and of keys, have more to visit, in ``walked``: a plan, or axes of boxes."""
+    return any(heaviest_last(x.keys) for x in walked), any(heaviest_last(x.queries) for x in walked)
 
 
 def heavier_at_one_end(ranges: Ranges) -> bool:

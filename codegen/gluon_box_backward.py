@@ -6,13 +6,10 @@ and dV. So every sum has one program, and nothing is added to global memory.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..ir.tiles.plan import TilePlan
 from . import gluon_repeatable
 from .box_groups import Letter
 from .box_sides import box_tokens
-from .defaults import heaviest_last
 from .emitter import Emitter
 from .gluon_backward import emit_key_kernel, parameters_of, reason_against_sizes, run_function
 from .gluon_box_grads import OPTIONS, BoxKeyConsumer, BoxQueryConsumer, BoxRowConsumer
@@ -65,28 +62,13 @@ def unsupported_reason(plan: TilePlan, problem: Problem, target: Target) -> str 
 
 
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
-    """Tile sizes and pipelines for a plan and problem that :func:`unsupported_reason` has nothing against.
-
-    Coordinates take registers: with more queries a tile, which tuning tries at head size 64, some spill.
-    """
-    found = gluon_repeatable.plain_schedule(plan, problem)
-    assert found.grad_query is not None
-    (term,) = plan.boxes
-    by_query = replace(found.grad_query, reverse=any(heaviest_last(axis.keys) for axis in term.axes))
-    late = any(heaviest_last(axis.queries) for axis in term.axes)
-    return replace(found, block_m=64, reverse=late, grad_query=by_query)
+    """Tile sizes and pipelines for a plan and problem that :func:`unsupported_reason` has nothing against."""
+    return gluon_repeatable.plain_schedule(plan, problem, plan.boxes[0].axes)
 
 
 def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
     """Schedules worth timing, the default first."""
-    default = default_schedule(plan, problem)
-    assert default.grad_query is not None
-    found = [default]
-    for s in gluon_repeatable.variations(plan, problem, gluon_repeatable.plain_schedule(plan, problem)):
-        assert s.grad_query is not None
-        by_query = replace(s.grad_query, reverse=default.grad_query.reverse)
-        found.append(replace(s, reverse=default.reverse, grad_query=by_query))
-    return tuple(dict.fromkeys(found))
+    return gluon_repeatable.variations(plan, problem, default_schedule(plan, problem))
 
 
 def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:

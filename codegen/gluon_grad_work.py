@@ -84,8 +84,9 @@ def cuts_long_rows(plan: TilePlan) -> bool:
     """
     if any(loads(plan.variant.mask)) or not has_one_list(plan):
         return False
-    found = [few_are_long(plan, x) for x in (plan.keys, plan.queries)]
-    return all(found) if uses_table(plan) else any(found)
+    if uses_table(plan):
+        return few_are_long(plan, plan.keys) and few_are_long(plan, plan.queries)
+    return few_are_long(plan, plan.keys) or few_are_long(plan, plan.queries)
 
 
 class _Shares(OwnKeys):

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..ir.dependence import LoadClass
-from ..ir.tiles.plan import TilePlan
-from .defaults import heaviest_last
+from ..ir.tiles.plan import BoxAxis, TilePlan
+from .defaults import later_are_heavier
 from .emitter import Emitter
 from .gluon_backward import (
     KEY_PROGRAMS,
@@ -76,12 +76,13 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     return with_shares(plan, problem, plain_schedule(plan, problem))
 
 
-def plain_schedule(plan: TilePlan, problem: Problem) -> Schedule:
-    """The same without work lists."""
-    late_queries, late_keys = heaviest_last(plan.keys), heaviest_last(plan.queries)
+def plain_schedule(plan: TilePlan, problem: Problem, axes: Sequence[BoxAxis] = ()) -> Schedule:
+    """The same without work lists; of boxes with such ``axes``."""
+    late_queries, late_keys = later_are_heavier(axes or [plan])
     by_query = Schedule(128, 64, num_warps=4, num_stages=4, reverse=late_queries, descriptors=True)
-    # Registers for the sums of 64 columns, and what masks without scores need, leave room for twice the queries.
-    few = problem.head_dim > 64 or bool(plan.variant.scores) or uses_table(plan)
+    # Registers for the sums of 64 columns, and what masks without scores need, leave room for twice the queries; but
+    # coordinates take registers: with more queries a tile, which tuning tries, some kernels over boxes spill.
+    few = problem.head_dim > 64 or bool(plan.variant.scores) or bool(axes) or uses_table(plan)
     by_key = Schedule(
         64 if few else 128, 128, num_warps=4, num_stages=3, reverse=late_keys, descriptors=True, grad_query=by_query
     )

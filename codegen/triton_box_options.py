@@ -8,7 +8,7 @@ from math import prod
 from ..ir.nodes import Expr, Index, Param
 from ..ir.printer import print_boxes
 from ..ir.tiles.box_choice import Boxes
-from ..ir.tiles.box_count import count_boxes
+from ..ir.tiles.box_count import box_counter
 from ..ir.tiles.numeric import Sizes, Values
 from ..ir.tiles.plan import TilePlan
 from ..ir.traverse import index_names, loads
@@ -34,12 +34,13 @@ def boxes_of_call(plan: TilePlan, schedule: Schedule, sizes: Sizes, values: Valu
     found = []
     for term in plan.boxes:
         counted = []
-        alone = term.axis_by_axis()
+        count = box_counter(term, sizes, values)
+        count_alone = box_counter(term.axis_by_axis(), sizes, values) if term.is_nested else count
         for s in shapes_of(BoxSpace(term, "q"), schedule):
-            visited, full = count_boxes(alone, s.queries, s.keys, sizes, values)
+            visited, full = count_alone(s.queries, s.keys)
             cost = PARTIAL * visited - (0 if term.is_nested else (PARTIAL - FULL) * full)
             if term.is_nested:
-                visited, _ = count_boxes(term, s.queries, s.keys, sizes, values)
+                visited, _ = count(s.queries, s.keys)
             counted.append((cost, Boxes(s.queries, s.keys, visited // (sizes.batch * sizes.heads))))
         found.append(min(counted, key=lambda x: x[0])[1])
     return tuple(found)

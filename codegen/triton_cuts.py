@@ -24,14 +24,11 @@ NUMBERS = 8
 
 _MOST_TILES = '''
 def most_tiles(length, block):
-    """How many tiles there is room for: half as many again as without cuts."""
-    tiles = triton.cdiv(length, block)
-    return tiles + tiles // 2 + 1
+    """How many tiles there is room for: twice as many as without cuts."""
+    return 2 * triton.cdiv(length, block)
 '''
 _TILES = """
-q_tiles, kv_tiles = tl.cdiv(q_len, BLOCK_M), tl.cdiv(kv_len, BLOCK_N)
-q_tiles += q_tiles // 2 + 1
-kv_tiles += kv_tiles // 2 + 1
+q_tiles, kv_tiles = 2 * tl.cdiv(q_len, BLOCK_M), 2 * tl.cdiv(kv_len, BLOCK_N)
 """
 # Of each row of data: where tiles begin, the length where there are none left, and 1 if that is where data changes.
 _DECIDED = """
@@ -70,7 +67,7 @@ def later(a, b):
 # Along one axis; what changes there is found between the two.
 _BEFORE_CHANGES = """
 tiles = tl.cdiv({axis}_len, {block})
-most = tiles + tiles // 2 + 1
+most = 2 * tiles
 firsts = {axis}_firsts + entry.to(tl.int64) * (most + 2)
 count, since = 0, 0
 for begin in range(0, {axis}_len, CHUNK):

@@ -7,7 +7,7 @@ computed in float32, or in float64 on request.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, assert_never
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from .errors import IndexRangeError, ParameterError
 from .nodes import (
     Binary,
+    BinaryOp,
     Cast,
     Const,
     Coordinate,
@@ -30,12 +31,22 @@ from .nodes import (
     Unary,
     Value,
 )
-from .traverse import children, walk
-from .types import BOOL, F32, I32, I64, ScalarType
+from .traverse import walk
+from .types import BOOL, F32, I32, I64
 from .variant import Variant
 
 Array = npt.NDArray[Any]
 Env = Mapping[str, "Array | bool | int | float"]
+
+_INTEGERS = {BOOL: np.dtype(np.bool_), I32: np.dtype(np.int32), I64: np.dtype(np.int64)}
+_BINARY: dict[BinaryOp, Callable[[Array, Array], Any]] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.true_divide, "floordiv": np.floor_divide,
+    "mod": np.remainder, "pow": np.power, "min": np.minimum, "max": np.maximum,
+    "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
+    "bitand": np.bitwise_and, "bitor": np.bitwise_or, "bitxor": np.bitwise_xor,
+    "shl": np.left_shift, "shr": np.right_shift,
+    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
+}  # fmt: skip
 
 
 def evaluate(e: Expr, env: Env, *, floats: type[np.floating[Any]] = np.float32, clamp: bool = False) -> Array:
@@ -53,13 +64,22 @@ def evaluate(e: Expr, env: Env, *, floats: type[np.floating[Any]] = np.float32, 
     array([[1, 0, 0],
            [1, 1, 0]])
     """
-    dtypes: dict[ScalarType, type[np.generic]] = {BOOL: np.bool_, I32: np.int32, I64: np.int64, F32: floats}
+    (value,) = evaluate_all([e], env, floats=floats, clamp=clamp)
+    return value
+
+
+def evaluate_all(
+    expressions: Sequence[Expr], env: Env, *, floats: type[np.floating[Any]] = np.float32, clamp: bool = False
+) -> list[Array]:
+    """:func:`evaluate` of several expressions, of which what they share is evaluated once."""
+    dtypes = {**_INTEGERS, F32: np.dtype(floats)}
     values: dict[int, Array] = {}
     with np.errstate(all="ignore"):
-        for x in walk(e):
-            value = _node(x, [values[id(c)] for c in children(x)], env, clamp)
-            values[id(x)] = value.astype(dtypes[x.type], copy=False)
-    return values[id(e)]
+        for x in (x for e in expressions for x in walk(e)):
+            if id(x) not in values:
+                value = _node(x, [values[id(c)] for c in x.operands], env, clamp)
+                values[id(x)] = value if value.dtype is dtypes[x.type] else value.astype(dtypes[x.type], copy=False)
+    return [values[id(e)] for e in expressions]
 
 
 def _lookup(name: str, env: Env) -> Array:
@@ -82,7 +102,7 @@ def _node(e: Expr, operands: list[Array], env: Env, clamp: bool) -> Array:
         case Unary():
             return _unary(e, operands[0])
         case Binary():
-            return _binary(e, operands[0], operands[1])
+            return np.asarray(_BINARY[e.op](operands[0], operands[1]))
         case Select():
             return np.where(operands[0], operands[1], operands[2])
         case Cast():
@@ -155,52 +175,6 @@ def _unary(e: Unary, x: Array) -> Array:
             return np.cos(x)
         case "floor":
             return np.floor(x)
-        case _:
-            assert_never(e.op)
-
-
-def _binary(e: Binary, a: Array, b: Array) -> Array:
-    match e.op:
-        case "add":
-            return a + b
-        case "sub":
-            return a - b
-        case "mul":
-            return a * b
-        case "div":
-            return a / b
-        case "floordiv":
-            return a // b
-        case "mod":
-            return a % b
-        case "pow":
-            return np.power(a, b)
-        case "min":
-            return np.minimum(a, b)
-        case "max":
-            return np.maximum(a, b)
-        case "and" | "bitand":
-            return a & b
-        case "or" | "bitor":
-            return a | b
-        case "xor" | "bitxor":
-            return a ^ b
-        case "shl":
-            return np.left_shift(a, b)
-        case "shr":
-            return np.right_shift(a, b)
-        case "eq":
-            return np.equal(a, b)
-        case "ne":
-            return np.not_equal(a, b)
-        case "lt":
-            return np.less(a, b)
-        case "le":
-            return np.less_equal(a, b)
-        case "gt":
-            return np.greater(a, b)
-        case "ge":
-            return np.greater_equal(a, b)
         case _:
             assert_never(e.op)
 

@@ -37,12 +37,16 @@ TILE_NAMES = ("tile_first", "tile_last")
 class _Node:
     """What is found out about a node is kept with it.
 
-    Its hash and text, the indices, values and elements of tensors that it reads (``traverse``), what it always lies
-    between (``bounds``), the sum that it is (``symbolic``).
+    Its hash and text, the indices, parameters, values and elements of tensors that it reads (``traverse``), what it
+    always lies between (``bounds``), the sum that it is (``symbolic``).
     """
 
-    __slots__ = ("_hash", "_text", "known_indices", "known_loads", "known_range", "known_sum", "known_values")
+    __slots__ = (
+        "_hash", "_text",
+        "known_indices", "known_loads", "known_parameters", "known_range", "known_sum", "known_values",
+    )  # fmt: skip
     known_indices: frozenset[str]
+    known_parameters: frozenset[str]
     known_values: frozenset[str]
     known_range: tuple[float, float]
 

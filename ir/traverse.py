@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import is_
 from typing import assert_never
 
@@ -61,16 +61,11 @@ def with_children(e: Expr, new: tuple[Expr, ...]) -> Expr:
             assert_never(e)
 
 
-def rewrite(e: Expr, f: Callable[[Expr], Expr], within: frozenset[str] | None = None) -> Expr:
-    """Applies ``f`` to every node, operands first. Shared sub-expressions are visited once.
-
-    ``within``: names of indices; what depends on none of them stays as it is.
-    """
+def rewrite(e: Expr, f: Callable[[Expr], Expr]) -> Expr:
+    """Applies ``f`` to every node, operands first. Shared sub-expressions are visited once."""
     memo: dict[int, Expr] = {}
 
     def go(x: Expr) -> Expr:
-        if within is not None and within.isdisjoint(index_names(x)):
-            return x
         done = memo.get(id(x))
         if done is None:
             old = x.operands
@@ -88,7 +83,21 @@ def rewrite(e: Expr, f: Callable[[Expr], Expr], within: frozenset[str] | None = 
 def substitute(e: Expr, table: Mapping[Expr, Expr]) -> Expr:
     """Replaces whole sub-expressions (compared by structure) by what ``table`` gives for them."""
     names = frozenset(x.name for x in table if isinstance(x, Index))
-    return rewrite(e, lambda x: table.get(x, x), names if len(names) == len(table) else None)
+    if len(names) < len(table):
+        return rewrite(e, lambda x: table.get(x, x))
+    memo: dict[int, Expr] = {}
+
+    # Only indices are replaced: nothing else is compared, and what depends on none of them stays as it is.
+    def go(x: Expr) -> Expr:
+        if names.isdisjoint(index_names(x)):
+            return x
+        done = memo.get(id(x))
+        if done is None:
+            done = table.get(x, x) if isinstance(x, Index) else with_children(x, tuple([go(c) for c in x.operands]))
+            memo[id(x)] = done
+        return done
+
+    return go(e)
 
 
 def share(*expressions: Expr) -> tuple[Expr, ...]:
@@ -136,13 +145,14 @@ def walk(e: Expr) -> Iterator[Expr]:
     done: dict[int, Expr] = {}
     waiting = [e]
     while waiting:
-        x = waiting[-1]
-        missing = [c for c in x.operands if id(c) not in done] if id(x) not in done else []
+        x = waiting.pop()
+        if id(x) in done:
+            continue
+        missing = [c for c in x.operands if id(c) not in done]
         if missing:
-            waiting += reversed(missing)
+            waiting += (x, *reversed(missing))
         else:
             done[id(x)] = x
-            waiting.pop()
     return iter(done.values())
 
 
@@ -150,7 +160,7 @@ def index_names(e: Expr) -> frozenset[str]:
     """Names of all positions, identities and lengths that ``e`` depends on."""
     found: frozenset[str] | None = getattr(e, "known_indices", None)
     if found is None:
-        found = _joined([index_names(x) for x in e.operands]) if not isinstance(e, Index) else frozenset((e.name,))
+        found = frozenset((e.name,)) if isinstance(e, Index) else _joined(map(index_names, e.operands))
         object.__setattr__(e, "known_indices", found)
     return found
 
@@ -159,15 +169,17 @@ def value_names(e: Expr) -> frozenset[str]:
     """Names of the values that ``e`` reads."""
     found: frozenset[str] | None = getattr(e, "known_values", None)
     if found is None:
-        found = _joined([value_names(x) for x in e.operands]) if not isinstance(e, Value) else frozenset((e.name,))
+        found = frozenset((e.name,)) if isinstance(e, Value) else _joined(map(value_names, e.operands))
         object.__setattr__(e, "known_values", found)
     return found
 
 
-def _joined(names: list[frozenset[str]]) -> frozenset[str]:
-    """All of ``names``; mostly one set has all of them."""
-    most = max(names, key=len, default=frozenset[str]())
-    return most if all(x <= most for x in names) else most.union(*names)
+def _joined(names: Iterable[frozenset[str]]) -> frozenset[str]:
+    """All of ``names``; mostly one set has all of them, and is shared."""
+    found = frozenset[str]()
+    for x in names:
+        found = found if x <= found else x if found <= x else found | x
+    return found
 
 
 def loads(e: Expr) -> tuple[Load, ...]:
@@ -182,4 +194,9 @@ def loads(e: Expr) -> tuple[Load, ...]:
 
 def parameter_names(e: Expr) -> frozenset[str]:
     """Names of all scalar parameters and buffers that ``e`` reads."""
-    return frozenset(x.name if isinstance(x, Param) else x.buffer for x in walk(e) if isinstance(x, Param | Load))
+    found: frozenset[str] | None = getattr(e, "known_parameters", None)
+    if found is None:
+        own = e.name if isinstance(e, Param) else e.buffer if isinstance(e, Load) else None
+        found = _joined([*map(parameter_names, e.operands), *([frozenset((own,))] if own is not None else [])])
+        object.__setattr__(e, "known_parameters", found)
+    return found

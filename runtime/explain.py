@@ -139,8 +139,8 @@ class Explanation:
         yield _METHODS[self.plan.method]
         for own, other, ranges in (("queries", "keys", self.plan.keys), ("keys", "queries", self.plan.queries)):
             yield f"for a tile of {own} first … last:"
-            yield f"  {other} that some of them pair with  {_union(ranges.may)}"
-            yield f"  {other} that all of them pair with   {_union(ranges.must)}"
+            yield f"  {other} that some of them pair with  {_union(ranges.may) or 'none'}"
+            yield f"  {other} that all of them pair with   {_union(ranges.must) or 'none for certain'}"
         if self.plan.classification is not None:
             yield f"a pair of tiles may hold allowed pairs if  {print_expr(self.plan.classification.may)}"
             yield f"it is full if  {print_expr(self.plan.classification.must)}"
@@ -153,12 +153,14 @@ class Explanation:
         return walks_boxes(self.plan, self.setting.target)
 
     def _proofs(self) -> Iterator[str]:
-        if not self.plan.proofs:
-            yield "every pair is allowed: all tiles are full"
-        for proof in self._proofs_of_what_runs():
+        proofs = self._proofs_of_what_runs()
+        if not proofs:
+            full = self.plan.variant.mask == TRUE
+            yield "every pair is allowed: all tiles are full" if full else "no pair is allowed: all tiles are empty"
+        for proof in proofs:
             place = f"  ({_place(proof.loc)})" if proof.loc is not None else ""
             yield f"{print_expr(proof.atom)}: {proof.verdict}; {_short(proof.reason)}{place}"
-        if self.plan.proofs:
+        if proofs:
             yield f"proved for all {self._lengths()} and integer parameters within ±2**30; calls check both"
             if self.plan.fit != "any":
                 yield "calls of other lengths, which may cut grids short that nobody declares, run another program"
@@ -193,12 +195,14 @@ class Explanation:
         if self.plan.method != "closed":
             return "keys of a tile: tiles in any places, as listed"
         count = len(self.plan.keys.may)
-        return "keys of a tile: one run, without holes" if count <= 1 else f"keys of a tile: up to {count} runs"
+        if count == 0:
+            return "keys of a tile: none"
+        return "keys of a tile: one run, without holes" if count == 1 else f"keys of a tile: up to {count} runs"
 
-    def _proofs_of_what_runs(self) -> Iterable[Proof]:
+    def _proofs_of_what_runs(self) -> tuple[Proof, ...]:
         if not self._walks_boxes:
             return self.plan.proofs
-        return dict.fromkeys(proof for term in self.plan.boxes for proof in term.proofs)
+        return tuple(dict.fromkeys(proof for term in self.plan.boxes for proof in term.proofs))
 
     def _problem(self) -> str:
         s = self.setting
@@ -286,7 +290,7 @@ def _count(plan: TilePlan, what: Setting, schedule: Schedule, exact: bool) -> Co
 
 
 def _kernel(variant: Variant, plan: TilePlan, what: Setting, direction: Direction) -> Kernel:
-    problem = what.problem(plan.variant, direction)
+    problem = what.problem(variant, direction)
     # Without sizes, calls are taken to be large.
     sizes = what.sizes
     length = None if sizes is None else sizes.q_len if direction == "forward" else sizes.kv_len
@@ -317,7 +321,7 @@ def _union(intervals: Sequence[Interval]) -> str:
     def shown(e: Expr) -> str:
         return print_expr(substitute(e, _TILE_ENDS))
 
-    return " or ".join(f"[{shown(i.start)}, {shown(i.stop)})" for i in intervals) or "none for certain"
+    return " or ".join(f"[{shown(i.start)}, {shown(i.stop)})" for i in intervals)
 
 
 def _short(reason: str) -> str:

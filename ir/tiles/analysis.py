@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from ..build import binary, const
 from ..nodes import Expr, Index, Load
 from ..passes.expand_coordinates import expand_coordinates, expanded
@@ -13,9 +15,9 @@ from .boxes import find_boxes
 from .classify import classify, decides, positions
 from .formula import Atom, Formula, atoms, to_formula
 from .overflow import with_bounded_loads
-from .plan import BoxTerm, Fit, Method, Ranges, TilePlan
+from .plan import BoxTerm, Fit, Method, TilePlan
 from .proofs import is_coarse, prove
-from .ranges import is_solved, tile_ranges
+from .ranges import is_solved, must_attend, tile_ranges
 from .steps import steps
 
 
@@ -29,19 +31,15 @@ def make_plan(v: Variant, fit: Fit = "any") -> TilePlan:
     v = expand_coordinates(v)
     mask = with_bounded_loads(v.mask)
     formula = to_formula(mask)
-    keys = tile_ranges(formula, "q", "kv")
-    queries = tile_ranges(formula, "kv", "q")
-    method = _method(formula)
-    never_empty, reason = _rows_never_empty(keys)
     return TilePlan(
         variant=v,
-        method=method,
-        keys=keys,
-        queries=queries,
-        classification=classify(mask) if method == "classified" else None,
-        proofs=tuple(prove(a) for a in atoms(formula)),
-        rows_never_empty=never_empty,
-        rows_reason=reason,
+        method=lambda: _method(formula),
+        keys=lambda: tile_ranges(formula, "q", "kv"),
+        queries=lambda: tile_ranges(formula, "kv", "q"),
+        classification=lambda: classify(mask) if _method(formula) == "classified" else None,
+        proofs=lambda: tuple(prove(a) for a in atoms(formula)),
+        rows_never_empty=lambda: _rows_never_empty(formula)[0],
+        rows_reason=lambda: _rows_never_empty(formula)[1],
         boxes=boxes,
         boxes_decide_more=_decide_more(boxes, formula),
     )
@@ -50,9 +48,10 @@ def make_plan(v: Variant, fit: Fit = "any") -> TilePlan:
 def _decide_more(boxes: tuple[BoxTerm, ...], formula: Formula) -> bool:
     proofs = [p for term in boxes for p in term.proofs if p.verdict != "partial"]
     decided = {with_bounded_loads(expanded(p.atom)) for p in proofs}
-    return any(not is_solved(Atom(a)) and a in decided for a in atoms(formula))
+    return any(a in decided and not is_solved(Atom(a)) for a in reversed(atoms(formula)))
 
 
+@lru_cache(maxsize=64)
 def _method(formula: Formula) -> Method:
     """``exact`` and ``classified`` only where an atom without a closed form makes them worth their price."""
     unsolved = [a for a in atoms(formula) if not is_solved(Atom(a))]
@@ -65,11 +64,12 @@ def _method(formula: Formula) -> Method:
     return "classified" if stepwise or of_data or any(is_coarse(a) for a in unsolved) else "closed"
 
 
-def _rows_never_empty(keys: Ranges) -> tuple[bool, str]:
+@lru_cache(maxsize=64)
+def _rows_never_empty(formula: Formula) -> tuple[bool, str]:
     """Whether key 0 is allowed for every query: then no row is empty, unless there are no keys at all."""
     length = Index("kv_len", I32)
     table: dict[Expr, Expr] = {length: binary("add", length, const(1))}  # at least one key
-    for interval in keys.must:
+    for interval in must_attend(formula, "q", "kv"):
         if at_least(const(0), substitute(interval.start, table)) and at_least(
             substitute(interval.stop, table), const(1)
         ):

@@ -9,7 +9,7 @@ from math import prod
 
 import numpy as np
 
-from .box_count import axes_of_heads, count_along, count_boxes, tiles_along
+from .box_count import axes_of_heads, count_boxes, counter_along, tiles_along
 from .numeric import Sizes, Values
 from .plan import BoxAxis, BoxTerm
 
@@ -44,9 +44,11 @@ def choose_boxes(term: BoxTerm, sizes: Sizes, values: Values, block_m: int, bloc
     """
     sides = [_useful_sides(axis, sizes, values, max(block_m, block_n)) for axis in term.axes]
 
+    counters = [counter_along(axis, sizes, values) for axis in term.axes]
+
     @cache
     def visited(axis: int, m: int, n: int) -> int:
-        return int(np.max(count_along(term.axes[axis], (m, n), sizes, values).visited, initial=0))
+        return int(np.max(counters[axis](m, n).visited, initial=0))
 
     def rank(b: Boxes) -> tuple[int, list[int]]:
         return b.visited, [-side for side in (*b.queries[::-1], *b.keys[::-1])]

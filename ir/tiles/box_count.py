@@ -6,8 +6,9 @@ only with the lengths of the axes. Else boxes are counted one by one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -15,14 +16,17 @@ import numpy as np
 
 from ..build import const
 from ..interpret import evaluate
+from ..nodes import Const
 from .box_walk import Tiles, class_names, full_boxes, names_in, ranges_within
 from .nested_count import Kinds, count_last, count_within, kinds_outside, reads_later_classes
 from .numeric import Array, Runs, Sizes, Values, copies_of, each_copy, leaves, runs
 from .plan import BoxAxis, BoxTerm, Interval, Ranges
-from .stretches import stretches
+from .stretches import positions_of_rows
 
 # Classes that differ are looked at one by one as long as they are so few.
 _FEW_CLASSES = 64
+# An axis no longer than this is counted coordinate by coordinate.
+_FEW_ROWS = 2**12
 # Where axes depend on each other: pairs of coordinates along all axes but the last that are looked at, at most, and
 # queries along the last with what they read of these.
 _MOST_LINES = 2**20
@@ -38,6 +42,9 @@ class AxisCount:
 
 def axes_of_heads(axis: BoxAxis, sizes: Sizes, values: Values) -> Iterator[tuple[BoxAxis, Array]]:
     """``axis`` with numbers for what makes its classes differ, and who has those: bool (batch or 1, head or 1)."""
+    if isinstance(axis.offset, Const) and isinstance(axis.shift, Const):
+        yield axis, np.ones((1, 1), bool)
+        return
     env = leaves(sizes, values)
     facts = np.broadcast_arrays(evaluate(axis.offset, env), evaluate(axis.shift, env), np.zeros((1, 1, 1, 1)))
     numbers = np.stack(facts[:2])[..., 0, 0].astype(np.int64)
@@ -101,34 +108,53 @@ def count_along(axis: BoxAxis, boxes: tuple[int, int], sizes: Sizes, values: Val
 
     Tiles of keys start where the first key is that a tile of queries sees.
     """
-    found = AxisCount(*np.zeros((2, 1, 1), np.int64))
-    for one, alike in axes_of_heads(axis, sizes, values):
-        count = _count_along(one, boxes, sizes, values)
-        found = AxisCount(np.where(alike, count.visited, found.visited), np.where(alike, count.full, found.full))
-    return found
+    return counter_along(axis, sizes, values)(*boxes)
 
 
-def _count_along(axis: BoxAxis, boxes: tuple[int, int], sizes: Sizes, values: Values) -> AxisCount:
-    tiles = tiles_along(axis, boxes[0], sizes, values)
-    may = ranges_of(tiles, axis.keys.may, sizes, values)
-    must = ranges_of(tiles, axis.keys.must, sizes, values)
-    n = boxes[1]
-    visited = (-(-(may.stops - may.starts) // n)).sum(axis=0)
-    full = full_boxes(may, must, n)
-    return AxisCount((visited * tiles.copies).sum(axis=-1), (full * tiles.copies).sum(axis=-1))
+def counter_along(axis: BoxAxis, sizes: Sizes, values: Values) -> Callable[[int, int], AxisCount]:
+    """:func:`count_along` for several boxes: what those of queries see is looked up once, whatever boxes of keys."""
+    each = list(axes_of_heads(axis, sizes, values))
+
+    @cache
+    def seen(which: int, box: int) -> tuple[Tiles, Runs, Runs]:
+        one, _ = each[which]
+        tiles = tiles_along(one, box, sizes, values)
+        may, must = (ranges_of(tiles, union, sizes, values) for union in (one.keys.may, one.keys.must))
+        return tiles, may, must
+
+    @cache
+    def count(box: int, n: int) -> AxisCount:
+        found = AxisCount(*np.zeros((2, 1, 1), np.int64))
+        for which, (_, alike) in enumerate(each):
+            tiles, may, must = seen(which, box)
+            visited = ((-(-(may.stops - may.starts) // n)).sum(axis=0) * tiles.copies).sum(axis=-1)
+            full = (full_boxes(may, must, n) * tiles.copies).sum(axis=-1)
+            found = AxisCount(np.where(alike, visited, found.visited), np.where(alike, full, found.full))
+        return found
+
+    return count
 
 
 def count_boxes(
     term: BoxTerm, queries: tuple[int, ...], keys: tuple[int, ...], sizes: Sizes, values: Values
 ) -> tuple[int, int]:
     """Visited and full tiles of a term, over all batches and heads, for boxes of such sides."""
+    return box_counter(term, sizes, values)(queries, keys)
+
+
+def box_counter(
+    term: BoxTerm, sizes: Sizes, values: Values
+) -> Callable[[tuple[int, ...], tuple[int, ...]], tuple[int, int]]:
+    """:func:`count_boxes` for boxes of several sides."""
     if term.is_nested:
-        return _count_nested(term, queries, keys, sizes, values)
-    along = [
-        count_along(axis, box, sizes, values)
-        for axis, box in zip(term.axes, zip(queries, keys, strict=True), strict=True)
-    ]
-    return _product([a.visited for a in along], sizes), _product([a.full for a in along], sizes)
+        return lambda queries, keys: _count_nested(term, queries, keys, sizes, values)
+    counters = [counter_along(axis, sizes, values) for axis in term.axes]
+
+    def count(queries: tuple[int, ...], keys: tuple[int, ...]) -> tuple[int, int]:
+        along = [of_axis(m, n) for of_axis, m, n in zip(counters, queries, keys, strict=True)]
+        return _product([a.visited for a in along], sizes), _product([a.full for a in along], sizes)
+
+    return count
 
 
 def _count_nested(
@@ -201,14 +227,15 @@ def _nested_pairs(term: BoxTerm, sizes: Sizes, values: Values) -> tuple[int, int
 
 def _pairs_of_kinds(found: Kinds, ranges: Ranges, whole: Tiles, axis: int, env: Values) -> tuple[int, int] | None:
     """At most, and at least so many pairs along the last axis, whose classes are one run each."""
-    totals = [0, 0]
-    for i, (union, weights) in enumerate(((ranges.may, found.weights), (ranges.must, found.weights * found.certain))):
-        for kind in np.flatnonzero(weights):
-            pairs = _pairs_of(whole, axis, union, {**env, **{name: x[kind] for name, x in found.values.items()}})
-            if pairs is None:
-                return None
-            totals[i] += pairs * int(weights[kind])
-    return totals[0], totals[1]
+    most = least = 0
+    for kind in np.flatnonzero(found.weights):
+        unions = (ranges.may, ranges.must) if found.certain[kind] else (ranges.may,)
+        pairs = _pairs_of(whole, axis, unions, {**env, **{name: x[kind] for name, x in found.values.items()}})
+        if pairs is None:
+            return None
+        most += pairs[0] * int(found.weights[kind])
+        least += pairs[1] * int(found.weights[kind]) if found.certain[kind] else 0
+    return most, least
 
 
 def _pairs_along(axis: BoxAxis, sizes: Sizes, values: Values) -> AxisCount | None:
@@ -216,28 +243,25 @@ def _pairs_along(axis: BoxAxis, sizes: Sizes, values: Values) -> AxisCount | Non
     if axis.by_head or names_in([axis.keys]) & {"batch", "head", "kv_head"}:
         return None
     whole = tiles_along(axis, 2**28, sizes, values)
-    if len(whole.first) > _FEW_CLASSES:
+    if len(whole.first) > _FEW_CLASSES or int((whole.last - whole.first + 1).sum()) <= _FEW_ROWS:
         return None
-    may, must = (_pairs_of(whole, 0, union, leaves(sizes, values)) for union in (axis.keys.may, axis.keys.must))
-    return None if may is None or must is None else AxisCount(np.full((1, 1), may), np.full((1, 1), must))
+    pairs = _pairs_of(whole, 0, (axis.keys.may, axis.keys.must), leaves(sizes, values))
+    return None if pairs is None else AxisCount(*(np.full((1, 1), n) for n in pairs))
 
 
-def _pairs_of(whole: Tiles, axis: int, union: tuple[Interval, ...], env: Values) -> int | None:
-    """Pairs of coordinates in classes, of which each is one run, by stretches; None where that is not possible."""
-    total = 0
+def _pairs_of(whole: Tiles, axis: int, unions: Sequence[tuple[Interval, ...]], env: Values) -> list[int] | None:
+    """Pairs of each union in classes, of which each is one run, by stretches; None where that is not possible."""
+    totals = [0] * len(unions)
     for i in range(len(whole.first)):
         one = whole[np.array([i])]
         first, rows = int(one.first[0]), int(one.last[0] - one.first[0]) + 1
         of_class = {name: int(x[0, 0]) for name, x in class_names(axis, one).items()}
         at = {**env, **of_class, "block": int(one.block[0]), "residue": int(one.residue[0])}
-        starts = stretches(union, int(one.low[0]), int(one.high[0]), first, rows, at)
-        if starts is None:
+        keys = positions_of_rows(unions, int(one.low[0]), int(one.high[0]), first, rows, at)
+        if keys is None:
             return None
-        count = np.diff(starts, append=first + rows)
-        ends = np.concatenate([starts, starts + count - 1])
-        keys = runs(union, ends, ends, one.high, at, low=one.low).total[0, 0].reshape(2, -1).sum(0)
-        total += int((keys * count).sum()) // 2 * int(one.copies[0])
-    return total
+        totals = [total + n * int(one.copies[0]) for total, n in zip(totals, keys, strict=True)]
+    return totals
 
 
 def is_countable(term: BoxTerm, sizes: Sizes, values: Values) -> bool:

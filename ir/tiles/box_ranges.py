@@ -117,15 +117,41 @@ def _follows(wanted: Formula, given: Formula) -> bool:
 
 
 def ranges_within(
-    parts: Sequence[Formula], space: Space, classes: Sequence[Classes], direction: Direction
-) -> Sequence[Ranges | None]:
-    """The ranges of each axis for a pair of runs along those before it; None where none of them depends on these."""
-    limits, inner = over_inner(tuple(parts), space, tuple(classes), direction)
-    known = [f for f in inner if f is not None]
+    parts: Sequence[Formula], space: Space, classes: Sequence[Classes]
+) -> tuple[Sequence[Ranges | None], ...]:
+    """The ranges of keys, and those of queries, of each axis for a pair of runs along those before it.
+
+    None where none of them depends on these.
+    """
+    views = [over_inner(tuple(parts), space, tuple(classes), direction) for direction in DIRECTIONS]
+    asked = [_AskedWithin.of(*views[0], axis) for axis in range(len(classes))]
+    others = asked if views[0] is views[1] else [_AskedWithin.of(*views[1], axis) for axis in range(len(classes))]
     found = []
-    depends = False
-    for axis, c in enumerate(classes):
+    for direction, of_axes in zip(DIRECTIONS, (asked, others), strict=True):
+        ranges, depends = list[Ranges](), False
+        for axis, (c, x) in enumerate(zip(classes, of_axes, strict=True)):
+            ends = names_outside(space, c, axis)
+            may = with_names(possible_along(x.implied, axis, direction), ends)
+            certain = () if x.sufficient is None else certain_along(x.sufficient, axis, direction)
+            must = with_names(certain, ends)
+            depends = depends or x.narrowing.is_used((*may, *must))
+            ranges.append(Ranges(x.narrowing.in_full(may, ends), x.narrowing.in_full(must, ends)))
+        found.append(ranges if depends else [None] * len(classes))
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _AskedWithin:
+    """What is asked of an axis, its bounds under the names of ``narrowing``; ``sufficient`` is None if nothing is."""
+
+    narrowing: Narrowing
+    implied: list[Formula]
+    sufficient: list[Formula] | None
+
+    @staticmethod
+    def of(limits: Mapping[str, Range], inner: Sequence[Formula | None], axis: int) -> _AskedWithin:
         narrowing = Narrowing(axis, limits)
+        known = [f for f in inner if f is not None]
         own, implied, sufficient = list[Formula](), list[Formula](), list[Formula]()
         for f in known:
             axes = axes_of(f) or {0}
@@ -135,13 +161,7 @@ def ranges_within(
                 implied.append(narrowing.implied(f))
             if axis == max(axes) and len(axes) > 1:
                 sufficient.append(narrowing.sufficient(f))
-        ends = names_outside(space, c, axis)
-        may = with_names(possible_along(own + implied, axis, direction), ends)
-        certain = certain_along(own + sufficient, axis, direction) if len(known) == len(parts) else ()
-        must = with_names(certain, ends)
-        depends = depends or narrowing.is_used((*may, *must))
-        found.append(Ranges(narrowing.in_full(may, ends), narrowing.in_full(must, ends)))
-    return found if depends else [None] * len(classes)
+        return _AskedWithin(narrowing, own + implied, own + sufficient if len(known) == len(inner) else None)
 
 
 def names_outside(space: Space, c: Classes, axis: int) -> dict[Expr, Expr]:
@@ -165,13 +185,14 @@ def over_inner(
 def _over_inner(
     parts: tuple[Formula, ...], space: Space, classes: tuple[Classes, ...], direction: Direction
 ) -> tuple[Mapping[str, Range], tuple[Formula | None, ...]]:
-    table, limits = _inner_digits(space, classes, direction)
-    return limits, tuple(_part_over_inner(part, space, table, limits) for part in parts)
+    _, limits = _inner_digits(space, classes, direction)
+    return limits, tuple(_part_over_inner(part, space, classes, direction) for part in parts)
 
 
+@lru_cache(maxsize=64)
 def _inner_digits(
-    space: Space, classes: Sequence[Classes], direction: Direction
-) -> tuple[dict[Index, Expr], dict[str, Range]]:
+    space: Space, classes: tuple[Classes, ...], direction: Direction
+) -> tuple[Mapping[Index, Expr], Mapping[str, Range]]:
     """Coordinates over those inside of classes, and the values that these take."""
     table: dict[Index, Expr] = {}
     limits: dict[str, Range] = {}
@@ -195,13 +216,14 @@ def _inner_digits(
     return table, limits
 
 
+@lru_cache(maxsize=1024)
 def _part_over_inner(
-    f: Formula, space: Space, table: Mapping[Index, Expr], limits: Mapping[str, Range]
+    f: Formula, space: Space, classes: tuple[Classes, ...], direction: Direction
 ) -> Formula | None:
     """``f`` over coordinates inside of classes; None where an atom cannot be."""
     match f:
         case All() | Any():
-            parts = tuple(_part_over_inner(p, space, table, limits) for p in f.parts)
+            parts = tuple(_part_over_inner(p, space, classes, direction) for p in f.parts)
             known = tuple(p for p in parts if p is not None)
             if len(known) < len(parts):
                 return None
@@ -215,6 +237,7 @@ def _part_over_inner(
             whole = over_coordinates(condition, space)
             if all(interval(to_expr(x), space.ranges())[1] <= 0 for x in at_most_zero(whole) or [Linear(1, ())]):
                 return All(())
+            table, limits = _inner_digits(space, classes, direction)
             moved = with_distances(rewritten(whole, table, limits))
             assert isinstance(moved, Binary)
             moved = _without_remainder(moved, limits)

@@ -18,7 +18,6 @@ from ..passes.expand_coordinates import expanded
 from ..symbolic import simplify
 from ..traverse import walk
 from .box_ranges import (
-    DIRECTIONS,
     AxisParts,
     axes_of,
     axis_parts,
@@ -94,9 +93,7 @@ def find_boxes(mask: Expr, fit: Fit = "any") -> tuple[BoxTerm, ...]:
     formula, fitted = to_formula(mask), divided_space(mask, fit)
     best: tuple[_Draft, ...] = (_draft(formula, formula, fitted),)
     for reverse in (False, True):
-        if _vagueness(best):
-            parts = tuple(_draft(part, formula, fitted) for part in _disjoint(formula, reverse))
-            best = min(best, parts, key=_vagueness)
+        best = _clearer(_disjoint(formula, reverse), formula, fitted, _vagueness(best)) or best
     drafts = [(d, axes) for d, axes in zip(best, map(_axes, best), strict=True) if all(a.keys.may for a in axes)]
     # The others hold no pair.
     terms = tuple(_term(d, axes, fit if d.space is fitted else "any") for d, axes in drafts)
@@ -108,8 +105,20 @@ def is_checked(mask: Expr, position: Position, origin: Expr, tokens: int) -> boo
     return is_whole(position, origin, tokens, _comparisons(atoms(to_formula(mask))))
 
 
-def _vagueness(drafts: tuple[_Draft, ...]) -> int:
+def _vagueness(drafts: Iterable[_Draft]) -> int:
     return sum(len(draft.remaining) for draft in drafts)
+
+
+def _clearer(
+    parts: Sequence[Formula], whole: Formula, fitted: Space | None, vagueness: int
+) -> tuple[_Draft, ...] | None:
+    """Drafts of ``parts`` if they leave less undecided than so much; else those that are left are not drafted."""
+    found: list[_Draft] = []
+    for part in parts:
+        if _vagueness(found) >= vagueness:
+            return None
+        found.append(_draft(part, whole, fitted))
+    return tuple(found) if _vagueness(found) < vagueness else None
 
 
 def _divides(e: Expr) -> bool:
@@ -212,7 +221,7 @@ def _axes(d: _Draft) -> tuple[BoxAxis, ...]:
 def _term(d: _Draft, axes: tuple[BoxAxis, ...], fit: Fit) -> BoxTerm:
     # Along axes that nobody declared, as remainders make them, runs of positions say as much.
     if d.remaining and d.declared:
-        keys, queries = (ranges_within(d.rest, d.space, d.classes, direction) for direction in DIRECTIONS)
+        keys, queries = ranges_within(d.rest, d.space, d.classes)
         axes = tuple(replace(a, keys_within=k, queries_within=q) for a, k, q in zip(axes, keys, queries, strict=True))
     proofs = [*_proved_as_classes(d.parts, d.rest, d.relations)]
     proofs += _proved_along_axes(d.rest, d.asked.places, d.space, d.classes)

@@ -14,12 +14,14 @@ import numpy as np
 from ..nodes import Binary, Const
 from ..traverse import index_names, taken_apart, value_names, walk
 from .decide import TileFacts, tile_facts
-from .numeric import CHUNK, Array, Sizes, Values, different, leaves, read
+from .numeric import CHUNK, Array, Sizes, Values, different, leaves, read, read_all
 from .plan import Classification
 from .turns import Pairs, runs_of_columns
 
 # Pairs of places in the outer of two grids, at most.
 _OUTER = 2**16
+# So few pairs are looked at one by one before anything is asked about runs.
+_FEW = 2**16
 _OF_CALL = frozenset(("batch", "head", "kv_head"))
 
 
@@ -36,7 +38,7 @@ def count_classes(
     if pairs is None:
         return None
     copies = len(pairs.weights) // -(-sizes.q_len // block_m) * max((len(x) for x in pairs.columns.values()), default=1)
-    found = _by_runs(pairs)
+    found = _one_by_one(pairs, _FEW) or _by_runs(pairs)
     for period in _periods(plan) if found is None and copies == 1 else ():
         if period % block_m == 0 == period % block_n and found is None:
             found = _by_period(pairs, period // block_m, period // block_n)
@@ -76,13 +78,13 @@ def _periods(plan: Classification) -> list[int]:
     return sorted((int(x.value) for x in divisors if isinstance(x, Const)), reverse=True)
 
 
-def _one_by_one(p: Pairs) -> tuple[int, int] | None:
+def _one_by_one(p: Pairs, most: int = CHUNK) -> tuple[int, int] | None:
     """Partial and full pairs where they are few enough to look at each."""
-    if len(p.weights) * p.length > CHUNK or any(len(x) > 1 for x in p.columns.values()):
+    if len(p.weights) * p.length > most or any(len(x) > 1 for x in p.columns.values()):
         return None
     shape = len(p.weights), p.length
     env = {**p.env, **{name: x[:, None] for name, x in p.rows.items()}, **{name: x[0] for name, x in p.columns.items()}}
-    may, must = (np.broadcast_to(read(e, env), shape) for e in p.conditions)
+    may, must = (np.broadcast_to(x, shape) for x in read_all(p.conditions, env))
     visited, full = (int((x.sum(1) * p.weights).sum()) for x in (may, may & must))
     return visited - full, full
 
@@ -94,9 +96,9 @@ def _by_runs(p: Pairs) -> tuple[int, int] | None:
         return None
     visited = full = 0
     for x in found:
-        counts, (may, must) = x.counts * p.weights[x.rows][:, None], x.conditions
-        visited += int(counts[may].sum())
-        full += int(counts[may & must].sum())
+        counts, (may, must) = x.counts * p.weights[x.rows], x.conditions
+        visited += int((counts * may).sum())
+        full += int((counts * (may & must)).sum())
     return visited - full, full
 
 

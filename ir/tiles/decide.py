@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from itertools import product
 from math import prod
 
@@ -14,15 +14,17 @@ from ..build import binary
 from ..nodes import BinaryOp, Expr, Index, Reduction, Value
 from ..symbolic import TILE_FIRST
 from ..traverse import index_names, share, substitute, taken_apart, value_names, walk
-from ..types import I32
+from ..types import F32, I32
 from .numeric import MOST_COPIES, Array, Sizes, Values, chunks, copies_of, each_copy, leaves, read
 from .plan import Classification
 from .steps import looks, shifted, step_along, steps
-from .stretches import reduced
+from .stretches import Pieces, pieces_of_rows, reduced
 from .turns import Pairs, runs_of_columns
 
 # Looks at a pair of tiles that are written out.
 _LOOKS = 16
+# For so many positions, and one batch item and head, expressions as functions of these.
+PiecesOf = Callable[..., Callable[[Expr], Pieces | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,11 @@ def tile_facts(plan: Classification, sizes: Sizes, values: Values, block_m: int,
     rows: dict[str, Array] = {}
     columns: dict[str, Array] = {}
     pairs: dict[str, Array] = {}
+
+    @cache
+    def pieces(length: int, *at: tuple[str, int]) -> Callable[[Expr], Pieces | None]:
+        return pieces_of_rows(length, {**env, **dict(at)})
+
     for x in (x for e in (plan.may, plan.must) for x in walk(e)):
         if not isinstance(x, Reduction) or x in table:
             continue
@@ -58,7 +65,7 @@ def tile_facts(plan: Classification, sizes: Sizes, values: Values, block_m: int,
         if x.axis == "both":
             pairs[name] = _over_pairs(x, sizes, env, block_m, block_n)
         else:
-            found = _reduced(x, sizes, env, block_m if x.axis == "q" else block_n)
+            found = _reduced(x, sizes, env, block_m if x.axis == "q" else block_n, pieces)
             (rows if x.axis == "q" else columns)[name] = found
     groups = {"row": frozenset(rows), "column": frozenset(columns)}
     (may, must), parts = taken_apart([substitute(e, table) for e in (plan.may, plan.must)], groups, value_names)
@@ -146,7 +153,7 @@ def _over_pairs(x: Reduction, sizes: Sizes, env: Values, block_m: int, block_n: 
         of_columns = {name: y[None] for name, y in columns.items()}
         pairs = Pairs(tuple(condition), rows, of_columns, np.ones(q.size, np.int64), kv.size, env)
         found = runs_of_columns(pairs)
-    if found is None or any(f.counts.shape[1] > 1 for f in found):
+    if found is None or any(len(f.counts) > 1 for f in found):
         combine = np.logical_or if x.op == "any" else np.logical_and
         return reduce(combine, (
             np.atleast_2d(read(x.x, {**env, "q": q[:, [i]], "kv": kv[:, j]}))
@@ -155,7 +162,7 @@ def _over_pairs(x: Reduction, sizes: Sizes, env: Values, block_m: int, block_n: 
     # How many of the queries that are looked at see each of the keys.
     seen = np.zeros((len(q), kv.size + 1), np.int32)
     for f in found:
-        holds = f.conditions[0][:, 0]
+        holds = f.conditions[0][0]
         tile = f.rows[holds] // q.shape[1]
         np.add.at(seen, (tile, f.starts[holds]), 1)
         np.add.at(seen, (tile, f.stops[holds]), -1)
@@ -164,7 +171,7 @@ def _over_pairs(x: Reduction, sizes: Sizes, env: Values, block_m: int, block_n: 
     return np.asarray(some if x.op == "any" else every)[None, None]
 
 
-def _reduced(x: Reduction, sizes: Sizes, env: Values, block: int) -> Array:
+def _reduced(x: Reduction, sizes: Sizes, env: Values, block: int, pieces: PiecesOf) -> Array:
     """One reduction over all tiles of its axis: (batch or 1, head or 1, rows, 1), or (…, 1, columns) for keys."""
     assert x.axis != "both"
     length = sizes.length(x.axis)
@@ -179,9 +186,9 @@ def _reduced(x: Reduction, sizes: Sizes, env: Values, block: int) -> Array:
         return values[..., None] if x.axis == "q" else values[..., None, :]
     of_row = substitute(x.x, {Index(x.axis, I32): TILE_FIRST})
     copies = copies_of(index_names(of_row), sizes)
-    if length and 0 < prod(copies) <= MOST_COPIES:
-        each = [reduced(of_row, length, block, {**env, **at}, x.op) for at in each_copy(index_names(of_row), sizes)]
-        known = [r for r in each if r is not None]
+    if length and 0 < prod(copies) <= MOST_COPIES and x.type is not F32:
+        each = [pieces(length, *at.items())(of_row) for at in each_copy(index_names(of_row), sizes)]
+        known = [reduced(p, block, x.op) for p in each if p is not None]
         if len(known) == len(each):
             return np.stack(known).reshape(*copies, *((-1, 1) if x.axis == "q" else (1, -1)))
     values = read(x.x, {**env, x.axis: np.arange(length)})

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..interpret import evaluate
+from ..interpret import evaluate, evaluate_all
 from ..nodes import Expr
 from .plan import Interval, TilePlan
 from .solve import Axis
@@ -82,16 +82,16 @@ def runs(
 ) -> Runs:
     """The positions of ``union`` for tiles ``[first, last]`` (arrays (rows,)), clipped to ``[low, length)``."""
     tiles = {**env, "tile_first": first[:, None], "tile_last": last[:, None]}
-    ends = [read(e, tiles).astype(np.int64) for i in union for e in (i.start, i.stop)]
+    ends = [x.astype(np.int64) for x in read_all([e for i in union for e in (i.start, i.stop)], tiles)]
     shape = np.broadcast_shapes((1, 1, len(first), 1), *(e.shape for e in ends))
     clipped = [np.clip(np.broadcast_to(e, shape)[..., 0], low, length) for e in ends]
     if not clipped:
         nothing = np.zeros((1, *shape[:-1]), np.int64)
         return Runs(nothing, nothing)
-    return _disjoint(np.stack(clipped[0::2]), np.stack(clipped[1::2]))
+    return disjoint(np.stack(clipped[0::2]), np.stack(clipped[1::2]))
 
 
-def _disjoint(starts: Array, stops: Array) -> Runs:
+def disjoint(starts: Array, stops: Array) -> Runs:
     """Sorts runs along the first axis and joins those that touch."""
     stops = np.maximum(starts, stops)
     if len(starts) == 1:
@@ -115,7 +115,7 @@ def outward(r: Runs, block: int) -> Runs:
     """The tiles that a run touches."""
     used = r.starts < r.stops
     starts = np.where(used, r.starts // block, 0)
-    return _disjoint(starts, np.where(used, -(-r.stops // block), starts))
+    return disjoint(starts, np.where(used, -(-r.stops // block), starts))
 
 
 def inward(r: Runs, block: int, length: int) -> Runs:
@@ -141,6 +141,11 @@ def tile_ends(length: int, block: int) -> tuple[Array, Array]:
 def read(e: Expr, env: Values) -> Array:
     """``e`` as kernels evaluate it: masked pairs may index past the end of a tensor, and read its nearest element."""
     return evaluate(e, env, clamp=True)
+
+
+def read_all(expressions: Sequence[Expr], env: Values) -> list[Array]:
+    """:func:`read` of several expressions, of which what they share is evaluated once."""
+    return evaluate_all(expressions, env, clamp=True)
 
 
 def different(every: Sequence[Array], length: int) -> tuple[Array, Array]:

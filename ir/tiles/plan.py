@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from ..location import Location
 from ..nodes import Expr
@@ -150,8 +151,29 @@ class BoxTerm:
 
 Method = Literal["closed", "classified", "exact"]
 
+_T = TypeVar("_T")
 
-@dataclass(frozen=True, slots=True)
+
+class _WhenAsked(Generic[_T]):
+    """A field that may be given as a function, which is called when the field is read for the first time."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._place = f"_{name}"
+
+    def __get__(self, plan: Any, owner: type) -> _T:
+        if plan is None:  # the class itself: the field has no default
+            raise AttributeError(self._place)
+        found = getattr(plan, self._place)
+        if callable(found):
+            found = found()
+            self.__set__(plan, found)
+        return found  # type: ignore[no-any-return]
+
+    def __set__(self, plan: Any, value: _T | Callable[[], _T]) -> None:
+        object.__setattr__(plan, self._place, value)
+
+
+@dataclass(frozen=True, eq=False)
 class TilePlan:
     """The tile structure of a variant, for any tile size, lengths and scalar values.
 
@@ -159,22 +181,29 @@ class TilePlan:
     ``classified``: a device program evaluates ``classification`` for all pairs of tiles (O(S) data,
     O((S/N)**2) tiles) and the kernel follows its lists.
     ``exact``: the mask is evaluated on all pairs, in chunks, and the kernel follows the lists.
-    ``keys`` and ``queries`` are sound under every method (a hull where they are not sharp).
+    ``keys`` and ``queries`` are sound under every method (a hull where they are not sharp). What runs of positions
+    decide, all from ``method`` to ``rows_reason``, may be found when asked for: who walks boxes asks for little of it.
     ``boxes``: the same pairs as boxes of token spaces, for skeletons that can walk them; terms are disjoint and
     together they are the mask. Empty where the mask has neither coordinates nor classes. ``boxes_decide_more``:
     boxes decide, or bound, an atom that runs of positions cannot.
     """
 
     variant: Variant
-    method: Method
-    keys: Ranges
-    queries: Ranges
-    classification: Classification | None
-    proofs: tuple[Proof, ...]
-    rows_never_empty: bool
-    rows_reason: str
+    method: _WhenAsked[Method] = _WhenAsked()
+    keys: _WhenAsked[Ranges] = _WhenAsked()
+    queries: _WhenAsked[Ranges] = _WhenAsked()
+    classification: _WhenAsked[Classification | None] = _WhenAsked()
+    proofs: _WhenAsked[tuple[Proof, ...]] = _WhenAsked()
+    rows_never_empty: _WhenAsked[bool] = _WhenAsked()
+    rows_reason: _WhenAsked[str] = _WhenAsked()
     boxes: tuple[BoxTerm, ...] = ()
     boxes_decide_more: bool = False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TilePlan) and (self.variant, self.boxes) == (other.variant, other.boxes)
+
+    def __hash__(self) -> int:
+        return hash((self.variant, self.boxes))
 
     @property
     def fit(self) -> Fit:

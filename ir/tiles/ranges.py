@@ -13,7 +13,7 @@ from ..symbolic import TILE_FIRST, TILE_LAST, linear, simplify
 from ..traverse import substitute
 from ..types import I32
 from .extremes import extremes
-from .formula import Atom, Formula
+from .formula import All, Atom, Formula
 from .plan import Interval, Ranges
 from .residue import tighten
 from .solve import Axis, Both, Either, Free, Limit, Side, Solution, Unsolved, solve
@@ -39,6 +39,9 @@ def may_attend(f: Formula, tile: Axis, other: Axis) -> tuple[Interval, ...]:
 @lru_cache(maxsize=512)
 def must_attend(f: Formula, tile: Axis, other: Axis) -> tuple[Interval, ...]:
     """The positions of ``other`` that all of a tile of ``tile`` attend to under ``f``."""
+    conditions = [p for p in (f.parts if isinstance(f, All) else (f,)) if isinstance(p, Atom)]
+    if any(isinstance(solve(p, tile, other), Unsolved) for p in reversed(conditions)):
+        return ()  # whatever the others say, which is not looked at
     return finish(_must(_solution(f, tile, other), tile, other)[:INTERVALS], other)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from ..build import binary, const
 from ..interpret import evaluate
 from ..nodes import ZERO, Binary, Cast, Const, Expr, Index
+from ..passes.simplify import simplified
 from ..traverse import children, substitute
 from ..types import I32
 from .box_count import is_countable, ranges_of, tiles_along
@@ -34,7 +35,8 @@ def sees_itself(plan: TilePlan, sizes: Sizes, values: Values) -> bool | None:
     for offset in dict.fromkeys((0, sizes.kv_len - sizes.q_len)):
         if offset < 0 or sizes.q_len + offset > sizes.kv_len:
             continue
-        own = substitute(mask, {Index("q", I32): row, Index("kv", I32): binary("add", row, const(offset))})
+        column = binary("add", row, const(offset)) if offset else row
+        own = simplified(substitute(mask, {Index("q", I32): row, Index("kv", I32): column}))
         sees = always(own, sizes.q_len, env) if sizes.q_len else True
         if sees is None:
             rows = _rows_that_differ(own, sizes.q_len)

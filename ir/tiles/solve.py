@@ -84,6 +84,7 @@ def solve(f: Formula, tile: Axis, other: Axis) -> Solution:
             return _atom(condition, tile, other) or Unsolved(condition)
 
 
+@lru_cache(maxsize=4096)
 def _atom(condition: Expr, tile: Axis, other: Axis) -> Solution | None:
     if not is_exact(condition):
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 
-from ..nodes import Binary, Const, Expr, Index
+from ..nodes import Binary, Cast, Const, Expr, Index
 from ..symbolic import linear
 from ..traverse import children
 
@@ -75,7 +75,11 @@ def _is_shifted(e: Expr, axis: str) -> bool:
 
 
 def _is_position(e: Expr, axis: str) -> bool:
-    return isinstance(e, Index) and e.name == axis
+    match e:
+        case Cast(x=x) if e.type.is_integer:
+            return _is_position(x, axis)
+        case _:
+            return isinstance(e, Index) and e.name == axis
 
 
 def _mentions_position(e: Expr) -> bool:

@@ -15,13 +15,15 @@ import numpy as np
 
 from ..interpret import evaluate
 from ..nodes import COMPARISONS, TILE_NAMES, Binary, Cast, Expr, Index, ReductionOp, Select, Unary
-from ..traverse import index_names
-from ..types import F32
-from .numeric import Array, Values
+from ..symbolic import TILE_FIRST, TILE_LAST
+from ..traverse import index_names, substitute
+from .numeric import Array, Values, disjoint
 from .plan import Interval
 
 # Operators whose result is made of linear pieces, as their operands are.
 _LINEAR = COMPARISONS | {"add", "sub", "mul", "min", "max", "floordiv", "mod", "and", "or"}
+# A tile of one row, in which what depends on its two ends is the same once.
+_ONE_ROW: dict[Expr, Expr] = {TILE_LAST: TILE_FIRST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Pieces:
 
     @property
     def lengths(self) -> Array:
-        return np.diff(self.starts, append=self.rows)
+        return np.append(self.starts[1:], self.rows) - self.starts
 
     def cut(self, starts: Array) -> Pieces:
         """The same function in pieces that begin at ``starts``, which have those of this one among them."""
@@ -44,7 +46,9 @@ class Pieces:
         if len(self.starts) == 1:
             return Pieces(self.rows, starts, self.values + self.slopes * starts, np.repeat(self.slopes, len(starts)))
         ends = np.searchsorted(starts, self.starts[1:])
-        at = np.repeat(np.arange(len(self.starts)), np.diff(ends, prepend=0, append=len(starts)))
+        ends = np.append(ends, len(starts))
+        ends[1:] -= ends[:-1].copy()
+        at = np.repeat(np.arange(len(self.starts)), ends)
         values = self.values[at] + self.slopes[at] * (starts - self.starts[at])
         return Pieces(self.rows, starts, values, self.slopes[at])
 
@@ -55,15 +59,51 @@ def stretches(union: Sequence[Interval], low: int, high: int, first: int, rows: 
     ``env`` has a number for every name but the row's, which is both ends of its tile. None where the ends are not
     piecewise linear, or in too many pieces for this to help.
     """
-    row = Pieces(rows, *(np.array([x]) for x in (0, first, 1)))
-    of = _pieces_over(row, env)
-    found = [of(e) for e in dict.fromkeys(e for i in union for e in (i.start, i.stop))]
-    ends = [_clipped(p, low, max(low, high)) for p in found if p is not None]
-    if len(ends) < len(found):
+    found = _ends_of_rows([union], first, rows, env)
+    ends = None if found is None else _in_stretches(found[0], low, high, rows)
+    return None if ends is None else first + ends[0]
+
+
+def positions_of_rows(
+    unions: Sequence[Sequence[Interval]], low: int, high: int, first: int, rows: int, env: Values
+) -> list[int] | None:
+    """How many positions of each union all these rows have together, by :func:`stretches`."""
+    found = _ends_of_rows(unions, first, rows, env)
+    counts: dict[tuple[int, ...], int] = {}
+    for ends in found or ():
+        if tuple(map(id, ends)) in counts:  # what some of a tile see, all of one row do
+            continue
+        cut = _in_stretches(ends, low, high, rows)
+        if cut is None:
+            return None
+        starts, pieces = cut
+        lengths = np.append(starts[1:], rows) - starts
+        # Of each stretch, the first row and the last one.
+        every = [np.concatenate([p.values, p.values + p.slopes * (lengths - 1)]) for p in pieces]
+        runs = disjoint(np.stack(every[0::2]), np.stack(every[1::2])).total.reshape(2, -1) if every else lengths * 0
+        counts[tuple(map(id, ends))] = int((runs * lengths).sum()) // 2
+    return None if found is None else [counts[tuple(map(id, ends))] for ends in found]
+
+
+def _ends_of_rows(
+    unions: Sequence[Sequence[Interval]], first: int, rows: int, env: Values
+) -> list[list[Pieces]] | None:
+    """The ends of each union, one by one, as functions of so many rows; None where they are not piecewise linear."""
+    of = _pieces_over(Pieces(rows, *(np.array([x]) for x in (0, first, 1))), env)
+    every = [[of(substitute(e, _ONE_ROW)) for i in union for e in (i.start, i.stop)] for union in unions]
+    found = [[p for p in ends if p is not None] for ends in every]
+    return found if [*map(len, found)] == [*map(len, every)] else None
+
+
+def _in_stretches(ends: list[Pieces], low: int, high: int, rows: int) -> tuple[Array, list[Pieces]] | None:
+    """Where stretches begin, counted from the first row, and ``ends`` in such pieces; None where they are too many."""
+    clipped = {id(p): _clipped(p, low, max(low, high)) for p in ends}
+    aligned = [*_aligned(*clipped.values())]
+    starts = _common_starts(*aligned, *(_apart(a, b)[0] for a, b in combinations(aligned, 2)))
+    if len(starts) > max(rows // 8, 64):
         return None
-    ends = [*_aligned(*ends)]
-    starts = _common_starts(*ends, *(_apart(a, b)[0] for a, b in combinations(ends, 2)))
-    return first + starts if len(starts) <= max(rows // 8, 64) else None
+    cut = dict(zip(clipped, (p.cut(starts) for p in aligned), strict=True))
+    return starts, [cut[id(p)] for p in ends]
 
 
 def always(condition: Expr, rows: int, env: Values) -> bool | None:
@@ -78,16 +118,17 @@ def always(condition: Expr, rows: int, env: Values) -> bool | None:
             return None
 
 
-def reduced(e: Expr, rows: int, block: int, env: Values, op: ReductionOp) -> Array | None:
-    """``e`` of the row, reduced over every ``block`` rows; None where it is not made of linear pieces."""
-    found = _pieces_over(_rows(rows), env)(e) if e.type is not F32 else None
-    if found is None:
-        return None
+def reduced(found: Pieces, block: int, op: ReductionOp) -> Array:
+    """A function of the row, reduced over every ``block`` rows."""
+    rows = found.rows
     firsts = np.arange(0, rows, block)
     found = found.cut(firsts if len(found.starts) == 1 else _union(found.starts, firsts))
     ends = found.values, found.values + found.slopes * (found.lengths - 1)
     combine = np.minimum if op in ("min", "all") else np.maximum
-    return np.asarray(combine.reduceat(combine(*ends), np.searchsorted(found.starts, firsts)))
+    of_pieces = combine(*ends)
+    if len(of_pieces) == len(firsts):
+        return np.asarray(of_pieces)
+    return np.asarray(combine.reduceat(of_pieces, np.searchsorted(found.starts, firsts)))
 
 
 def _rows(count: int) -> Pieces:
@@ -98,6 +139,11 @@ def _union(*starts: Array) -> Array:
     """All of ``starts``, each of which is sorted, once."""
     every = np.sort(np.concatenate(starts), kind="stable")
     return np.asarray(every[np.append(True, every[1:] != every[:-1])])
+
+
+def pieces_of_rows(rows: int, env: Values) -> Callable[[Expr], Pieces | None]:
+    """Expressions that are no floats as functions of the rows from 0 on; None for those not made of linear pieces."""
+    return _pieces_over(_rows(rows), env)
 
 
 def _pieces_over(row: Pieces, env: Values) -> Callable[[Expr], Pieces | None]:
@@ -126,7 +172,10 @@ def _made(e: Expr, row: Pieces, env: Values, of: Callable[[Expr], Pieces | None]
             a = of(x)
             return None if a is None else _unary(op, a)
         case Select(condition=c, a=x, b=y):
-            parts = [p for p in (of(p) for p in (c, x, y)) if p is not None]
+            known = of(c)
+            if known is not None and (known.values == known.values[0]).all():  # the same for all rows
+                return of(x if known.values[0] else y)
+            parts = [p for p in (known, of(x), of(y)) if p is not None]
             if len(parts) < 3:
                 return None
             condition, a, b = _aligned(*parts)

@@ -18,7 +18,7 @@ from ..nodes import COMPARISONS, Binary, Const, Expr, Select, Unary, Value
 from ..symbolic import combined, linear
 from ..traverse import children, value_names
 from ..types import BOOL
-from .numeric import CHUNK, Array, Values, read
+from .numeric import CHUNK, Array, Values, read, read_all
 
 # Sums that are followed along a row, pieces in which they rise or fall, and kinds of columns, at most.
 _SUMS, _PIECES, _KINDS = 64, 8, 16
@@ -54,7 +54,7 @@ class Pairs:
 class Found:
     """Runs of columns, arrays (runs,), in which nothing changes but the kind of column.
 
-    ``conditions``: of the pairs, (runs, kinds); ``counts``: columns of each kind in a run, of all copies together.
+    ``conditions``: of the pairs, (kinds, runs); ``counts``: columns of each kind in a run, of all copies together.
     """
 
     rows: Array
@@ -85,11 +85,12 @@ def runs_of_columns(p: Pairs) -> list[Found] | None:
         row, run = np.nonzero(places < ends)
         start, end = places[row, run], ends[row, run]
         row += first
-        env = {name: x.take(row)[:, None] for name, x in p.rows.items()}
-        env |= {name: x[0].take(start)[:, None] for name, x in p.columns.items() if name not in of_kind}
-        shape = len(row), len(up_to)
-        conditions = tuple(np.broadcast_to(read(e, {**p.env, **env, **of_kind}), shape) for e in p.conditions)
-        found.append(Found(row, start, end, conditions, (up_to.take(end, 1) - up_to.take(start, 1)).T))
+        env = {name: x.take(row) for name, x in p.rows.items()}
+        env |= {name: x[0].take(start) for name, x in p.columns.items() if name not in of_kind}
+        env |= {name: x[:, None] for name, x in of_kind.items()}
+        shape = len(up_to), len(row)
+        conditions = tuple(np.broadcast_to(x, shape) for x in read_all(p.conditions, {**p.env, **env}))
+        found.append(Found(row, start, end, conditions, np.stack([x.take(end) - x.take(start) for x in up_to])))
     return found
 
 

@@ -54,6 +54,20 @@ def test_report_reads_well() -> None:
         assert line in report, report
 
 
+def test_masks_that_allow_everything_or_nothing_say_so() -> None:
+    @rg.mask
+    def nothing(q: Tensor, kv: Tensor) -> Tensor:
+        return (q != q) & (kv >= 0)
+
+    for part, lines in (
+        (rg.full, ("every pair is allowed: all tiles are full", "keys of a tile: one run, without holes")),
+        (nothing, ("no pair is allowed: all tiles are empty", "keys of a tile: none", "of them pair with  none\n")),
+    ):
+        report = str(rg.attention(part).explain(SHAPE, target="cpu"))
+        for line in lines:
+            assert line in report, report
+
+
 def test_counts_are_those_of_the_dense_mask() -> None:
     counts = rg.attention(window_and_sinks(window=100, sinks=4)).explain(SHAPE, target="cpu").counts
     i = torch.arange(333)
@@ -99,6 +113,18 @@ def test_a_million_tokens_are_counted_without_looking_at_pairs() -> None:
     attn = rg.attention(rg.sliding_window(255))
     counts = attn.explain((1, 1, 2**20, 64), target="sm_90").counts
     assert counts.pairs.pairs == 2**20 * 256 - 255 * 256 // 2
+
+
+def test_a_million_queries_of_heads_that_differ_are_seen_to_see_themselves() -> None:
+    """Both sides of each comparison are the same for a query and its own key, whatever the head."""
+
+    @rg.mask
+    def shifted_groups(q: Tensor, kv: Tensor, head: Tensor) -> Tensor:
+        return (q + head * 512) // 1024 == (kv + head * 512) // 1024
+
+    attn = rg.attention(shifted_groups)
+    counts = attn.explain((1, 8, 2**20, 64), target="cpu").counts
+    assert counts is not None and counts.sees_itself
 
 
 def test_without_inputs_there_are_no_counts() -> None:

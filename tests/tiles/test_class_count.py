@@ -58,6 +58,13 @@ def plan_and_values(part: Any, align: Any = "start") -> tuple[TilePlan, Values]:
     return make_plan(run_pipeline(attn.variant)), values
 
 
+@pytest.fixture
+def never_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few pairs of tiles are looked at one by one, which would hide how many are counted."""
+    monkeypatch.setattr("regard.ir.tiles.class_count._FEW", 0)
+
+
+@pytest.mark.usefixtures("never_one_by_one")
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("align", ["start", "end"])
 @pytest.mark.parametrize("name", MASKS)
@@ -78,6 +85,17 @@ def tile_shape(sizes: Sizes, tile: tuple[int, int]) -> tuple[int, int]:
     return -(-sizes.q_len // tile[0]), -(-sizes.kv_len // tile[1])
 
 
+@pytest.mark.parametrize("name", MASKS)
+def test_few_pairs_are_looked_at_one_by_one(name: str) -> None:
+    plan, values = plan_and_values(MASKS[name])
+    assert plan.classification is not None
+    sizes = Sizes(1, 1, 1, 610, 1003)
+    classes = np.broadcast_to(tile_map(plan, sizes, values, 48, 48), (1, 1, *tile_shape(sizes, (48, 48))))
+    expected = tuple(int((classes == kind).sum()) for kind in (1, 2))
+    assert count_classes(plan.classification, sizes, values, 48, 48) == expected
+
+
+@pytest.mark.usefixtures("never_one_by_one")
 def test_frames_are_taken_apart() -> None:
     """Their rows are too uneven to be followed, their inside is the same for all pairs of frames as far apart."""
     plan, values = plan_and_values(frames)
