@@ -149,7 +149,7 @@ class Consumer(Weights):
             out.line("unit = scale * LOG2E")
         if self.folds_early:
             self.values.emit(out, "program", ("score", "unit"), Guard())
-            self._emit_unit(out)
+            self.emit_unit(out)
         out.line("mbarrier.wait(order_ready.index(0), 0)")
         out.line("program = read(orders, 0)")
         out.line("used = 0  # tiles of keys")
@@ -157,11 +157,6 @@ class Consumer(Weights):
         emit_first_turn(out, self.consumers)
         if asks:
             out.line("cleared = 0  # tiles of which it was asked what no query sees")
-
-    def _emit_unit(self, out: Emitter) -> None:
-        """What exponents are multiplied by, where scores say it."""
-        if self.gathers is not None:
-            out.line(f"unit = {self.values.result('unit')}")
 
     def _emit_query_prologue(self, out: Emitter) -> frozenset[str]:
         out.line("slot = turn & 1")
@@ -178,10 +173,10 @@ class Consumer(Weights):
         early = self.values.emit(Emitter(), "program", ("score", "unit"), Guard()) if self.folds_early else frozenset()
         done = self.values.emit(out, "program", self.results, Guard(), early)
         if not self.folds_early:
-            self._emit_unit(out)
+            self.emit_unit(out)
         done = self.values.emit(out, "query", self.results, Guard(query="(q_index < q_len)"), done)
         if not self.ahead:
-            self._emit_no_outputs(out)
+            self.emit_no_outputs(out)
         return done
 
     def _query_tile(self, i: int) -> str:
@@ -189,16 +184,12 @@ class Consumer(Weights):
         tiles, width = tiles_of("q_tiles", self.head, i), self.head[i].width
         return f"{tiles}.index({self.own_query}).reshape([ROWS, {width}])"
 
-    def _emit_no_outputs(self, out: Emitter) -> None:
-        for p in self.value:
-            out.line(f"acc{p.suffix} = tl.zeros([ROWS, {p.width}], tl.float32, OUTPUTS{p.suffix})")
-
     def _emit_first(self, out: Emitter, done: frozenset[str]) -> None:
         out.comment("The first tile, masked even if it is full: nothing to overlap with yet.")
         self._emit_start_first(out, "s")
         self._emit_weights_of_first(out, done, "s")
         if self.ahead:
-            self._emit_no_outputs(out)
+            self.emit_no_outputs(out)
 
     def _emit_start_first(self, out: Emitter, name: str) -> None:
         """Starts the scores of the first tile of keys."""
@@ -225,22 +216,13 @@ class Consumer(Weights):
             start = f"add_scores({query}, {tile}, {name})" if i else f"start_scores({query}, {tile})"
             out.line(f"{name} = {start}")
 
-    def _emit_start_outputs(self, out: Emitter, prefix: str) -> None:
-        """From the last weights."""
-        for p in self.value:
-            out.line(f"weights{p.suffix} = tl.convert_layout(unpacked(pairs), WEIGHTS{p.suffix})")
-        out.line("mbarrier.wait(v_ready.index(last), last_phase)")
-        for i, p in enumerate(self.value):
-            tile = f"{tiles_of('v_tiles', self.value, i)}.index(last)"
-            out.line(f"{prefix}acc{p.suffix} = start_outputs(weights{p.suffix}, {tile}, acc{p.suffix})")
-
     def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """Scores and weights of one tile of keys, overlapped with the values of the tile before."""
         out.line("last, last_phase = ring(used + t - 1)")
         out.line("stage, phase = ring(used + t)")
         with in_turn(out, self.consumers):
             self._emit_start_scores(out, "next_s")
-            self._emit_start_outputs(out, "next_")
+            self.emit_start_outputs(out, "next_")
         if masked or self.reads_keys:
             self.emit_start(out)
         done = self._emit_early_columns(out, done, masked=masked)
@@ -300,7 +282,7 @@ class Consumer(Weights):
             out.line("mbarrier.arrive(q_empty)")
         out.line("used += count")
         out.line("last, last_phase = ring(used - 1)")
-        self._emit_start_outputs(out, "")
+        self.emit_start_outputs(out, "")
         self.emit_wait_outputs(out, "")
         out.line("release(STAGES + last)")
         out.line()
@@ -314,7 +296,7 @@ class Consumer(Weights):
         out.line("mbarrier.arrive(q_empty.index(slot))")
         out.line("used += count")
         out.line("last, last_phase = ring(used - 1)")
-        self._emit_start_outputs(out, "next_")
+        self.emit_start_outputs(out, "next_")
         self._emit_log_sums(out)
         self.emit_keep(out)
         self._emit_next_number(out)
@@ -324,7 +306,7 @@ class Consumer(Weights):
         out.line("release(STAGES + last)")
         self.emit_outputs(out)
         self._emit_weights_of_first(out, done, "next_s")
-        self._emit_no_outputs(out)
+        self.emit_no_outputs(out)
 
     def _emit_log_sums(self, out: Emitter) -> None:
         """Sums ``l`` of whole rows, and their logarithms for the caller."""

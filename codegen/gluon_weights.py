@@ -5,7 +5,10 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 from .emitter import Emitter
+from .gluon_parts import tiles_of
+from .gluon_scores import FoldedScores
 from .triton_module import Part
+from .triton_values import Values
 
 # The largest relative error of the polynomial is 7.5e-5, its mean 5e-6. NaN stays NaN.
 POWERS = """
@@ -33,6 +36,13 @@ class Weights:
     asks_bound: bool
     by_series: bool
     value: tuple[Part, ...]
+    gathers: FoldedScores | None
+    values: Values
+
+    def emit_unit(self, out: Emitter) -> None:
+        """What exponents are multiplied by, where scores say it."""
+        if self.gathers is not None:
+            out.line(f"unit = {self.values.result('unit')}")
 
     def emit_first_weights(self, out: Emitter) -> None:
         """Those of the first tile of keys, with which the unit ``m`` of a row and its sums ``l`` begin."""
@@ -90,6 +100,20 @@ class Weights:
         for p in self.value:
             factor = f"tl.convert_layout(alpha, tl.SliceLayout(1, OUTPUTS{p.suffix}))[:, None]"
             out.line(f"acc{p.suffix} = acc{p.suffix} * {factor}")
+
+    def emit_no_outputs(self, out: Emitter) -> None:
+        """Sums of values, at the start of a tile of queries."""
+        for p in self.value:
+            out.line(f"acc{p.suffix} = tl.zeros([ROWS, {p.width}], tl.float32, OUTPUTS{p.suffix})")
+
+    def emit_start_outputs(self, out: Emitter, prefix: str) -> None:
+        """From the last weights."""
+        for p in self.value:
+            out.line(f"weights{p.suffix} = tl.convert_layout(unpacked(pairs), WEIGHTS{p.suffix})")
+        out.line("mbarrier.wait(v_ready.index(last), last_phase)")
+        for i, p in enumerate(self.value):
+            tile = f"{tiles_of('v_tiles', self.value, i)}.index(last)"
+            out.line(f"{prefix}acc{p.suffix} = start_outputs(weights{p.suffix}, {tile}, acc{p.suffix})")
 
     def emit_wait_outputs(self, out: Emitter, prefix: str, behind: int = 0) -> None:
         """``behind``: how many products that were started after these may go on."""
