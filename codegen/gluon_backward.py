@@ -16,7 +16,7 @@ from textwrap import fill, indent
 
 from ..ir.dependence import dependence
 from ..ir.tiles.plan import TilePlan
-from .defaults import heavier_at_one_end, heaviest_last
+from .defaults import functions_of_pairs, heavier_at_one_end, heaviest_last
 from .emitter import Emitter
 from .gluon_cuts import RAGGED, may_be_cut
 from .gluon_grad_consumer import Consumer
@@ -60,6 +60,9 @@ def reason_against_sizes(problem: Problem, possible: Collection[tuple[int, int]]
 def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
     """Tile sizes and pipeline for a plan and problem that :func:`unsupported_reason` has nothing against."""
     block_m = _BLOCK_M[problem.head_dim, problem.value_dim]
+    if functions_of_pairs(plan):
+        # Scores, their slopes and the gradient of twice the queries are more than registers hold.
+        block_m = 64
     reverse = heaviest_last(plan.queries)
     return Schedule(block_m, 128, num_warps=4, num_stages=2, reverse=reverse, descriptors=True, cut=may_be_cut(plan))
 
@@ -67,7 +70,8 @@ def default_schedule(plan: TilePlan, problem: Problem) -> Schedule:
 def candidates(plan: TilePlan, problem: Problem) -> tuple[Schedule, ...]:
     """Schedules worth timing, the default first: at head size 64 smaller tiles spill less."""
     default = default_schedule(plan, problem)
-    return tuple(dict.fromkeys((default, replace(default, block_m=64), replace(default, cut=False))))
+    others = (replace(default, block_m=m) for m in (64, _BLOCK_M[problem.head_dim, problem.value_dim]))
+    return tuple(dict.fromkeys((default, *others, replace(default, cut=False))))
 
 
 def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: Target) -> Source:
@@ -99,7 +103,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         emit_after(out)
     kernels = [*table_kernels, "row_terms", KERNEL, "convert_sums"]
     rows = row_kernels(problem, consumer.folded, sums=True, shifted=schedule.cut)
-    return finish(out, plan, kernels, head, tables + rows)
+    return finish(out, plan, kernels, head, tables + rows, short_tanh=problem.dtype == "bf16")
 
 
 def parameters_of(plan: TilePlan, tiles: str, *, cut: bool = False) -> list[Argument]:

@@ -121,7 +121,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
         emit_scatter(out, plan, queries.contributions)
     emit_helpers(out, out.text()[before:], queries.contributions)
     kernels = row_kernels(problem, consumer.folded, sums=False, exact=rows is not None)
-    return finish(out, plan, kernels_of(queries), head, kernels)
+    return finish(out, plan, kernels_of(queries), head, kernels, short_tanh=problem.dtype == "bf16")
 
 
 def _emit_shapes(out: Emitter, visits: GluonBoxVisits, schedule: Schedule) -> bool:

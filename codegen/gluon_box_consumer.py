@@ -28,6 +28,7 @@ class BoxConsumer(Consumer):
     constants = ", BOX: tl.constexpr"
     positions = ("k_first + lane_steps", "k_first + k_steps[None, :]")
     masks_positions = False
+    may_ask_bound = False
 
     def __init__(
         self, plan: TilePlan, problem: Problem, schedule: Schedule, parameters: Sequence[Argument], names: Names,

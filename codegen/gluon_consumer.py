@@ -16,18 +16,20 @@ from .gluon_names import Names
 from .gluon_parts import tiles_of
 from .gluon_products import emit_products
 from .gluon_releases import emit_first_turn, emit_releases, in_turn
+from .gluon_scores import SCALE, are_bounded, folded_exponents
 from .gluon_seen import QUERIES_EXIST, Unseen, UnseenByWeights
 from .gluon_tiles import emit_unpack, jit_function
+from .gluon_weights import POWERS, Weights
 from .gluon_work import emit_share, emit_sums_of_share
 from .schedule import Problem, Schedule
 from .triton_forward import composed_scores
-from .triton_module import Argument, Part, head_parts
+from .triton_module import Argument, head_parts
 from .triton_program import SIZES
 from .triton_tiles import TileLoops
 from .triton_values import Guard, Values, level_of
 
 
-class Consumer:
+class Consumer(Weights):
     """Prints ``attend``: for each tile of queries a first tile of keys, a masked loop, a loop without mask.
 
     ``ahead``: the first tile of keys comes beside the last values of the tile of queries before, and its scores beside
@@ -38,6 +40,7 @@ class Consumer:
     constants = ""
     positions = RUN
     masks_positions = True
+    may_ask_bound = True
     # Whether tiles of keys start at multiples of their size; which rows of a tile of queries exist.
     aligned = True
     rows_exist = QUERIES_EXIST
@@ -65,22 +68,39 @@ class Consumer:
             self.band = Band.without_bounds(plan.variant.mask, "kv")
         results: dict[str, Expr] = {} if self.band is None else self.band.results()
         self.score: Expr | None = None
-        if plan.variant.scores:
+        # Whether the host may say that scores are too small for their largest to matter.
+        self.asks_bound = self.may_ask_bound and are_bounded(plan.variant.scores, problem)
+        # Wider heads have no time for it beside their products.
+        self.by_series = self.asks_bound and (problem.head_dim, problem.value_dim) == (64, 64)
+        self.gathers = folded_exponents(plan.variant.scores, bounds=self.asks_bound)
+        if self.asks_bound:
+            self.constants += ", BOUNDED: tl.constexpr"
+        if self.gathers is not None:
+            self.score = self.gathers.core
+            results |= self.gathers.results()
+        elif plan.variant.scores:
             self.score = results["score"] = composed_scores(plan.variant.scores)[-1]
         self.results = tuple(results)
+        # Whether all of scores but products is the same for all tiles.
+        self.folds_early = self.gathers is not None and not any(
+            dependence(x) - {"s"} for x in self.gathers.results().values()
+        )
         self.reads_keys = self.score is not None and "kv" in dependence(self.score)
         self.masks_keys = any({"kv", TILE_NAMES[0]} & dependence(e) for name, e in results.items() if name != "score")
         self.loads = [x for e in results.values() for x in loads(e)]
         self.loads_pairs = any({"q", "kv"} <= dependence(x) for x in self.loads)
         self.loads_columns = any(dependence(x) & {"q", "kv"} == {"kv"} for x in self.loads)
         # What exponents are multiplied by: without score functions the scale is part of it.
-        self.unit = "unit" if self.score is None else "LOG2E"
-        self.values = Values(results, BAND_INDICES, debug=problem.debug, columns="kv")
+        self.unit = "LOG2E" if self.score is not None and self.gathers is None else "unit"
+        known = None if self.gathers is None else SCALE
+        self.values = Values(results, BAND_INDICES, debug=problem.debug, columns="kv", known=known)
 
     def emit(self, out: Emitter, loops: TileLoops) -> None:
         self.unseen.emit_functions(out, self.names.barrier, "BLOCK_N", SIZES, self.parameters)
         emit_releases(out, self.consumers)
         emit_products(out, self.dtype, len(self.head))
+        if self.by_series:
+            out.definition(POWERS)
         with jit_function(
             out,
             "attend(GROUP: tl.constexpr, lse, out, q_tiles, k_tiles, v_tiles, out_tiles, barriers, orders, starts, "
@@ -127,6 +147,9 @@ class Consumer:
         self.emit_lanes(out)
         if self.score is None:
             out.line("unit = scale * LOG2E")
+        if self.folds_early:
+            self.values.emit(out, "program", ("score", "unit"), Guard())
+            self.emit_unit(out)
         out.line("mbarrier.wait(order_ready.index(0), 0)")
         out.line("program = read(orders, 0)")
         out.line("used = 0  # tiles of keys")
@@ -147,10 +170,13 @@ class Consumer:
         out.line("q_index = q_row[:, None]")
         if not self.unseen.all_seen:
             self.unseen.emit_bounds(out)
-        done = self.values.emit(out, "program", self.results, Guard())
+        early = self.values.emit(Emitter(), "program", ("score", "unit"), Guard()) if self.folds_early else frozenset()
+        done = self.values.emit(out, "program", self.results, Guard(), early)
+        if not self.folds_early:
+            self.emit_unit(out)
         done = self.values.emit(out, "query", self.results, Guard(query="(q_index < q_len)"), done)
         if not self.ahead:
-            self._emit_no_outputs(out)
+            self.emit_no_outputs(out)
         return done
 
     def _query_tile(self, i: int) -> str:
@@ -158,16 +184,12 @@ class Consumer:
         tiles, width = tiles_of("q_tiles", self.head, i), self.head[i].width
         return f"{tiles}.index({self.own_query}).reshape([ROWS, {width}])"
 
-    def _emit_no_outputs(self, out: Emitter) -> None:
-        for p in self.value:
-            out.line(f"acc{p.suffix} = tl.zeros([ROWS, {p.width}], tl.float32, OUTPUTS{p.suffix})")
-
     def _emit_first(self, out: Emitter, done: frozenset[str]) -> None:
         out.comment("The first tile, masked even if it is full: nothing to overlap with yet.")
         self._emit_start_first(out, "s")
         self._emit_weights_of_first(out, done, "s")
         if self.ahead:
-            self._emit_no_outputs(out)
+            self.emit_no_outputs(out)
 
     def _emit_start_first(self, out: Emitter, name: str) -> None:
         """Starts the scores of the first tile of keys."""
@@ -183,11 +205,7 @@ class Consumer:
         out.line(f"s = warpgroup_mma_wait(0, deps=({product},))")
         out.line("release(stage)")
         self._emit_scores(out, done, masked=True)
-        out.comment("Finite, so never inf - inf: a row may see none of its first tile.")
-        out.line(f"m = tl.maximum(row_max(s) * {self.unit}, -3.0e38)  # running maximum times log2(e)")
-        out.line(f"p = tl.exp2(s * {self.unit} - m[:, None])")
-        out.line("l = partial_sums(p)  # of exponentials")
-        out.line("pairs = packed(p)")
+        self.emit_first_weights(out)
         self._emit_clear(out, exists="program < programs" if self.ahead else "")
 
     def _emit_start_scores(self, out: Emitter, name: str) -> None:
@@ -198,45 +216,19 @@ class Consumer:
             start = f"add_scores({query}, {tile}, {name})" if i else f"start_scores({query}, {tile})"
             out.line(f"{name} = {start}")
 
-    def _emit_start_outputs(self, out: Emitter, prefix: str) -> None:
-        """From the last weights."""
-        for p in self.value:
-            out.line(f"weights{p.suffix} = tl.convert_layout(unpacked(pairs), WEIGHTS{p.suffix})")
-        out.line("mbarrier.wait(v_ready.index(last), last_phase)")
-        for i, p in enumerate(self.value):
-            tile = f"{tiles_of('v_tiles', self.value, i)}.index(last)"
-            out.line(f"{prefix}acc{p.suffix} = start_outputs(weights{p.suffix}, {tile}, acc{p.suffix})")
-
-    def _emit_wait_outputs(self, out: Emitter, prefix: str, behind: int = 0) -> None:
-        """``behind``: how many products that were started after these may go on."""
-        names = ", ".join(f"acc{p.suffix}" for p in self.value)
-        waited = ", ".join(f"{prefix}acc{p.suffix}" for p in self.value)
-        out.line(f"{names} = warpgroup_mma_wait({behind}, deps=({waited}{',' if len(self.value) == 1 else ''}))")
-
     def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
         """Scores and weights of one tile of keys, overlapped with the values of the tile before."""
         out.line("last, last_phase = ring(used + t - 1)")
         out.line("stage, phase = ring(used + t)")
         with in_turn(out, self.consumers):
             self._emit_start_scores(out, "next_s")
-            self._emit_start_outputs(out, "next_")
+            self.emit_start_outputs(out, "next_")
         if masked or self.reads_keys:
             self.emit_start(out)
         done = self._emit_early_columns(out, done, masked=masked)
         out.line(f"s = warpgroup_mma_wait({len(self.value)}, deps=(next_s,))")
         self._emit_scores(out, done, masked=masked)
-        out.line(f"m_new = tl.maximum(m, row_max(s) * {self.unit})")
-        out.comment("Exponentials come after this wait anyway; so they must not delay the release of the buffers.")
-        self._emit_wait_outputs(out, "next_")
-        out.line("m_new = released(m_new, stage, STAGES + last)")
-        out.line(f"p = tl.exp2(s * {self.unit} - m_new[:, None])")
-        out.line("alpha = tl.exp2(m - m_new)")
-        out.line("l = l * tl.convert_layout(alpha, tl.SliceLayout(1, SUMS))[:, None] + partial_sums(p)")
-        out.line("pairs = packed(p)")
-        out.line("m = m_new")
-        for p in self.value:
-            factor = f"tl.convert_layout(alpha, tl.SliceLayout(1, OUTPUTS{p.suffix}))[:, None]"
-            out.line(f"acc{p.suffix} = acc{p.suffix} * {factor}")
+        self.emit_weights(out, masked=masked)
         if masked:
             self._emit_clear(out)
 
@@ -261,13 +253,15 @@ class Consumer:
             done = self.emit_allowed(out, done)
             guarded = "allowed"
         if self.score is not None:
-            out.line("s *= scale")
+            if self.gathers is None:
+                out.line("s *= scale")
             self.values.emit(out, "pair", ("score",), Guard(pair=guarded), done)
             text = self.values.result("score")
             spread = level_of(dependence(self.score)) != "pair"
             out.line(f"s = tl.zeros([ROWS, BLOCK_N], tl.float32, SCORES) + ({text})" if spread else f"s = {text}")
         if masked:
-            out.line('s = tl.where(allowed, s, float("-inf"))')
+            if not self.asks_bound:
+                self.emit_masked(out)
             self.emit_mixed(out)
 
     def _emit_clear(self, out: Emitter, exists: str = "") -> None:
@@ -288,8 +282,8 @@ class Consumer:
             out.line("mbarrier.arrive(q_empty)")
         out.line("used += count")
         out.line("last, last_phase = ring(used - 1)")
-        self._emit_start_outputs(out, "")
-        self._emit_wait_outputs(out, "")
+        self.emit_start_outputs(out, "")
+        self.emit_wait_outputs(out, "")
         out.line("release(STAGES + last)")
         out.line()
         self._emit_log_sums(out)
@@ -302,17 +296,17 @@ class Consumer:
         out.line("mbarrier.arrive(q_empty.index(slot))")
         out.line("used += count")
         out.line("last, last_phase = ring(used - 1)")
-        self._emit_start_outputs(out, "next_")
+        self.emit_start_outputs(out, "next_")
         self._emit_log_sums(out)
         self.emit_keep(out)
         self._emit_next_number(out)
         done = self._emit_query_prologue(out)
         self._emit_start_first(out, "next_s")
-        self._emit_wait_outputs(out, "next_", behind=len(self.head))
+        self.emit_wait_outputs(out, "next_", behind=len(self.head))
         out.line("release(STAGES + last)")
         self.emit_outputs(out)
         self._emit_weights_of_first(out, done, "next_s")
-        self._emit_no_outputs(out)
+        self.emit_no_outputs(out)
 
     def _emit_log_sums(self, out: Emitter) -> None:
         """Sums ``l`` of whole rows, and their logarithms for the caller."""
@@ -329,12 +323,6 @@ class Consumer:
         out.line("turn += 1")
         out.line("mbarrier.wait(order_ready.index(turn & 1), turn >> 1 & 1)")
         out.line(f"program = read(orders, (turn & 1) * {self.cells})")
-
-    def emit_quotient(self, out: Emitter, p: Part) -> None:
-        """Divides a part of the sums by those of the weights."""
-        acc = f"acc{p.suffix}"
-        out.line(f"sums = tl.convert_layout(l, tl.SliceLayout(1, OUTPUTS{p.suffix}))")
-        out.line(f"{acc} = tl.where((sums == 0.0)[:, None], 0.0, {acc} * (1.0 / sums)[:, None])")
 
     # --- what a tile is: a run of positions ---
 

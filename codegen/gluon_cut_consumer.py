@@ -22,6 +22,7 @@ class CutConsumer(Consumer):
     """Masks of partial tiles are what is left of the mask; only in tiles that are not cut all of it is asked."""
 
     aligned = False
+    may_ask_bound = False
     rows_exist = "(q_index < tile_stop)"
 
     def __init__(

@@ -27,6 +27,7 @@ from .gluon_loader import emit_load_tiles, emit_place_function, run_loads
 from .gluon_module import DESCRIPTOR, finish, reason_against_target
 from .gluon_names import installed_names
 from .gluon_parts import descriptors
+from .gluon_scores import FoldedScores, are_bounded
 from .gluon_seen import UnseenByWeights, UnseenKeys
 from .gluon_tiles import CELLS, KEYS, emit_visits
 from .gluon_work import (
@@ -110,7 +111,9 @@ def _gains_ahead(plan: TilePlan, problem: Problem) -> bool:
     sizes = (problem.head_dim, problem.value_dim)
     if may_be_cut(plan) and not plan.variant.scores:
         return sizes == (64, 64)
-    if plan.variant.scores or uses_table(plan) or unseen is None:
+    if uses_table(plan) or unseen is None:
+        return False
+    if plan.variant.scores and not are_bounded(plan.variant.scores, problem):
         return False
     if sizes != (128, 128):
         return sizes == (64, 64)
@@ -185,7 +188,7 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
     if cuts:
         emit_cut_place(out, KEYS, SIZES, parameters, schedule.reverse)
         loops = emit_cut_visits(out, KEYS, SIZES, parameters)
-        CutConsumer(plan, problem, schedule, parameters, unseen, names, cuts).emit(out, loops)
+        consumer: Consumer = CutConsumer(plan, problem, schedule, parameters, unseen, names, cuts)
         loads = cut_loads(loads, parameters)
     else:
         if schedule.listed:
@@ -193,10 +196,12 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
         else:
             emit_place_function(out, schedule.reverse)
         loops = emit_visits(out, plan, KEYS, SIZES, parameters)
-        Consumer(plan, problem, schedule, parameters, unseen, names, shares_query).emit(out, loops)
+        consumer = Consumer(plan, problem, schedule, parameters, unseen, names, shares_query)
+    consumer.emit(out, loops)
+    constants = ["ALL_SEEN"] * unseen.asked_on_host + ["BOUNDED"] * consumer.asks_bound
     emit_load_tiles(out, loads, schedule.ahead)
     out.line("\n")
-    with kernel(out, KERNEL, arguments, ("ALL_SEEN",) if unseen.asked_on_host else ()):
+    with kernel(out, KERNEL, arguments, tuple(constants)):
         if shares_query:
             out.comment("Outputs leave from where queries were.")
         emit_work(out, work)
@@ -204,10 +209,10 @@ def emit_forward(plan: TilePlan, problem: Problem, schedule: Schedule, target: T
             out, problem, schedule, SIZES, parameters, own_out_tiles=not shares_query,
             starts=STARTS if cuts else 1, asks=isinstance(unseen, UnseenByWeights),
             constants=", work" if schedule.listed else "",
-            constants_of_consumers=", ALL_SEEN" if unseen.asked_on_host else "",
+            constants_of_consumers="".join(f", {x}" for x in constants),
         )  # fmt: skip
     tables, kernels = emit_lists(out, plan, schedule, parameters[1:], cuts)
-    _emit_run(out, plan, problem, schedule, arguments, unseen)
+    _emit_run(out, plan, problem, schedule, arguments, unseen, consumer.gathers if consumer.asks_bound else None)
     return finish(out, plan, [*kernels, KERNEL], head, tables, short_tanh=True)
 
 
@@ -248,7 +253,7 @@ def emit_start(
 
 def _emit_run(
     out: Emitter, plan: TilePlan, problem: Problem, schedule: Schedule, arguments: list[Argument],
-    unseen: UnseenKeys | UnseenByWeights,
+    unseen: UnseenKeys | UnseenByWeights, bounded: FoldedScores | None,
 ) -> None:  # fmt: skip
     out.definition(DESCRIPTOR)
     if schedule.cut:
@@ -257,6 +262,8 @@ def _emit_run(
     if unseen.asked_on_host:
         unseen.emit_all_seen(out, plan)
         options = f"ALL_SEEN=all_seen({', '.join(host_inputs(plan))}), {options}"
+    if bounded is not None:
+        options = f"BOUNDED={bounded.emit_bounded(out, plan)}, {options}"
     with run_function(out, plan, problem):
         if uses_table(plan) or schedule.listed:
             emit_classify_call(out, user_names(plan.variant))

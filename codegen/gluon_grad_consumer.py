@@ -29,16 +29,19 @@ _TERM_ROW = "term_tiles.index({}).reshape([BLOCK_M]).load(tl.SliceLayout(0, SCOR
 
 def emit_final_score(
     out: Emitter, kernel: Gradients, values: Values, wanted: Sequence[str], done: frozenset[str], lanes: str, shape: str
-) -> str:
-    """The name of the modified scores of ``shape``, from products ``s``; ``lanes`` are pairs that may be looked up."""
+) -> tuple[str, frozenset[str]]:
+    """The name of the modified scores of ``shape``, from products ``s``, and all steps done.
+
+    ``lanes`` are pairs that may be looked up. Slopes come later.
+    """
     kernel.emit_scaled(out)
     if not kernel.has_scores:
-        return "s"
-    values.emit(out, "pair", [x for x in wanted if x != "mask"], Guard(pair=lanes), done)
+        return "s", done
+    done = values.emit(out, "pair", [x for x in wanted if x not in ("mask", "slope")], Guard(pair=lanes), done)
     spread = level_of(dependence(kernel.results["score"])) != "pair"
     zeros = f"tl.zeros({shape}, tl.float32, SCORES) + " if spread else ""
     out.line(f"final = {zeros}({values.result('score')})")
-    return "final"
+    return "final", done
 
 
 class Consumer(OwnKeys):
@@ -135,6 +138,7 @@ class Consumer(OwnKeys):
             out.line(f"{c.name}_total = tl.zeros([KEYS], tl.float32, tl.SliceLayout(1, SCORES))")
         needed = self.wanted(self.here, masked=True)
         done = self.expressions.emit(out, "program", needed, Guard())
+        self.emit_score_unit(out, self.expressions)
         return self.expressions.emit(out, "key", needed, Guard(key="(kv_index < kv_len)"), done)
 
     def _emit_step(self, out: Emitter, done: frozenset[str], *, masked: bool) -> None:
@@ -225,8 +229,8 @@ class Consumer(OwnKeys):
 
     def emit_score_gradients(self, out: Emitter, *, masked: bool) -> None:
         """``ds`` and sums of contributions, from ``p`` and ``dp``."""
-        # With twice the queries a tile that spills more.
-        counting = self.counting if masked and self.split_columns else ""
+        # With twice the queries a tile, or of slopes, that spills more.
+        counting = self.counting if masked and self.split_columns and self.weight == "p" else ""
         found = self.emit_score_gradient(out, self.expressions, self.here, delta="", counting=counting)
         if masked:
             emit_select(out, found, self.counting)
@@ -244,11 +248,12 @@ class Consumer(OwnKeys):
         if masked:
             done = self.emit_allowed(out, values, done)
         lanes = "allowed" if masked else self.full_pairs
-        score = emit_final_score(out, self, values, wanted, done, lanes, "[KEYS, BLOCK_M]")
+        score, done = emit_final_score(out, self, values, wanted, done, lanes, "[KEYS, BLOCK_M]")
         text = "tl.exp2(s * unit)" if self.folded else self.exponential(score, "lse_row[None, :]")
         out.line(f"p = {f'tl.where(allowed, {text}, 0.0)' if masked else text}")
         if masked:
             self.emit_mixed(out, "p", "0.0")
+        self.emit_slope(out, values, wanted, done)
 
     def _emit_epilogue(self, out: Emitter) -> None:
         out.line()

@@ -75,9 +75,10 @@ class FiveProducts(Consumer):
         super().__init__(plan, problem, block_m, parameters, names)
         self.unseen = UnseenKeys.of(plan)
         if block_m == 64:
-            # Where programs get shorter from tile to tile, this order loses.
-            self.queries_first = uses_table(plan) or not heavier_at_one_end(plan.queries)
-            self.late_values = self.queries_first
+            # Where programs get shorter from tile to tile, this order loses, unless more is done beside products.
+            even, slopes = uses_table(plan) or not heavier_at_one_end(plan.queries), "slope" in self.results
+            self.queries_first = even or (slopes and problem.head_dim > 64)
+            self.late_values = even or slopes
         else:
             self.late_values = not self.has_scores
 

@@ -163,6 +163,7 @@ class QueryConsumer(QueryKernel):
         self.emit_counts(out)
         wanted = self.wanted(self.here, masked=True)
         done = self.expressions.emit(out, "program", wanted, Guard())
+        self.emit_score_unit(out, self.expressions)
         done = self.expressions.emit(out, "query", wanted, Guard(query="(q_index < q_len)"), done)
         out.line("mbarrier.wait(q_ready, 0)")
         for name in self.lefts:
@@ -251,9 +252,10 @@ class QueryConsumer(QueryKernel):
         if masked:
             done = self.emit_allowed(out, values, done)
         lanes = "allowed" if masked else self.q_exists
-        score = emit_final_score(out, self, values, wanted, done, lanes, "[ROWS, BLOCK_N]")
+        score, done = emit_final_score(out, self, values, wanted, done, lanes, "[ROWS, BLOCK_N]")
         text = self.exponential(score, "lse_rows[:, None]")
         out.line(f"p = {f'tl.where(allowed, {text}, 0.0)' if masked else text}")
+        self.emit_slope(out, values, wanted, done)
 
     def _emit_epilogue(self, out: Emitter) -> None:
         out.line()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..ir.build import binary, index
+from ..ir.tiles.plan import TilePlan
 from .emitter import Emitter
 from .gluon_bands import BAND_INDICES, Band, Column
 from .gluon_columns import RUN
@@ -17,12 +18,13 @@ from .gluon_grad_loader import emit_place_function as emit_key_place
 from .gluon_loader import emit_place_function
 from .gluon_names import Names
 from .gluon_parts import part_copies
+from .gluon_scores import ONE, SCALE, folded_scores
 from .gluon_tiles import KEYS, QUERIES, emit_visits
-from .schedule import Schedule
+from .schedule import Problem, Schedule
 from .triton_gradients import Contribution, Gradients
 from .triton_module import Argument, Part
-from .triton_program import SIZES
-from .triton_values import Values
+from .triton_program import INDICES, SIZES
+from .triton_values import Guard, Values
 
 _TERM_BUFFERS = """
 # Log-sum-exps, and what dP starts at.
@@ -55,9 +57,54 @@ class OverRuns(Gradients):
     # Whether masks need the positions of a tile's columns, and where these are.
     masks_positions = True
     positions = RUN
-    # Pairs that are not allowed have no weight; to ask that takes less registers than to remember which are.
-    counting = "p != 0.0"
     band: Band | None = None
+
+    def __init__(self, plan: TilePlan, problem: Problem, descriptors: bool) -> None:
+        super().__init__(plan, problem, descriptors)
+        # Gradients of captured tensors need what scores are on the way.
+        scores = () if self.contributions else plan.variant.scores
+        self.gathers = folded_scores(scores)
+        if self.gathers is not None:
+            masks = {name: e for name, e in self.results.items() if name == "mask"}
+            self.results = masks | self.gathers.results()
+            self.factors = []
+            if self.gathers.slope != ONE:
+                self.weight = "slope"
+                self.results["slope"] = self.gathers.slope
+
+    @property
+    def counting(self) -> str:
+        """Which pairs may have gradients, as text: to ask for their weight takes less registers than to remember."""
+        return f"{self.weight} != 0.0"
+
+    @property
+    def unit(self) -> str:
+        """What a fused exponent multiplies scores by."""
+        return super().unit if self.gathers is None else "unit"
+
+    def emit_scaled(self, out: Emitter) -> None:
+        """Scales the product ``s``, unless scores do."""
+        if self.gathers is None:
+            super().emit_scaled(out)
+
+    def wanted_for_probabilities(self, *, masked: bool) -> list[str]:
+        """The results that a kernel needs which has no use for derivatives."""
+        return super().wanted_for_probabilities(masked=masked) + ([] if self.gathers is None else ["unit"])
+
+    def wanted(self, here: Sequence[Contribution], *, masked: bool) -> list[str]:
+        """The results that a kernel needs which adds up the contributions ``here``."""
+        return super().wanted(here, masked=masked) + [x for x in self.results if x == "slope"]
+
+    def emit_score_unit(self, out: Emitter, values: Values) -> None:
+        """``unit``, where scores have one."""
+        if self.gathers is not None:
+            out.line(f"unit = {values.result('unit')}")
+
+    def emit_slope(self, out: Emitter, values: Values, wanted: Sequence[str], done: frozenset[str]) -> None:
+        """``slope``: what the gradient of a score is multiplied by, so that ``p`` need not be kept beside it."""
+        if "slope" in wanted:
+            values.emit(out, "pair", ("slope",), Guard(), done)
+            out.line(f"slope = p * {values.result('slope')}")
 
     def take_band(self, column: Column, block: int) -> None:
         """Takes the mask apart, for tiles of ``block`` columns."""
@@ -73,9 +120,9 @@ class OverRuns(Gradients):
 
     def values(self) -> Values:
         """The expressions of one kernel."""
-        if self.band is None:
-            return super().values()
-        return Values(self.results, BAND_INDICES, debug=self.problem.debug, columns=self.band.column)
+        indices, columns = (INDICES, "") if self.band is None else (BAND_INDICES, self.band.column)
+        known = None if self.gathers is None else SCALE
+        return Values(self.results, indices, debug=self.problem.debug, columns=columns, known=known)
 
     def emit_allowed(self, out: Emitter, values: Values, done: frozenset[str]) -> frozenset[str]:
         """``allowed``: pairs that exist and that the mask keeps."""

@@ -171,7 +171,8 @@ def finish(
     """Puts the parts together and gives the user's parameters names that nothing else has.
 
     ``triton_kernels`` are kernels in plain Triton that belong to the module. ``short_tanh``: the one instruction for
-    tanh is exact enough, as its relative error of 2 ** -11 is at most that of a product rounded to 16 bits.
+    tanh is exact enough, as its relative error of 2 ** -11 is at most that of a product rounded to 16 bits; in slopes
+    1 - tanh(x) ** 2 to bfloat16 alone.
     """
     body = out.text()
     helpers = "".join(

@@ -183,7 +183,7 @@ def emit_backward(plan: TilePlan, problem: Problem, schedule: Schedule, target: 
     emit_helpers(out, out.text()[before:], queries.contributions)
     of_rows = row_kernels(problem, consumer.folded, sums=False, exact=rows is not None)
     kernels = [*table_kernels, *kernels_of(queries), *([VALUE_KERNEL] if by_value is not None else [])]
-    return finish(out, plan, kernels, head, tables + of_rows)
+    return finish(out, plan, kernels, head, tables + of_rows, short_tanh=problem.dtype == "bf16")
 
 
 def _key_consumer(schedule: Schedule) -> type[KeyConsumer]:

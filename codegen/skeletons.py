@@ -176,8 +176,6 @@ def _why_seven_products(plan: TilePlan, problem: Problem, target: Target) -> str
         return f"cannot: {reason}"
     if cuts_long_rows(plan):
         return "does not cut long ones of uneven rows of tiles into shares"
-    if problem.head_dim == 64 and functions_of_pairs(plan):
-        return "was measured slower at head size 64 where scores call functions"
     if problem.head_dim == 128 and sees_few_keys(plan):
         return "was measured slower at head size 128 where queries see few keys"
     return None

@@ -115,6 +115,9 @@ def emit_scatter(out: Emitter, plan: TilePlan, found: Sequence[Contribution]) ->
 class Gradients(Skeleton):
     """Base of the backward kernels: from raw products to probabilities, and from their gradients to scores'."""
 
+    # What gradients of scores are multiplied by first.
+    weight = "p"
+
     def __init__(self, plan: TilePlan, problem: Problem, descriptors: bool) -> None:
         self.contributions = contributions(plan, problem)
         self.factors: list[str] = []
@@ -194,9 +197,9 @@ class Gradients(Skeleton):
         halves of registers are selected from.
         """
         if counting and not here and not any(self.factors):
-            out.line(f"ds = p * tl.where({counting}, {f'dp - {delta}' if delta else 'dp'}, 0.0)")
+            out.line(f"ds = {self.weight} * tl.where({counting}, {f'dp - {delta}' if delta else 'dp'}, 0.0)")
             return ()
-        out.line(f"ds = p * (dp - {delta})" if delta else "ds = p * dp")
+        out.line(f"ds = {self.weight} * (dp - {delta})" if delta else f"ds = {self.weight} * dp")
         started: set[str] = set()
         for i in reversed(range(len(self.factors))):
             for c in here:

@@ -43,6 +43,21 @@ def sinks_or_window(q: Any, kv: Any, sinks: Any, window: Any) -> Any:
 
 
 @rg.score
+def capped(s: Any, cap: Any) -> Any:
+    return cap * rg.tanh(s / cap)
+
+
+@rg.score
+def gained(s: Any, gain: Any) -> Any:
+    return gain * rg.tanh(s)
+
+
+@rg.score
+def tempered(s: Any, t: Any) -> Any:
+    return s / t
+
+
+@rg.score
 def query_bias(s: Any, batch: Any, q: Any, bias: Any) -> Any:
     return s * bias[batch, q]
 
@@ -78,6 +93,11 @@ EMULATED: dict[str, tuple[list[Part], Shape, dict[str, Any]]] = {
     ),
     "narrow values": ([rg.causal()], (1, 1, 1, 140, 140), {"sizes": (128, 64)}),
     "softcap": ([rg.causal(), rg.softcap(20.0)], (1, 2, 2, 200, 200), {"sizes": (128, 128)}),
+    "softcap, narrow heads": ([rg.causal(), rg.softcap(5.0)], (1, 2, 1, 200, 200), {"align": "end"}),
+    "softcap, float16": ([rg.causal(), rg.softcap(5.0)], (1, 2, 1, 200, 130), {"dtype": F16}),
+    "a cap below 0, twice": ([capped(cap=-4.0), capped(cap=7.0)], (1, 1, 1, 200, 130), {}),
+    "scores of 0": ([rg.causal(), gained(gain=0.0)], (1, 1, 1, 200, 200), {}),
+    "tempered": ([rg.temperature(0.5), tempered(t=-3.0)], (1, 1, 1, 130, 200), {"sizes": (128, 128)}),
     "alibi": ([rg.causal(), rg.alibi(slopes=bias(2))], (1, 2, 2, 200, 200), {}),
     "factor by query": ([query_bias(bias=bias(2, 300))], (2, 1, 1, 300, 130), {}),
     "bias by distance": ([rg.causal(), relative(table=bias(2, 400))], (1, 2, 2, 200, 200), {"sizes": (128, 128)}),
@@ -300,6 +320,8 @@ COMPILED: dict[str, tuple[list[Part], tuple[int, int], torch.dtype, int]] = {
     # The last number: loads and stores of spilled registers, in two loops of two consumers together.
     "causal": ([rg.causal()], (128, 128), BF16, 150),
     "full": ([], (64, 64), F16, 200),
+    "softcap": ([rg.causal(), rg.softcap(20.0)], (128, 128), BF16, 150),
+    "softcap, narrow heads": ([rg.causal(), rg.softcap(20.0)], (64, 64), BF16, 0),
     "causal, repeatable": ([rg.causal()], (128, 128), BF16, 30),
     "documents, repeatable": ([rg.document(torch.zeros(1024).int())], (64, 64), BF16, 30),
     "causal at 96, repeatable": ([rg.causal()], (96, 96), F16, 32),

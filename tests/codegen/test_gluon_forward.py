@@ -80,6 +80,21 @@ def key_bias(s, batch, kv, bias):
 
 
 @rg.score
+def capped(s, cap):
+    return cap * rg.tanh(s / cap)
+
+
+@rg.score
+def gained(s, gain):
+    return gain * rg.tanh(s)
+
+
+@rg.score
+def tempered(s, t):
+    return s / t
+
+
+@rg.score
 def row_only(q, row):
     return row[q]
 
@@ -122,6 +137,19 @@ EMULATED: dict[str, tuple[list[Part], tuple[int, int, int, int, int], dict[str, 
     ),
     "values wider than keys": ([rg.causal()], (1, 1, 1, 140, 300), {"sizes": (64, 192)}),
     "softcap": ([rg.causal(), rg.softcap(20.0)], (1, 2, 2, 200, 200), {"sizes": (128, 128)}),
+    "softcap, in units of its bound": ([rg.causal(), rg.softcap(51.5)], (1, 2, 1, 300, 300), {}),
+    "softcap, in units of the largest": ([rg.causal(), rg.softcap(60.0)], (1, 2, 1, 300, 300), {}),
+    "softcap, float16": ([rg.causal(), rg.softcap(5.0)], (1, 2, 1, 200, 200), {"dtype": F16}),
+    "a cap below 0": ([rg.causal(), capped(cap=-4.0)], (1, 2, 1, 300, 300), {"align": "end"}),
+    "scores of 0": ([rg.causal(), gained(gain=0.0)], (1, 1, 1, 200, 200), {}),
+    "scores of 0, float16": ([rg.causal(), gained(gain=0.0)], (1, 1, 1, 200, 200), {"dtype": F16}),
+    "capped twice": ([capped(cap=9.0), rg.softcap(2.0)], (1, 1, 1, 200, 130), {"ahead": False}),
+    "capped, rows that see nothing": ([rg.causal(), rg.softcap(5.0)], (1, 1, 1, 400, 130), {"align": "end"}),
+    "capped documents": (
+        [rg.causal(), rg.document(torch.arange(300).int() // 37), rg.softcap(5.0)], (1, 2, 1, 300, 300), {},
+    ),
+    "tempered": ([rg.causal(), rg.temperature(0.5), tempered(t=-3.0)], (1, 1, 1, 200, 200), {"sizes": (128, 128)}),
+    "three consumers, capped": ([rg.causal(), rg.softcap(5.0)], (1, 2, 1, 400, 470), {**THREE, "align": "end"}),
     "alibi": ([rg.causal(), rg.alibi(slopes=bias(2))], (1, 2, 2, 200, 200), {}),
     "bias by key": ([key_bias(bias=bias(2, 300))], (2, 1, 1, 130, 300), {}),
     "score that ignores the product": ([rg.causal(), row_only(row=bias(200))], (1, 1, 1, 200, 200), {}),
@@ -215,6 +243,7 @@ COMPILED: dict[str, tuple[Any, ...]] = {
     "window and alibi": ([rg.causal(), rg.sliding_window(1024), rg.alibi(slopes=bias(16))], (128, 128), BF16),
     "several intervals": ([sinks_or_window(sinks=4, window=1024)], (64, 64), BF16),
     "softcap": ([rg.causal(), rg.softcap(20.0)], (128, 128), BF16),
+    "softcap, in units of the largest": ([rg.causal(), rg.softcap(60.0)], (64, 64), BF16),
     "heads in two parts": ([rg.causal()], (192, 192), BF16),
     "documents": ([rg.causal(), rg.document(torch.arange(64).int()[None])], (128, 128), BF16),
     "documents, heads in two parts": ([rg.document(torch.arange(64).int()[None])], (192, 192), BF16),
@@ -250,6 +279,47 @@ def test_long_rows_of_narrow_heads_have_three_consumers(
     generated = module(parts, sizes=sizes)
     assert default_schedule(generated.plan, generated.problem, long=True).block_m == queries
     assert default_schedule(generated.plan, generated.problem).block_m == 128
+
+
+def test_a_cap_takes_two_multiplications_and_no_maxima() -> None:
+    """Besides tanh, powers and sums."""
+    loop = max(re.split(r"\bBRA\b", compiled("softcap").sass()), key=lambda x: x.count("MUFU.TANH"))
+    assert loop.count("MUFU.TANH") == 64
+    assert loop.count("FMUL") <= 140 and loop.count("FMNMX") <= 4
+
+
+@pytest.mark.parametrize(
+    ("score", "dtype", "bounded", "ahead"),
+    [
+        (rg.softcap(20.0), BF16, True, True),
+        (rg.softcap(20), BF16, True, True),
+        (rg.softcap(20.0), F16, False, False),
+        (rg.score(lambda s: rg.tanh(s) * s), BF16, False, False),
+        (rg.score(lambda s, q: rg.tanh(s) * q), BF16, False, False),
+        (rg.score(lambda q: rg.tanh(q)), BF16, False, False),
+        (rg.alibi(heads=8), BF16, False, False),
+    ],
+)
+def test_bounded_scores(score: Any, dtype: torch.dtype, bounded: bool, ahead: bool) -> None:
+    generated = module([rg.causal(), score], sizes=(128, 128), dtype=dtype)
+    assert ("BOUNDED" in generated.text) == bounded
+    assert default_schedule(generated.plan, generated.problem).ahead == ahead
+
+
+@pytest.mark.parametrize("key", [4, 5])
+def test_a_key_that_is_not_a_number_spoils_what_sees_it(key: int) -> None:
+    """Half of the powers are computed from bits of numbers."""
+    generated = module([rg.causal(), rg.softcap(20.0)])
+    query, keys, value = tensors((1, 1, 1, 130, 130), (64, 64), BF16)
+    keys[:, :, key] = float("nan")
+    out, lse = gluon_emulated.load(generated.text).run(query, keys, value, *generated.values)
+    assert out[:, :, key:].isnan().all() and lse[:, :, key:].isnan().all()
+    assert out[:, :, :key].isfinite().all()
+
+
+@pytest.mark.parametrize(("cap", "bounded"), [(5.0, True), (-51.0, True), (53.0, False), (float("nan"), False)])
+def test_the_host_says_whether_a_cap_is_small(cap: float, bounded: bool) -> None:
+    assert load(module([rg.softcap(20.0)], sizes=(128, 128)).text).bounded(9, 9, cap) == bounded
 
 
 def test_full_tiles_carry_no_mask() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import regard as rg
 from on_gpu import VARIANTS, check, tensors
+from oracle import oracle
 
 pytestmark = pytest.mark.gpu
 
@@ -26,6 +27,33 @@ def test_stock_library(name: str, dim: int) -> None:
 def test_odd_sizes(dim: int, value_dim: int, q_len: int, kv_len: int, align: str) -> None:
     x = tensors(torch.float16, 4, 36, 36, q_len, kv_len, dim, value_dim)
     check((rg.causal(), rg.softcap(3.0)), x, align=align)
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("cap", [2.0, 30.0, 51.0, 60.0, -5.0])
+def test_capped_scores(dim: int, cap: float) -> None:
+    """Caps below 52 take other code, and caps of either sign the same."""
+
+    @rg.score
+    def capped(s: Any, cap: Any) -> Any:
+        return cap * rg.tanh(s / cap)
+
+    check((rg.causal(), capped(cap=cap)), tensors(torch.bfloat16, 4, 16, 4, 513, 600, dim), align="end")
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+def test_scores_at_their_bounds(dim: int) -> None:
+    """Rows whose scores are all near one end, and rows of which one score is far from all others."""
+    query, key, value = (x.detach() for x in tensors(torch.bfloat16, 4, 16, 16, 400, 400, dim))
+    key = key.abs() * 3
+    query = query.abs() * torch.where(torch.arange(400, device="cuda") % 2 == 0, 3.0, -3.0)[:, None]
+    key[:, :, 7] *= -1
+    x = query.bfloat16(), key.bfloat16(), value
+    out, aux = rg.attention(rg.causal(), rg.softcap(50.0))(*x, aux=("lse",))
+    exact = oracle((rg.causal(), rg.softcap(50.0)), *x)
+    assert out.isfinite().all()
+    torch.testing.assert_close(out.double(), exact[0], atol=0.05, rtol=0.05)
+    torch.testing.assert_close(aux.lse.double(), exact[1], atol=0.05, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 4, 16])
