@@ -93,8 +93,7 @@ counts = tile_counts + row_number * {numbers}
 tl.store(counts, full_count)
 tl.store(counts + 1, visited_count - full_count)
 tl.store(counts + 2, tl.where(listed, -1, first))
-tl.store(counts + 3, tl.where(overflows, stop, full_first))
-{more}
+tl.store(counts + 3, tl.where(overflows, stop, full_first)){more}
 if listed:
     full_place, partial_place = 0, full_count
     indices = tile_indices + row_number * capacity

@@ -56,8 +56,7 @@ else:
     own = q_own
 tl.store(counts + {OWN_FIRST}, tl.load(own + row))
 tl.store(counts + {OWN_STOP}, tl.load(own + row + 1))
-tl.store(counts + {MIXED}, 1 - tl.load(q_own + q_tiles + 1) * tl.load(kv_own + kv_tiles + 1))
-"""
+tl.store(counts + {MIXED}, 1 - tl.load(q_own + q_tiles + 1) * tl.load(kv_own + kv_tiles + 1))"""
 _LATER = '''
 @triton.jit
 def later(a, b):

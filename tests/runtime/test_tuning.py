@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,14 +147,20 @@ def test_a_table_of_trials() -> None:
     assert notes == ["chosen", "default", "out of resource: shared memory"]
 
 
+@rg.mask
+def since_start(q: Any, kv: Any, place: Any) -> Any:
+    return q - kv == place[q] - place[kv]
+
+
 def test_long_rows_of_tables_choose_for_themselves_and_others_share_a_program(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("REGARD_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(compile, "_programs", {})
-    documents = rg.attention(rg.document(torch.arange(64, dtype=torch.int32))).variant
+    # Tiles of documents would be cut; those of places that start anew are not.
+    places = rg.attention(rg.causal(), since_start(place=torch.arange(64, dtype=torch.int32) % 9)).variant
     problem = Problem("bf16", 64, 64, buffers=("int32",), buffer_gradients=(False,))
-    short = Request(documents, problem, H100, "backward", fills_gpu=True)
+    short = Request(places, problem, H100, "backward", fills_gpu=True)
     long = replace(short, long=is_long(16384, 16384, problem, masked=True))
     assert long.long and not is_long(16384, 4096, problem, masked=True)
     assert not is_long(16384, 16384, replace(problem, head_dim=128), masked=True)
