@@ -139,7 +139,8 @@ class Same:
     """What is equal in all pairs of tiles that are cut, for the tiles that are not."""
 
     def __init__(self, same: Expr, columns: str) -> None:
-        self.values = Values({"same": same}, BAND_INDICES, columns=columns)
+        # Names of its own: in a branch, a name keeps its type.
+        self.values = Values({"same": same}, BAND_INDICES, prefix="same_", columns=columns)
         self.rows: Level = "query" if columns == "kv" else "key"
         self.columns: Literal["key", "query"] = "key" if columns == "kv" else "query"
 

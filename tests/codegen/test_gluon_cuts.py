@@ -74,9 +74,12 @@ def test_documents_are_cut_unless_keys_may_be_hidden() -> None:
     assert "begin anew where data changes" not in hidden.text
 
 
-@pytest.mark.parametrize("sizes", [(64, 64), (128, 128)])
-def test_compiled_for_sm_90(sizes: tuple[int, int]) -> None:
-    generated = module([rg.causal(), rg.document(torch.arange(64).int())], sizes=sizes)
+@pytest.mark.parametrize(
+    ("sizes", "more"), [((64, 64), []), ((128, 128), []), ((128, 64), [rg.alibi(slopes=bias(16))])],
+    ids=["64", "128", "128, a bias"],
+)  # fmt: skip
+def test_compiled_for_sm_90(sizes: tuple[int, int], more: list[Part]) -> None:
+    generated = module([rg.causal(), rg.document(torch.arange(64).int()), *more], sizes=sizes)
     values = [x.to("meta") for x in generated.values]
     binaries = compile_launches(load(generated.text), H100, [*sample_arguments(generated.problem), *values])
     forward = binaries[-1]
@@ -84,7 +87,9 @@ def test_compiled_for_sm_90(sizes: tuple[int, int]) -> None:
 
 
 def test_gradients_compiled_for_sm_90() -> None:
-    generated = module([rg.causal(), rg.document(torch.arange(64).int())], sizes=(128, 128), direction="backward")
+    # With a bias, whose expressions have names too.
+    parts = [rg.causal(), rg.document(torch.arange(64).int()), rg.alibi(slopes=bias(16))]
+    generated = module(parts, sizes=(128, 128), direction="backward")
     values = [x.to("meta") for x in generated.values]
     query, key, value = sample_arguments(generated.problem)
     lse = torch.empty(query.shape[:3], device="meta")
