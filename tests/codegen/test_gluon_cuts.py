@@ -88,7 +88,7 @@ def test_compiled_for_sm_90(sizes: tuple[int, int], more: list[Part]) -> None:
 
 def test_gradients_compiled_for_sm_90() -> None:
     # With a bias, whose expressions have names too.
-    parts = [rg.causal(), rg.document(torch.arange(64).int()), rg.alibi(slopes=bias(16))]
+    parts: list[Part] = [rg.causal(), rg.document(torch.arange(64).int()), rg.alibi(slopes=bias(16))]
     generated = module(parts, sizes=(128, 128), direction="backward")
     values = [x.to("meta") for x in generated.values]
     query, key, value = sample_arguments(generated.problem)
