@@ -17,11 +17,11 @@ from .gluon_bands import BAND_INDICES
 from .gluon_columns import RUN, emit_columns
 from .gluon_loader import TileLoads
 from .gluon_seen import UnseenByWeights
-from .gluon_tiles import KEYS, Walk, emit_unpack, jit_function
+from .gluon_tiles import KEYS, Walk, emit_table_tile, emit_unpack, jit_function, visited_tiles
 from .triton_cuts import MIXED, OWN_FIRST, OWN_STOP, cuts_of
 from .triton_module import Argument
 from .triton_program import SIZES, emit_entry
-from .triton_tiles import TABLE_TILE, TileLoops, emit_table, table_tile
+from .triton_tiles import TABLE_TILE, TileLoops, emit_table
 from .triton_values import Guard, Level, Values
 
 # What a tile of its own is, as text: its number in the table, where it starts and ends, and whether it mixes what is
@@ -90,13 +90,7 @@ def emit_cut_visits(
 ) -> TileLoops:
     """Which tiles a tile of the other kind visits, and from a number to the start and end of one of them."""
     out.definition(TABLE_TILE)
-    with jit_function(out, "visited_tiles(batch, head, kv_head, tile, sizes, parameters)"):
-        out.line(
-            f'"""Numbers of partial and full tiles of {walk.other} for a tile of {walk.own}, and what says where '
-            'they are."""'
-        )
-        emit_unpack(out, "sizes", sizes)
-        emit_unpack(out, "parameters", parameters)
+    with visited_tiles(out, walk, "tile", sizes, parameters):
         loops = emit_table(out)
         out.line("firsts = tile_firsts + batch * tile_firsts_batch + head * tile_firsts_head")
         names = "partial_count, full_count, indices, first_tile, first_full, firsts"
@@ -104,11 +98,7 @@ def emit_cut_visits(
     with jit_function(out, "visited_start(t, visits)"):
         out.line('"""Start and end of the t-th visited tile: partial tiles come first, then full ones."""')
         out.line(f"{names} = visits")
-        out.comment("The table has full tiles first.")
-        out.line("count = partial_count + full_count")
-        out.line("place = tl.where(t < partial_count, full_count + t, t - partial_count)")
-        out.line("place = tl.where(t < count, place, count)")
-        out.line(f"found = firsts + {table_tile('place', 'count')}")
+        out.line(f"found = firsts + {emit_table_tile(out)}")
         out.line("return tl.load(found), tl.load(found + 1)")
     return loops
 

@@ -103,13 +103,7 @@ def emit_visits(
     ranges = plan.keys if walk is KEYS else plan.queries
     if uses_table(plan):
         out.definition(TABLE_TILE)
-    with jit_function(out, "visited_tiles(batch, head, kv_head, tile_first, sizes, parameters)"):
-        out.line(
-            f'"""Numbers of partial and full tiles of {walk.other} for a tile of {walk.own}, and what says where '
-            'they are."""'
-        )
-        emit_unpack(out, "sizes", sizes)
-        emit_unpack(out, "parameters", parameters)
+    with visited_tiles(out, walk, "tile_first", sizes, parameters):
         if uses_table(plan):
             out.line(f"tile = tile_first // {walk.own_block}")
             loops = emit_table(out)
@@ -127,11 +121,7 @@ def emit_visits(
         out.line('"""Start of the t-th visited tile: partial tiles come first, then full ones."""')
         out.line(f"{', '.join(names)} = visits")
         if uses_table(plan):
-            out.comment("The table has full tiles first.")
-            out.line("count = partial_count + full_count")
-            out.line("place = tl.where(t < partial_count, full_count + t, t - partial_count)")
-            out.line("place = tl.where(t < count, place, count)")
-            out.line(f"return {table_tile('place', 'count')} * {walk.block}")
+            out.line(f"return {emit_table_tile(out)} * {walk.block}")
             return loops
         match loops.partial_count, loops.full_count:
             case "", "":
@@ -146,6 +136,30 @@ def emit_visits(
                 out.line(f"full = {loops.full_tile}")
                 out.line(f"return tl.where(t < 0, partial, full) * {walk.block}")
     return loops
+
+
+@contextmanager
+def visited_tiles(
+    out: Emitter, walk: Walk, own: str, sizes: Sequence[Argument], parameters: Sequence[Argument]
+) -> Iterator[None]:
+    """The function of this name, for the tile that ``own`` says; what is written meanwhile is the rest of it."""
+    with jit_function(out, f"visited_tiles(batch, head, kv_head, {own}, sizes, parameters)"):
+        out.line(
+            f'"""Numbers of partial and full tiles of {walk.other} for a tile of {walk.own}, and what says where '
+            'they are."""'
+        )
+        emit_unpack(out, "sizes", sizes)
+        emit_unpack(out, "parameters", parameters)
+        yield
+
+
+def emit_table_tile(out: Emitter) -> str:
+    """The t-th tile that a row of a table visits, partial ones first, as text; anything past the last."""
+    out.comment("The table has full tiles first.")
+    out.line("count = partial_count + full_count")
+    out.line("place = tl.where(t < partial_count, full_count + t, t - partial_count)")
+    out.line("place = tl.where(t < count, place, count)")
+    return table_tile("place", "count")
 
 
 @contextmanager
