@@ -139,7 +139,8 @@ def main() -> None:
     tools, until = options.tools.split(","), time.monotonic() + 60 * options.minutes
     for i, tool in enumerate(tools):
         control = under(tool, 60.0, "--control")["errors"] if tool == "racecheck" else 0
-        row: dict[str, Any] = {"control": control} | under(tool, max(1.0, (until - time.monotonic()) / (len(tools) - i)))
+        seconds = max(1.0, (until - time.monotonic()) / (len(tools) - i))
+        row: dict[str, Any] = {"control": control} | under(tool, seconds)
         results["runs"].append(row)
         known = f"; {control} in a kernel without any" if control else ""
         print(f"{tool}: {row['errors']} errors in {len(row['calls'])} of {len(CALLS)} calls{known}", flush=True)
